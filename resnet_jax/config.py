@@ -1,0 +1,115 @@
+"""Every field of a configuration, its default and what it means; and the checks across fields.
+
+The files in `configs/` start from `default()` and change a few fields. On the command line any
+field is set with `--config.a.b=value`; `none` clears one that may be empty.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from resnet_jax.errors import UserError
+
+# Fields that decide where and how long a run executes, but not what it computes at a given step: a
+# run goes on from its checkpoint when they change.
+EXECUTION_FIELDS = (
+    'num_steps', 'model.unroll', 'data.path', 'eval', 'checkpoint', 'log', 'profile', 'mesh',
+    'compilation_cache',
+)
+
+
+def default() -> ConfigDict:
+    """A configuration with every field there is. Base recipes fill in those that are empty."""
+    config = ConfigDict()
+
+    config.seed = 0  # of the initial parameters, the order of the images, and the augmentation
+    config.num_steps = placeholder(int)
+    config.batch_size = placeholder(int)  # images a step, over all devices
+
+    model = config.model = ConfigDict()
+    model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
+    model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
+    model.num_classes = placeholder(int)
+    model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
+    model.plain = False  # the same stack without shortcuts
+    model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
+    model.stride_in = 'v1'  # bottleneck stride: 'v1' first 1x1 (the paper), 'v1.5' 3x3
+    model.zero_init_last_gamma = False  # start every block as the identity (Goyal et al., 2017)
+    model.batch_norm = True  # of vgg only: the residual networks always have it
+    model.dropout_rate = 0.5  # of vgg only
+    model.virtual_batch_size = placeholder(int)  # images that share BN statistics; none: the batch
+    model.bn_momentum = 0.9  # of the running averages
+    model.bn_epsilon = 1e-5
+    model.bn_unbiased_variance = True  # running variance with n / (n - 1), as in Caffe and PyTorch
+    model.dtype = 'float32'  # of the computation: or 'bfloat16'; parameters stay float32
+    model.unroll = True  # stages as straight-line code; False: a loop, for hundreds of layers
+
+    data = config.data = ConfigDict()
+    data.source = placeholder(str)  # 'digits', 'synthetic'
+    data.path = ''  # folder of the dataset, for the sources that need one
+    data.image_size = placeholder(int)  # height and width that the network sees
+    data.crop_padding = 0  # pixels of padding a side before the random crop
+    data.flip = False  # random horizontal flips
+    data.normalization = 'per_channel'  # or 'per_pixel_mean' (the paper), 'none'
+
+    loss = config.loss = ConfigDict()
+    loss.label_smoothing = 0.0
+
+    optimizer = config.optimizer = ConfigDict()
+    optimizer.name = 'sgd'  # or 'lars', 'adamw'
+    optimizer.momentum = 0.9
+    optimizer.momentum_form = 'paper'  # learning rate inside the momentum (Caffe), or 'pytorch'
+    optimizer.nesterov = False
+    optimizer.weight_decay = 1e-4
+    optimizer.decay_bn_and_bias = True  # the paper decays every weight
+    optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
+    optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
+    optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
+    optimizer.lars_trust_coefficient = 0.001
+    optimizer.adamw_b1 = 0.9
+    optimizer.adamw_b2 = 0.999
+    optimizer.adamw_epsilon = 1e-8
+
+    schedule = config.schedule = ConfigDict()
+    schedule.name = 'steps'  # or 'plateau', 'cosine', 'constant'
+    schedule.learning_rate = 0.1
+    schedule.boundaries = ()  # of 'steps': where the rate is multiplied by the factor
+    schedule.factor = 0.1  # of 'steps' and 'plateau'
+    schedule.plateau_window = placeholder(int)  # steps over which the training error is averaged
+    schedule.plateau_patience = 3  # windows without a better error before the rate falls
+    schedule.plateau_threshold = 1e-2  # what counts as better, relative to the best error
+    schedule.plateau_min_factor = 1e-3  # the product of all factors stays above this
+    schedule.warmup = 'none'  # or 'linear', 'error'
+    schedule.warmup_steps = 0  # of 'linear'
+    schedule.warmup_learning_rate = 0.01  # of 'error', until the training error is low enough
+    schedule.warmup_error = 80.0  # of 'error', percent
+    schedule.warmup_window = 20  # of 'error': steps over which the training error is averaged
+
+    evaluation = config.eval = ConfigDict()
+    evaluation.every_steps = placeholder(int)  # none: at the end only
+    evaluation.batch_size = placeholder(int)
+    evaluation.recalibrate_batches = 0  # BN statistics before the last evaluation; 0: running ones
+
+    checkpoint = config.checkpoint = ConfigDict()
+    checkpoint.every_steps = placeholder(int)  # none: at the end only
+    checkpoint.keep_last = 2
+    checkpoint.keep_best = True  # and the one with the lowest top-1 error
+
+    config.log = ConfigDict()
+    config.log.every_steps = 100
+
+    profile = config.profile = ConfigDict()
+    profile.start_step = 10
+    profile.num_steps = 0  # steps traced into workdir/profile; 0: none
+
+    mesh = config.mesh = ConfigDict()
+    mesh.data = -1  # devices along the batch; -1: all that are left
+    mesh.model = 1  # devices along the parameters
+    mesh.rules = 'replicated'  # or 'fsdp', or pairs of a regular expression and a spec
+
+    # Folder of compiled programs, shared by all runs; '' switches it off.
+    config.compilation_cache = '~/.cache/resnet_jax/xla'
+    return config
