@@ -1,15 +1,102 @@
 """What the commands share: the --config flag, and one sentence instead of a traceback."""
 
+import difflib
+import pathlib
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags, logging
+from ml_collections import config_flags
 
+from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
+
+
+class OptionalParser(flags.ArgumentParser):
+    """Parses a number as usual, and 'none' or 'null' as no number."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument):
+        if isinstance(argument, str) and argument.lower() in ('none', 'null'):
+            return None
+        return self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+def define_config_flag():
+    """Defines --config; fields are overridden by --config.a.b=value, 'none' empties them."""
+    config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
+    config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
+    return config_flags.DEFINE_config_file(
+        'config', None, 'Config file, such as configs/digits_r20.py. Any of its fields is set by '
+        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
+        'them all.')
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags and runs a command.
+
+    A mistake of the user's ends in one sentence on stderr and exit status 1; any other error keeps
+    its traceback.
+    """
+    def guarded(argv):
+        try:
+            return main(argv)
+        except UserError as error:
+            fail(str(error))
+
+    app.run(guarded, flags_parser=_parse)
 
 
 def fail(message: str) -> None:
     """Prints one sentence and exits with 1."""
     print(f'error: {message}', file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; whatever is wrong with them ends in one sentence."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
+        fail(f'there is no flag --{error.flagname}' + _hint(f'--{close[0]}' if close else None))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = _config_problem(argv)
+        if problem is None and not isinstance(error, flags.Error):
+            raise
+        fail(problem or ' '.join(str(error).split()))
+    if len(rest) > 1 and not flags.FLAGS.find_module_defining_flag('files'):
+        fail(f'{rest[1]!r} is no flag; flags look like --name=value.')
+    if flags.FLAGS['verbosity'].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of its work otherwise
+    return rest
+
+
+def _config_problem(argv: Sequence[str]) -> str | None:
+    """What is wrong with --config or an override, if that can be told."""
+    values = dict(arg.lstrip('-').split('=', 1) for arg in argv[1:] if '=' in arg)
+    if 'config' not in values:
+        return 'fields of the config can only be set after --config=FILE.'
+    path = pathlib.Path(values['config'])
+    if not path.is_file():
+        return f'there is no config file {path}.'
+    known = leaves(runpy.run_path(str(path))['get_config']())
+    for name, value in values.items():
+        field = name.removeprefix('config.')
+        if field == name:
+            continue
+        if field not in known:
+            close = difflib.get_close_matches(field, known, 1, 0.5)
+            return f'the config has no field {field}' + _hint(close[0] if close else None)
+    return None
+
+
+def _hint(suggestion: str | None) -> str:
+    return f'; did you mean {suggestion}?' if suggestion else '.'

@@ -5,7 +5,6 @@ field is set with `--config.a.b=value`; `none` clears one that may be empty.
 """
 
 import json
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,6 +50,7 @@ def default() -> ConfigDict:
     data.source = placeholder(str)  # 'digits', 'synthetic'
     data.path = ''  # folder of the dataset, for the sources that need one
     data.image_size = placeholder(int)  # height and width that the network sees
+    data.channels = 3
     data.crop_padding = 0  # pixels of padding a side before the random crop
     data.flip = False  # random horizontal flips
     data.normalization = 'per_channel'  # or 'per_pixel_mean' (the paper), 'none'
@@ -108,8 +108,94 @@ def default() -> ConfigDict:
     mesh = config.mesh = ConfigDict()
     mesh.data = -1  # devices along the batch; -1: all that are left
     mesh.model = 1  # devices along the parameters
-    mesh.rules = 'replicated'  # or 'fsdp', or pairs of a regular expression and a spec
+    mesh.parameters = 'replicated'  # or 'fsdp': every array split over the axis 'data'
+    mesh.rules = ()  # exceptions: pairs (regular expression on the path, axes by dimension)
 
     # Folder of compiled programs, shared by all runs; '' switches it off.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
     return config
+
+
+# Fields that may be empty in a run; every other one must have a value.
+OPTIONAL_FIELDS = (
+    'model.virtual_batch_size', 'optimizer.clip_norm', 'optimizer.ema_decay',
+    'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
+)
+# Fields that count something, and the least that they may be.
+LEAST = {
+    'num_steps': 1, 'batch_size': 1, 'data.image_size': 1, 'data.channels': 1,
+    'data.crop_padding': 0, 'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
+    'schedule.plateau_window': 1, 'schedule.plateau_patience': 1, 'schedule.warmup_steps': 0,
+    'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
+    'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,
+    'log.every_steps': 1, 'profile.start_step': 0, 'profile.num_steps': 0,
+}
+
+
+def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
+    """Every field by its path, such as 'model.depth', as JSON would give it back."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields.update(leaves(value, f'{prefix}{name}.'))
+        else:
+            fields[prefix + name] = json.loads(json.dumps(value))
+    return fields
+
+
+def check(config: ConfigDict, data_shards: int) -> None:
+    """Checks that the fields are there and fit one another, before any time is spent.
+
+    Args:
+      config: see `default`.
+      data_shards: devices along the batch.
+
+    Raises:
+      UserError: the sentence names the fields.
+    """
+    fields = leaves(config)
+    for name, value in fields.items():
+        if value is None and name not in OPTIONAL_FIELDS:
+            raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
+        if value is not None and name in LEAST and value < LEAST[name]:
+            raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
+    decay = config.optimizer.ema_decay
+    if decay is not None and not 0 <= decay < 1:
+        raise UserError(f'optimizer.ema_decay must be in [0, 1) or none, got {decay}.')
+    if not 0 <= config.loss.label_smoothing < 1:
+        raise UserError(
+            f'loss.label_smoothing must be in [0, 1), got {config.loss.label_smoothing}.')
+
+    parts = config.optimizer.accumulation_steps
+    for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
+        if fields[name] % divisor:
+            raise UserError(
+                f'{name} ({fields[name]}) is no multiple of {divisor}: it is divided over '
+                f'{data_shards} devices along the mesh axis data'
+                + (f' and {parts} accumulation steps.' if name == 'batch_size' else '.'))
+    size, part = config.model.virtual_batch_size, config.batch_size // parts
+    if size is not None and part % size:
+        raise UserError(
+            f'model.virtual_batch_size ({size}) does not divide the {part} images that are '
+            'normalised together (batch_size over optimizer.accumulation_steps).')
+    normalised = config.model.family != 'vgg' or config.model.batch_norm
+    if config.eval.recalibrate_batches and not normalised:
+        raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
+                        'normalisation.')
+
+
+def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
+    """Fields that a run cannot go on with, since they change what it computes.
+
+    Args:
+      config: of the run that is about to start.
+      stored: `leaves` of the run that wrote the checkpoint.
+
+    Returns:
+      One 'field: stored -> new' for each, in the order of the fields.
+    """
+    new = leaves(config)
+    return [f'{name}: {stored.get(name)} -> {new.get(name)}' for name in {**stored, **new}
+            if stored.get(name) != new.get(name)
+            and not any(name == field or name.startswith(field + '.')
+                        for field in EXECUTION_FIELDS)]

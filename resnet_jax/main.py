@@ -1,0 +1,43 @@
+"""Trains and evaluates the network of a config; goes on from a checkpoint by itself.
+
+  python -m resnet_jax.main --config=configs/digits_r20.py --workdir=runs/digits
+
+The workdir then holds config.json, metrics.jsonl, checkpoints/<step>/ and TensorBoard files. When
+SIGTERM or Ctrl-C stops the run, its state is saved, the exit status is 143 or 130, and the same
+command goes on from there.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from resnet_jax import cli
+
+CONFIG = cli.define_config_flag()
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; a run whose checkpoints it holds is continued.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(_) -> None:
+    config = CONFIG.value
+    # After the flags, so that a wrong one is told at once.
+    import jax
+
+    from resnet_jax import sharding, train
+
+    if config.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update(
+            'jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+    sharding.start_distributed()
+    try:
+        train.train(config, pathlib.Path(WORKDIR.value))
+    except train.Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        sys.exit(128 + stopped.signal)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""What is measured: exact sums over images, weighted by the mask; and the time that it takes."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import metrics as clu_metrics
+from flax import struct
+
+TOP_K = 5
+
+
+@struct.dataclass
+class Metrics(clu_metrics.Collection):
+    """Loss and errors, as sums that merge over batches; images with mask 0 do not count.
+
+    The sums of errors are whole numbers in float32, so they are exact up to 2**24 images and do not
+    depend on the mesh or the batch size.
+    """
+
+    loss: clu_metrics.Average.from_output('loss')
+    top1_error: clu_metrics.Average.from_output('top1_error')
+    top5_error: clu_metrics.Average.from_output('top5_error')
+
+    @classmethod
+    def of_batch(cls, logits, batch, losses) -> 'Metrics':
+        """The metrics of one batch.
+
+        Args:
+          logits: float32 [N, classes].
+          batch: 'label' int32 [N] and 'mask' float32 [N].
+          losses: float32 [N].
+        """
+        ranks = label_ranks(logits, batch['label'])
+        return cls.single_from_model_output(
+            loss=losses, top1_error=(ranks >= 1).astype(jnp.float32),
+            top5_error=(ranks >= TOP_K).astype(jnp.float32), mask=batch['mask'])
+
+    @classmethod
+    def zero(cls) -> 'Metrics':
+        """The metrics of no images, on the host; merging them in changes nothing."""
+        return jax.tree.map(np.asarray, cls.empty())
+
+    def report(self) -> dict[str, float]:
+        """Averages on the host: 'loss', 'top1_error' and 'top5_error' in percent, 'count'."""
+        sums = jax.device_get(self)
+        average = lambda metric: float(np.float64(metric.total) / np.float64(metric.count))
+        return {
+            'loss': average(sums.loss),
+            'top1_error': 100 * average(sums.top1_error),
+            'top5_error': 100 * average(sums.top5_error),
+            'count': round(float(sums.loss.count)),
+        }
+
+
+def label_ranks(logits, labels) -> jax.Array:
+    """How many classes are ranked before the right one: int32 [N], 0 for a correct answer.
+
+    Equal scores are ranked by class number, as argmax does; what is not a number is ranked first,
+    so that a network that has diverged makes errors.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    classes = jnp.arange(logits.shape[1])
+    before = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
+    # The right class itself only precedes itself where its score is not a number.
+    return before.sum(1, dtype=jnp.int32)
+
+
+def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
+    """Softmax cross-entropy, float32 [N].
+
+    Args:
+      logits: float32 [N, classes].
+      labels: int32 [N].
+      label_smoothing: share of the target that is spread over all classes evenly (Szegedy et al.,
+        "Rethinking the Inception Architecture", 2016, section 7).
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+class Meter:
+    """Times the steps between two lines of the log.
+
+    Evaluation, checkpoints and compilation are paused out of it.
+    """
+
+    def __init__(self):
+        self._elapsed = self._waited = 0.0
+        self._started = None
+        self._steps = 0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        self._elapsed += time.perf_counter() - self._started
+
+    def waited(self, seconds: float) -> None:
+        """Counts time that a step spent waiting for its data."""
+        self._waited += seconds
+        self._steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """images_per_second and data_wait_fraction since the last reading; starts anew."""
+        self.pause()
+        seconds = max(self._elapsed, 1e-9)
+        values = {'train/images_per_second': self._steps * batch_size / seconds,
+                  'train/data_wait_fraction': self._waited / seconds}
+        self._elapsed = self._waited = 0.0
+        self._steps = 0
+        self.start()
+        return values

@@ -1,0 +1,144 @@
+"""The parts of a residual network: shortcuts (section 3.3), blocks (figure 5), stages (table 1)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+ModuleDef = Any  # a module class, some of whose fields are already set
+
+
+class Shortcut(nn.Module):
+    """What is added to a block's branch (section 3.3): the input itself where the shape allows.
+
+    Attributes:
+      option: where the shape changes, 'A' takes every stride-th pixel and pads the channels with
+        zeros, half on either side, and has no parameters; 'B' projects by a 1x1 convolution; 'C'
+        projects in every block, also where the shape stays.
+    """
+
+    option: str
+    features: int
+    stride: int
+    conv: ModuleDef
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
+        changes = self.stride != 1 or x.shape[-1] != self.features
+        if self.option == 'C' or (self.option == 'B' and changes):
+            x = self.conv(self.features, 1, self.stride, name='conv')(x)
+            return self.norm(name='norm')(x)
+        if changes:
+            missing = self.features - x.shape[-1]
+            x = x[:, ::self.stride, ::self.stride]
+            return jnp.pad(x, ((0, 0),) * 3 + ((missing // 2, missing - missing // 2),))
+        return x
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (figure 5, left).
+
+    Attributes:
+      features: filters of both convolutions.
+      stride: of the first convolution.
+      stride_in: has no meaning here; see `BottleneckBlock`.
+      shortcut: makes the `Shortcut`; None in a plain network.
+      last_scale_init: initialiser of the last gamma.
+    """
+
+    features: int
+    stride: int
+    stride_in: str
+    conv: ModuleDef
+    norm: ModuleDef
+    shortcut: ModuleDef | None
+    last_scale_init: nn.initializers.Initializer
+
+    expansion = 1  # output channels over `features`
+
+    @nn.compact
+    def __call__(self, x):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
+        y = self.conv(self.features, 3, self.stride, name='conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        y = self.conv(self.features, 3, name='conv2')(y)
+        y = self.norm(name='norm2', scale_init=self.last_scale_init)(y)
+        if self.shortcut is not None:
+            y += self.shortcut(features=self.features, stride=self.stride, name='shortcut')(x)
+        return nn.relu(y)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions (figure 5, right).
+
+    Attributes:
+      features: filters of the first two convolutions; the last has four times as many.
+      stride: of the first convolution, or of the second.
+      stride_in: 'v1': the first 1x1 convolution has the stride, as in the paper; 'v1.5': the 3x3
+        convolution has it, as in torchvision.
+      shortcut: makes the `Shortcut`; None in a plain network.
+      last_scale_init: initialiser of the last gamma.
+    """
+
+    features: int
+    stride: int
+    stride_in: str
+    conv: ModuleDef
+    norm: ModuleDef
+    shortcut: ModuleDef | None
+    last_scale_init: nn.initializers.Initializer
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features]."""
+        first, second = (self.stride, 1) if self.stride_in == 'v1' else (1, self.stride)
+        features = self.features * self.expansion
+        y = self.conv(self.features, 1, first, name='conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        y = self.conv(self.features, 3, second, name='conv2')(y)
+        y = nn.relu(self.norm(name='norm2')(y))
+        y = self.conv(features, 1, name='conv3')(y)
+        y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
+        if self.shortcut is not None:
+            y += self.shortcut(features=features, stride=self.stride, name='shortcut')(x)
+        return nn.relu(y)
+
+
+class Stage(nn.Module):
+    """Blocks of one width: the first may change the shape, the rest are alike.
+
+    The rest are scanned, so their parameters are stacked along a new first axis, and the tree of
+    parameters does not depend on `unroll`.
+
+    Attributes:
+      block: makes a block from `features` and `stride`.
+      num_blocks: at least 1.
+      features: the block's `features`.
+      stride: of the first block.
+      unroll: run the rest as straight-line code instead of a loop.
+    """
+
+    block: ModuleDef
+    num_blocks: int
+    features: int
+    stride: int
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, x):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
+        x = self.block(features=self.features, stride=self.stride, name='first')(x)
+        rest = self.num_blocks - 1
+        if rest:
+            x, _ = nn.scan(
+                lambda block, x, _: (block(x), None),
+                variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
+                split_rngs={'params': True},
+                length=rest,
+                unroll=rest if self.unroll else 1,
+            )(self.block(features=self.features, stride=1, name='rest'), x, None)
+        return x

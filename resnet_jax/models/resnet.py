@@ -1,0 +1,125 @@
+"""The residual networks of the paper, and their plain twins."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, ModuleDef, Shortcut, Stage
+from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.models.norm import BatchNorm
+
+# Table 1: the block, and how many of them each stage has.
+IMAGENET = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (BottleneckBlock, (3, 4, 6, 3)),
+    101: (BottleneckBlock, (3, 4, 23, 3)),
+    152: (BottleneckBlock, (3, 8, 36, 3)),
+}
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # table 6; every other 6n + 2 can be had as well
+
+
+def architecture(family: str, depth: int) -> tuple[type[nn.Module], tuple[int, ...]]:
+    """The block, and the number of blocks in each stage.
+
+    Raises:
+      ValueError: the family has no network of this depth.
+    """
+    if family == 'imagenet':
+        if depth not in IMAGENET:
+            raise ValueError(f'model.depth must be one of {", ".join(map(str, IMAGENET))} for the '
+                             f'imagenet family, got {depth}.')
+        return IMAGENET[depth]
+    n, remainder = divmod(depth - 2, 6)
+    if n < 1 or remainder:
+        nearest = 6 * max(1, round((depth - 2) / 6)) + 2
+        raise ValueError(f'model.depth must be 6n + 2 for the cifar family (8, 14, 20, …), '
+                         f'got {depth}; the nearest is {nearest}.')
+    return BasicBlock, (n, n, n)  # section 4.2
+
+
+class ResNet(nn.Module):
+    """A residual network, or its plain twin.
+
+    Attributes:
+      block: `BasicBlock` or `BottleneckBlock`.
+      stage_sizes: blocks in each stage; every stage but the first starts with stride 2.
+      stem: 'imagenet': 7x7 convolution and max-pooling, both of stride 2; 'cifar': one 3x3.
+      num_classes: outputs.
+      width: filters of the stem and of the first stage; every further stage has twice as many.
+      plain: leave out the shortcuts.
+      shortcut: option 'A', 'B' or 'C' of section 3.3.
+      stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
+      zero_init_last_gamma: start every block as the identity.
+      virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
+      dtype: of the computation; parameters, statistics and the output are float32.
+      unroll: see `Stage`.
+    """
+
+    block: type[nn.Module]
+    stage_sizes: tuple[int, ...]
+    stem: str
+    num_classes: int
+    width: int
+    plain: bool
+    shortcut: str
+    stride_in: str
+    zero_init_last_gamma: bool
+    virtual_batch_size: int | None
+    bn_momentum: float
+    bn_epsilon: float
+    bn_unbiased_variance: bool
+    dtype: Any
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        """Class scores before the softmax.
+
+        Args:
+          images: float [N, H, W, C], normalised; any H and W, since the features are averaged over
+            all positions (fully convolutional).
+          train: normalise by batch statistics, and update the collection 'batch_stats'.
+
+        Returns:
+          float32 [N, num_classes].
+        """
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(
+            BatchNorm, train=train, virtual_batch_size=self.virtual_batch_size,
+            momentum=self.bn_momentum, epsilon=self.bn_epsilon,
+            unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
+        shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
+        block = functools.partial(
+            self.block, stride_in=self.stride_in, conv=conv, norm=norm,
+            shortcut=None if self.plain else shortcut,
+            last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
+                             else nn.initializers.ones))
+
+        x = Stem(self.stem, self.width, conv, norm, name='stem')(images.astype(self.dtype))
+        for i, num_blocks in enumerate(self.stage_sizes):
+            x = Stage(block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
+                      unroll=self.unroll, name=f'stage{i + 1}')(x)
+        x = x.astype(jnp.float32).mean((1, 2))
+        return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)
+
+
+class Stem(nn.Module):
+    """Everything in front of the first stage (table 1; section 4.2)."""
+
+    kind: str
+    features: int
+    conv: ModuleDef
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x):
+        """'imagenet': [N, H, W, C] -> [N, H / 4, W / 4, features]; 'cifar': keeps H and W."""
+        if self.kind == 'cifar':
+            x = self.conv(self.features, 3, name='conv')(x)
+            return nn.relu(self.norm(name='norm')(x))
+        x = self.conv(self.features, 7, 2, name='conv')(x)
+        x = nn.relu(self.norm(name='norm')(x))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -1,0 +1,115 @@
+"""What a config describes, put together: data, network, optimizer, and the steps over a mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from resnet_jax import config as config_lib
+from resnet_jax import data, models, optim, sharding, state, steps
+from resnet_jax.errors import UserError
+from resnet_jax.metrics import Metrics
+from resnet_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config describes, built but not yet compiled or run.
+
+    Attributes:
+      config: the config.
+      mesh: the devices.
+      model: the network.
+      optimizer, schedule: see `resnet_jax.optim`.
+      train_data, eval_data: pipelines; see `resnet_jax.data`.
+      create_state: () -> TrainState before the first step.
+      state: shapes, dtypes and shardings of the state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    model: nn.Module
+    optimizer: optax.GradientTransformationExtraArgs
+    schedule: optim.Schedule
+    train_data: data.Pipeline
+    eval_data: data.Pipeline
+    create_state: Callable[[], TrainState]
+    state: Any
+
+    def train_step(self, train_state: TrainState, inputs: Any):
+        """(state, inputs of the training pipeline) -> (state, report)."""
+        batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
+        return steps.train_step(
+            train_state, batch, model=self.model, optimizer=self.optimizer,
+            schedule=self.schedule, config=self.config, data_shards=self.mesh.shape['data'])
+
+    def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
+        """Adds the batch of this index to the sums: (index + 1, sums)."""
+        batch = self.eval_data.batch(inputs, index, train_state.normalization)
+        return index + 1, sums.merge(steps.eval_step(train_state, batch, model=self.model))
+
+    def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
+        """(step + 1, BN statistics of the training batch of this step)."""
+        batch = self.train_data.batch(inputs, step, train_state.normalization)
+        return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
+
+    def no_sums(self) -> tuple[jax.Array, Metrics]:
+        """What an evaluation starts from: index 0, and metrics of no images."""
+        return jax.device_put((np.int32(0), Metrics.zero()), self.everywhere)
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The sharding of what every device has whole."""
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def shardings(self) -> Any:
+        """The shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Program:
+    """Builds the program that a config describes; compiles nothing.
+
+    Raises:
+      UserError: a field of the config is wrong, or the data is not there.
+    """
+    config_lib.check(config, mesh.shape['data'])
+    try:
+        model = models.create(config.model)
+        optimizer = optim.create_optimizer(config)
+        schedule = optim.create_schedule(config)
+        train_data, eval_data, normalization = data.create_pipelines(config, mesh)
+        _check_data(config, train_data)
+        create_state = functools.partial(
+            state.create_state, model, optimizer, schedule, train_data.image_shape, config.seed,
+            config.optimizer.ema_decay is not None, normalization)
+        shapes = jax.eval_shape(create_state)
+        shardings = sharding.state_shardings(config, mesh, shapes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,
+                   jax.tree.map(_placed, shapes, shardings))
+
+
+def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
+
+
+def _check_data(config: ConfigDict, pipeline: data.Pipeline) -> None:
+    expected = (config.data.image_size, config.data.image_size, config.data.channels)
+    if pipeline.image_shape != expected:
+        raise UserError(
+            f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '
+            f'and data.channels say {expected}.')
+    if pipeline.num_classes != config.model.num_classes:
+        raise UserError(f'{config.data.source} has {pipeline.num_classes} classes, but '
+                        f'model.num_classes is {config.model.num_classes}.')

@@ -1,0 +1,109 @@
+"""The mesh of devices, and where each array of the training state lies on it."""
+
+import os
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+AXES = ('data', 'model')
+FSDP_FIELDS = ('params', 'opt_state', 'ema')  # of the training state
+FSDP_MIN_SIZE = 1024  # smaller arrays cost more to gather than they save
+
+
+def start_distributed() -> None:
+    """Connects the processes of this job, where the environment says that there are several.
+
+    `jax.distributed.initialize` finds the others by itself on Cloud TPU, under SLURM and under Open
+    MPI.
+    """
+    several = (
+        ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+        or int(os.environ.get('SLURM_NTASKS', 1)) > 1
+        or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1)
+    if several:
+        jax.distributed.initialize()
+
+
+def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
+    """Devices along the axes 'data' and 'model'.
+
+    Raises:
+      ValueError: the devices cannot be laid out so.
+    """
+    data, model = config.mesh.data, config.mesh.model
+    if model < 1 or data == 0 or data < -1:
+        raise ValueError(f'mesh.data must be -1 or at least 1 and mesh.model at least 1, got '
+                         f'{data} and {model}.')
+    if data == -1:
+        data = num_devices // model
+    if data * model != num_devices:
+        raise ValueError(
+            f'a mesh of {data} x {model} devices (mesh.data x mesh.model) does not use the '
+            f'{num_devices} devices that there are; mesh.data=-1 takes all that are left.')
+    return data, model
+
+
+def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh` over all devices of all processes, or over those given."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, devices=devices,
+                         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
+    """A sharding for every array of the training state, by the path of the array.
+
+    A path reads 'params/stage1/first/conv1/kernel', and 'opt_state/…' before the same for the
+    optimizer. The first rule whose regular expression is found in the path decides; its axes, one
+    for each dimension from the first on, are names of mesh axes or None. Where no rule is found,
+    'fsdp' splits the largest dimension that the axis 'data' divides, of arrays of at least
+    FSDP_MIN_SIZE elements, and everything else is replicated. Since the optimizer's arrays and the
+    moving average have the paths and shapes of the parameters, they are laid out alike.
+
+    Args:
+      config: `config.mesh` holds the rules.
+      mesh: see `create_mesh`.
+      state: a tree of arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: a rule does not fit the mesh or an array that it is found for.
+    """
+    kind, rules = config.mesh.parameters, config.mesh.rules
+    if kind not in ('replicated', 'fsdp'):
+        raise ValueError(f'mesh.parameters must be replicated or fsdp, got {kind!r}.')
+
+    def sharding(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        for pattern, axes in rules:
+            if leaf.ndim and re.search(pattern, name):
+                _check_rule(pattern, axes, name, leaf.shape, mesh)
+                return NamedSharding(mesh, P(*axes))
+        if kind == 'fsdp' and name.split('/')[0] in FSDP_FIELDS and leaf.size >= FSDP_MIN_SIZE:
+            return NamedSharding(mesh, _split_largest(leaf.shape, mesh.shape['data']))
+        return NamedSharding(mesh, P())
+
+    return jax.tree.map_with_path(sharding, state)
+
+
+def _split_largest(shape: tuple[int, ...], parts: int) -> P:
+    fitting = [i for i, size in enumerate(shape) if size % parts == 0]
+    if not fitting:
+        return P()
+    largest = max(fitting, key=lambda i: shape[i])
+    return P(*('data' if i == largest else None for i in range(largest + 1)))
+
+
+def _check_rule(pattern: str, axes: tuple, name: str, shape: tuple[int, ...], mesh: Mesh) -> None:
+    unknown = [axis for axis in axes if axis is not None and axis not in AXES]
+    if unknown:
+        raise ValueError(f'mesh.rules: {pattern!r} names the axis {unknown[0]!r}; the axes are '
+                         f'{" and ".join(AXES)}.')
+    if len(axes) > len(shape) or any(
+            axis and size % mesh.shape[axis] for axis, size in zip(axes, shape, strict=False)):
+        raise ValueError(f'mesh.rules: {pattern!r} = {axes} cannot split {name} of shape {shape} '
+                         f'over a mesh of {dict(mesh.shape)}.')

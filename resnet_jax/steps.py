@@ -1,0 +1,124 @@
+"""One step of training and of evaluation, as pure functions of their arguments."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+
+from resnet_jax.data import Batch
+from resnet_jax.metrics import Metrics, cross_entropy
+from resnet_jax.optim import Schedule
+from resnet_jax.state import TrainState
+
+
+@struct.dataclass
+class StepReport:
+    """What a training step tells of itself.
+
+    Attributes:
+      metrics: of the step's batch, before the update.
+      learning_rate: of the update, float32.
+      gradient_norm: global, before clipping, float32.
+      parameter_norm: global, after the update, float32.
+    """
+
+    metrics: Metrics
+    learning_rate: jax.Array
+    gradient_norm: jax.Array
+    parameter_norm: jax.Array
+
+
+def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
+               optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule,
+               config: ConfigDict, data_shards: int) -> tuple[TrainState, StepReport]:
+    """One update: the gradient of the mean loss over the batch, the rate, the optimizer.
+
+    Args:
+      state: see `TrainState`.
+      batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N].
+      model, optimizer, schedule: what the state was created with.
+      config: the fields `seed`, `loss` and `optimizer` are read.
+      data_shards: devices along the batch, so that the parts of an accumulated batch are spread
+        over all of them.
+
+    Returns:
+      The state after the update, and the report.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    total = jnp.maximum(batch['mask'].sum(), 1)
+
+    def loss(params, part, key):
+        logits, updates = model.apply(
+            {**state.variables, 'params': params}, part['image'], train=True,
+            rngs={'dropout': key}, mutable=['batch_stats'])
+        losses = cross_entropy(logits, part['label'], config.loss.label_smoothing)
+        with jax.named_scope('loss'):
+            mean = (losses * part['mask']).sum() / total
+        return mean, (updates.get('batch_stats', {}), Metrics.of_batch(logits, part, losses))
+
+    def gradient(part, key):
+        grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params, part, key)
+        return grads, batch_stats, metrics
+
+    accumulation = config.optimizer.accumulation_steps
+    if accumulation == 1:
+        grads, batch_stats, metrics = gradient(batch, key)
+    else:
+        grads, batch_stats, metrics = _accumulate(gradient, batch, key, accumulation, data_shards)
+
+    error = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
+    schedule_state, rate = schedule.update(state.schedule_state, state.step, error)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, learning_rate=rate)
+    params = optax.apply_updates(state.params, updates)
+    new_state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
+        schedule_state=schedule_state)
+    if state.ema is not None:
+        new_state = new_state.replace(ema=optax.incremental_update(
+            new_state.variables, state.ema, 1 - config.optimizer.ema_decay))
+    return new_state, StepReport(
+        metrics, rate, optax.tree.norm(grads), optax.tree.norm(params))
+
+
+def _accumulate(gradient, batch: Batch, key, parts: int, data_shards: int) -> tuple[Any, Any, Any]:
+    """The same sums over the batch, in parts that follow one another.
+
+    With virtual batches that lie within the parts the result is that of the whole batch: every
+    part starts from the same running statistics, and theirs are averaged.
+    """
+    def split(x):
+        # Every device keeps the images that it has: [N] -> [shards, parts, n] -> [parts, N / parts]
+        x = x.reshape(data_shards, parts, -1, *x.shape[1:])
+        return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
+
+    def step(sums, part_and_key):
+        grads, batch_stats, metrics = gradient(*part_and_key)
+        batch_stats = jax.tree.map(lambda x: x / parts, batch_stats)
+        new = (grads, batch_stats, metrics)
+        return jax.tree.map(jnp.add, sums, new), None
+
+    inputs = jax.tree.map(split, batch), jax.random.split(key, parts)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, *first))
+    return jax.lax.scan(step, zeros, inputs)[0]
+
+
+def eval_step(state: TrainState, batch: Batch, *, model: nn.Module) -> Metrics:
+    """The metrics of one batch, with running statistics and the plain cross-entropy."""
+    logits = model.apply(state.eval_variables, batch['image'], train=False)
+    losses = cross_entropy(logits, batch['label'], 0.0)
+    return Metrics.of_batch(logits, batch, losses)
+
+
+def batch_statistics(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
+    """The batch statistics that one batch would add to the running ones."""
+    # With momentum 0 nothing is left of the old running statistics.
+    _, updates = model.clone(bn_momentum=0.0).apply(
+        state.eval_variables, batch['image'], train=True, mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(0)})
+    return updates['batch_stats']
