@@ -83,7 +83,9 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     """What is wrong with --config or an override, if that can be told."""
     values = dict(arg.lstrip('-').split('=', 1) for arg in argv[1:] if '=' in arg)
     if 'config' not in values:
-        return 'fields of the config can only be set after --config=FILE.'
+        if any(name.startswith('config.') for name in values):
+            return 'fields of the config can only be set after --config=FILE.'
+        return None
     path = pathlib.Path(values['config'])
     if not path.is_file():
         return f'there is no config file {path}.'

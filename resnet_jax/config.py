@@ -36,6 +36,7 @@ def default() -> ConfigDict:
     model.plain = False  # the same stack without shortcuts
     model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
     model.stride_in = 'v1'  # bottleneck stride: 'v1' first 1x1 (the paper), 'v1.5' 3x3
+    model.pool_pad = 'both'  # where the stem's max-pooling pads: 'both' (PyTorch), 'end' (Caffe)
     model.zero_init_last_gamma = False  # start every block as the identity (Goyal et al., 2017)
     model.batch_norm = True  # of vgg only: the residual networks always have it
     model.dropout_rate = 0.5  # of vgg only
@@ -45,6 +46,13 @@ def default() -> ConfigDict:
     model.bn_unbiased_variance = True  # running variance with n / (n - 1), as in Caffe and PyTorch
     model.dtype = 'float32'  # of the computation: or 'bfloat16'; parameters stay float32
     model.unroll = True  # stages as straight-line code; False: a loop, for hundreds of layers
+
+    # Where the weights of step 0 come from; a run that goes on from its own checkpoint ignores it.
+    init = config.init = ConfigDict()
+    init.checkpoint = ''  # workdir, checkpoint or converted weights; '': random
+    init.new_head = True  # the last layer stays random, for other classes
+    init.freeze = ()  # regular expressions; parameters whose path one is found in stay as they are
+    init.freeze_bn = False  # keep the running statistics, and normalise by them in training too
 
     data = config.data = ConfigDict()
     data.source = placeholder(str)  # 'digits', 'synthetic'

@@ -16,6 +16,7 @@ CHOICES = {
     'family': FAMILIES,
     'shortcut': ('A', 'B', 'C'),
     'stride_in': ('v1', 'v1.5'),
+    'pool_pad': ('both', 'end'),
     'dtype': ('float32', 'bfloat16'),
 }
 
@@ -58,5 +59,5 @@ def create(config: Mapping[str, Any]) -> nn.Module:
     block, stage_sizes = architecture(config['family'], config['depth'])
     return ResNet(
         block, stage_sizes, stem=config['family'], plain=config['plain'],
-        shortcut=config['shortcut'], stride_in=config['stride_in'],
+        shortcut=config['shortcut'], stride_in=config['stride_in'], pool_pad=config['pool_pad'],
         zero_init_last_gamma=config['zero_init_last_gamma'], unroll=config['unroll'], **common)

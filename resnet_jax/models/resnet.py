@@ -52,10 +52,12 @@ class ResNet(nn.Module):
       plain: leave out the shortcuts.
       shortcut: option 'A', 'B' or 'C' of section 3.3.
       stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
+      pool_pad: see `Stem`.
       zero_init_last_gamma: start every block as the identity.
       virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
       dtype: of the computation; parameters, statistics and the output are float32.
       unroll: see `Stage`.
+      bn_frozen: normalise by the running statistics in training too, and keep them.
     """
 
     block: type[nn.Module]
@@ -66,6 +68,7 @@ class ResNet(nn.Module):
     plain: bool
     shortcut: str
     stride_in: str
+    pool_pad: str
     zero_init_last_gamma: bool
     virtual_batch_size: int | None
     bn_momentum: float
@@ -73,6 +76,7 @@ class ResNet(nn.Module):
     bn_unbiased_variance: bool
     dtype: Any
     unroll: bool
+    bn_frozen: bool = False
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -88,9 +92,9 @@ class ResNet(nn.Module):
         """
         conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(
-            BatchNorm, train=train, virtual_batch_size=self.virtual_batch_size,
-            momentum=self.bn_momentum, epsilon=self.bn_epsilon,
-            unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
+            BatchNorm, train=train and not self.bn_frozen,
+            virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
         shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
         block = functools.partial(
             self.block, stride_in=self.stride_in, conv=conv, norm=norm,
@@ -98,7 +102,8 @@ class ResNet(nn.Module):
             last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
                              else nn.initializers.ones))
 
-        x = Stem(self.stem, self.width, conv, norm, name='stem')(images.astype(self.dtype))
+        x = Stem(self.stem, self.width, self.pool_pad, conv, norm, name='stem')(
+            images.astype(self.dtype))
         for i, num_blocks in enumerate(self.stage_sizes):
             x = Stage(block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
                       unroll=self.unroll, name=f'stage{i + 1}')(x)
@@ -107,10 +112,19 @@ class ResNet(nn.Module):
 
 
 class Stem(nn.Module):
-    """Everything in front of the first stage (table 1; section 4.2)."""
+    """Everything in front of the first stage (table 1; section 4.2).
+
+    Attributes:
+      kind: 'imagenet' or 'cifar'.
+      features: filters of the convolution.
+      pool_pad: where the max-pooling pads a pixel: at 'both' ends of the height and the width, as
+        PyTorch does, or at the 'end', which is what Caffe's rounding up amounts to. The windows
+        lie one pixel apart, so weights for one lose accuracy under the other.
+    """
 
     kind: str
     features: int
+    pool_pad: str
     conv: ModuleDef
     norm: ModuleDef
 
@@ -122,4 +136,5 @@ class Stem(nn.Module):
             return nn.relu(self.norm(name='norm')(x))
         x = self.conv(self.features, 7, 2, name='conv')(x)
         x = nn.relu(self.norm(name='norm')(x))
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        pad = (1, 1) if self.pool_pad == 'both' else (0, 1)
+        return nn.max_pool(x, (3, 3), (2, 2), padding=(pad, pad))

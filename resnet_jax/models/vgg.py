@@ -30,6 +30,7 @@ class VGG(nn.Module):
       dropout_rate: behind the first two dense layers; needs the random stream 'dropout'.
       virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
       dtype: of the computation; parameters and the output are float32.
+      bn_frozen: normalise by the running statistics in training too, and keep them.
     """
 
     stage_sizes: tuple[int, ...]
@@ -42,6 +43,7 @@ class VGG(nn.Module):
     bn_epsilon: float
     bn_unbiased_variance: bool
     dtype: Any
+    bn_frozen: bool = False
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -61,9 +63,9 @@ class VGG(nn.Module):
             raise ValueError(f'VGG needs images of at least {MIN_IMAGE_SIZE} pixels, got '
                              f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
         norm = functools.partial(
-            BatchNorm, train=train, virtual_batch_size=self.virtual_batch_size,
-            momentum=self.bn_momentum, epsilon=self.bn_epsilon,
-            unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
+            BatchNorm, train=train and not self.bn_frozen,
+            virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
         x = images.astype(self.dtype)
         for i, num_convs in enumerate(self.stage_sizes):
             for j in range(num_convs):

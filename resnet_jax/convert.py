@@ -1,0 +1,68 @@
+"""Converts the weights of another project into a folder that every command reads.
+
+  python -m resnet_jax.convert --input=resnet50.safetensors --output=weights/resnet50
+
+Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
+common CIFAR networks with shortcuts of option A or B, and the authors' Caffe models. Which network
+it is, is recognised from names and shapes, and printed.
+"""
+
+import pathlib
+
+from absl import flags
+
+from resnet_jax import cli
+from resnet_jax.errors import UserError
+
+INPUT = flags.DEFINE_string(
+    'input', None, 'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or '
+    '.caffemodel. A config.json and preprocessor_config.json beside it are heeded.')
+OUTPUT = flags.DEFINE_string(
+    'output', None, 'Folder to write, which must not hold checkpoints yet.')
+STRIDE_IN = flags.DEFINE_enum(
+    'stride_in', None, ['v1', 'v1.5'], 'Where bottlenecks have their stride: v1, the first 1x1 '
+    'convolution; v1.5, the 3x3. Tensors do not tell; without the flag it is what the files say, '
+    'otherwise v1 for Caffe and v1.5 for the rest.')
+MEAN = flags.DEFINE_list(
+    'mean', None, 'What is subtracted from the input, a number a channel in units of the full '
+    'range; without the flag what the files say, otherwise that of ImageNet.')
+STD = flags.DEFINE_list(
+    'std', None, 'What the input is then divided by, likewise.')
+CLASSES = flags.DEFINE_string(
+    'classes', None, 'Text file of class names, one a line in label order, to store with the '
+    'weights. The names of ImageNet need not be given.')
+flags.mark_flags_as_required(['input', 'output'])
+
+
+def main(_) -> None:
+    from resnet_jax import weights
+    from resnet_jax.weights import stored
+
+    found = weights.read(pathlib.Path(INPUT.value).expanduser(), STRIDE_IN.value,
+                         _numbers('mean', MEAN.value), _numbers('std', STD.value))
+    classes = _classes(found.config.model.num_classes) if CLASSES.value else None
+    print(found.describe())
+    stored.write(pathlib.Path(OUTPUT.value).expanduser(), found, classes)
+    print(f'wrote {OUTPUT.value}')
+
+
+def _numbers(flag: str, values: list[str] | None) -> tuple[float, ...] | None:
+    try:
+        return values and tuple(float(value) for value in values)
+    except ValueError as error:
+        raise UserError(f'--{flag} must be numbers with commas between, got {",".join(values)}.'
+                        ) from error
+
+
+def _classes(num_classes: int) -> list[str]:
+    try:
+        names = pathlib.Path(CLASSES.value).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{CLASSES.value} cannot be read as text.') from error
+    if len(names) != num_classes:
+        raise UserError(f'{CLASSES.value} has {len(names)} lines for {num_classes} classes.')
+    return names
+
+
+if __name__ == '__main__':
+    cli.run(main)

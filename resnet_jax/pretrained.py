@@ -1,0 +1,186 @@
+"""Trained networks in Python: classes and features of images; see `resnet_jax.load`."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import models
+from resnet_jax.classes import imagenet_classes
+from resnet_jax.data import Normalization
+from resnet_jax.data.normalization import normalize
+from resnet_jax.errors import UserError
+from resnet_jax.weights import stored
+
+BATCH_SIZE = 64  # images that a device computes at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained network. Made by `resnet_jax.load`.
+
+    Images are uint8, or float in units of the full range (0 to 1): [N, H, W, C], or [H, W, C] for
+    one. They are normalised as the network was trained. H and W may be any that the network takes;
+    the features are averaged over all positions.
+
+    Attributes:
+      config: what the network was trained or converted with; see `resnet_jax.config`.
+      variables: {'params': …, 'batch_stats': …}, float32.
+      normalization: 'mean' and 'std' of the input, float32, in units of the full range.
+      classes: the names of the classes in label order.
+    """
+
+    config: ConfigDict
+    variables: Mapping[str, Any]
+    normalization: Normalization
+    classes: tuple[str, ...]
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The Flax module."""
+        return models.create(self.config.model)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What `features` takes for its `stage`."""
+        if self.config.model.family == 'vgg':
+            return (*(f'stage{i + 1}' for i in range(len(self.model.stage_sizes))), 'pool')
+        return ('stem', *(f'stage{i + 1}' for i in range(len(self.model.stage_sizes))), 'pool')
+
+    def predict(self, images: Any) -> np.ndarray:
+        """The probability of each class: float32 [N, classes], or [classes] for one image."""
+        return self._apply(self._probabilities, images)
+
+    def logits(self, images: Any) -> np.ndarray:
+        """The scores before the softmax: float32 [N, classes], or [classes] for one image."""
+        return self._apply(self._logits, images)
+
+    def features(self, images: Any, stage: str = 'pool') -> np.ndarray:
+        """What the network has computed behind a stage.
+
+        Args:
+          images: see the class.
+          stage: 'stem', 'stage1', 'stage2', …: the feature maps; 'pool': what the last layer sees,
+            averaged over all positions. See `stages`.
+
+        Returns:
+          [N, H', W', channels], or [N, channels] of 'pool'; without N for one image. In the
+          network's dtype.
+
+        Raises:
+          ValueError: the network has no such stage.
+        """
+        if stage not in self.stages:
+            raise ValueError(f'stage must be one of {", ".join(self.stages)}, got {stage!r}.')
+        return self._apply(functools.partial(self._features, stage=stage), images)
+
+    def _apply(self, function, images) -> np.ndarray:
+        """Calls a compiled function on batches; the last is padded to a power of two.
+
+        There are then few sizes to compile for.
+        """
+        images = np.asarray(images)
+        channels = self.config.data.channels
+        if images.ndim not in (3, 4) or images.shape[-1] != channels or not images.size:
+            raise ValueError(f'images must be [N, height, width, {channels}] or [height, width, '
+                             f'{channels}], got {list(images.shape)}.')
+        if images.dtype != np.uint8 and images.dtype.kind != 'f':
+            raise ValueError(f'images must be uint8, or float from 0 to 1, got {images.dtype}.')
+        if images.ndim == 3:
+            return self._apply(function, images[None])[0]
+        outputs = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start:start + BATCH_SIZE]
+            size = 1 << (len(batch) - 1).bit_length()
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
+            outputs.append(np.asarray(function(self._on_device, padded))[:len(batch)])
+        return np.concatenate(outputs)
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[Any, Any]:
+        return jax.device_put((dict(self.variables), dict(self.normalization)))
+
+    @functools.cached_property
+    def _logits(self):
+        return jax.jit(functools.partial(logits, self.model))
+
+    @functools.cached_property
+    def _probabilities(self):
+        return jax.jit(lambda weights, images: jax.nn.softmax(logits(self.model, weights, images)))
+
+    @functools.cached_property
+    def _features(self):
+        return jax.jit(functools.partial(_features_of, self.model), static_argnames='stage')
+
+
+def load(path: str | pathlib.Path) -> Classifier:
+    """See `resnet_jax.load`."""
+    path = pathlib.Path(path)
+    weights = stored.read(path)
+    try:
+        models.create(weights.config.model)
+    except ValueError as error:
+        raise UserError(f'the config.json of {path} describes no network: {error}') from error
+    count = weights.config.model.num_classes
+    classes = stored.read_classes(path)
+    if classes is None:
+        classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
+    return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes))
+
+
+def logits(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:
+    """Class scores of images as they come. Pure.
+
+    Args:
+      model: the network.
+      weights: (variables, normalisation).
+      images: uint8, or float in units of the full range, [N, H, W, C].
+
+    Returns:
+      float32 [N, classes].
+    """
+    variables, normalization = weights
+    return model.apply(variables, _normalized(images, normalization), train=False)
+
+
+def _normalized(images, normalization):
+    mean, std = normalization['mean'], normalization['std']
+    if mean.ndim == 3 and mean.shape[:2] != images.shape[1:3]:
+        # A mean image fits one size only; images of another get its mean colour.
+        mean = mean.mean((0, 1))
+    if images.dtype == jnp.uint8:
+        return normalize(images, {'mean': mean, 'std': std})
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def _features_of(model, weights, images, *, stage):
+    name, sees_input = stage, stage == 'pool'
+    is_vgg = hasattr(model, 'dropout_rate')
+    if sees_input:
+        name = 'head'
+    elif is_vgg:
+        number = int(stage.removeprefix('stage'))
+        kind = 'norm' if model.batch_norm else 'conv'
+        name = f'{stage}_{kind}{model.stage_sizes[number - 1]}'
+    found = []
+
+    def listen(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.path == (name,) and context.method_name == '__call__':
+            found.append(args[0] if sees_input else output)
+        return output
+
+    with nn.intercept_methods(listen):
+        logits(model, weights, images)
+    features = found[0]
+    if is_vgg and not sees_input:
+        # What closes a stage there is not a module of its own.
+        features = nn.max_pool(nn.relu(features), (2, 2), (2, 2))
+    return features

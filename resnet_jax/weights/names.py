@@ -1,0 +1,191 @@
+"""The names of torchvision, and how a network's tree of variables maps onto them, both ways.
+
+torchvision's names and layouts are the middle that every other format is translated to: conv1, bn1,
+layer1.0.conv1, …, fc; convolutions are OIHW, dense layers [outputs, inputs]. A stage's blocks from
+the second on, which the tree stacks, are separate tensors there.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+
+from resnet_jax import models
+from resnet_jax.errors import UserError
+from resnet_jax.models import vgg
+
+PARTS = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
+         'var': 'running_var'}
+MODULES = {'stem/conv': 'conv1', 'stem/norm': 'bn1', 'head': 'fc', 'shortcut/conv': 'downsample.0',
+           'shortcut/norm': 'downsample.1'}
+VGG_DENSE = {'dense1': 'classifier.0', 'dense2': 'classifier.3', 'head': 'classifier.6'}
+LISTED = 12  # names that an error spells out
+
+
+class Leaf(NamedTuple):
+    """One array of the tree, and the tensors that it is made of.
+
+    Attributes:
+      path: such as ('params', 'stage1', 'rest', 'conv1', 'kernel').
+      shape: of the array.
+      tensors: torchvision's names: one, or one for each block of a stack.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    tensors: tuple[str, ...]
+
+    @property
+    def stacked(self) -> bool:
+        return 'rest' in self.path
+
+    def torch_shape(self) -> tuple[int, ...]:
+        """The shape of each of the tensors."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        if self.path[-1] != 'kernel':
+            return shape
+        if self._flattened:
+            return (shape[3], shape[2] * shape[0] * shape[1])
+        return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+
+    def to_torch(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        """The array as tensors by name."""
+        blocks = array if self.stacked else array[None]
+        return {name: np.ascontiguousarray(self._block_to_torch(block))
+                for name, block in zip(self.tensors, blocks, strict=True)}
+
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The tensors as one float32 array; their shapes must have been checked."""
+        blocks = [self._block_from_torch(tensors[name]) for name in self.tensors]
+        array = np.stack(blocks) if self.stacked else blocks[0]
+        return np.ascontiguousarray(array, np.float32)
+
+    @property
+    def _flattened(self) -> bool:
+        """Whether torchvision flattens a feature map, channels first, in front of this layer."""
+        return self.path[-2] == 'dense1'
+
+    def _block_to_torch(self, block):
+        if self.path[-1] != 'kernel':
+            return block
+        if block.ndim == 2:
+            return block.T
+        return block.transpose(3, 2, 0, 1).reshape(self.torch_shape())
+
+    def _block_from_torch(self, tensor):
+        if self.path[-1] != 'kernel':
+            return tensor
+        if tensor.ndim == 2 and not self._flattened:
+            return tensor.T
+        height, width, inputs, outputs = self.shape[-4:]
+        return tensor.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+
+
+def leaves(fields: Mapping[str, Any], channels: int) -> list[Leaf]:
+    """Every array of a network's variables, without making any.
+
+    Args:
+      fields: of `config.model`.
+      channels: of the images.
+
+    Raises:
+      ValueError: a field is out of its range.
+    """
+    size = vgg.MIN_IMAGE_SIZE if fields['family'] == 'vgg' else 32
+    image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
+    model = models.create(fields)
+    tree = jax.eval_shape(
+        lambda image: model.init(jax.random.key(0), image, train=False), image)
+    flat = flax.traverse_util.flatten_dict(tree)
+    return [Leaf(path, leaf.shape, _tensor_names(path, leaf.shape, fields))
+            for path, leaf in flat.items()]
+
+
+def _tensor_names(path: tuple[str, ...], shape: tuple[int, ...],
+                  fields: Mapping[str, Any]) -> tuple[str, ...]:
+    _, *module, part = path
+    part = PARTS[part]
+    if fields['family'] == 'vgg':
+        return (f'{_vgg_module(module[0], fields)}.{part}',)
+    if not module[0].startswith('stage'):
+        return (f'{MODULES["/".join(module)]}.{part}',)
+    stage, position, *inner = module
+    inner = '/'.join(inner)
+    inner = MODULES.get(inner, inner.replace('norm', 'bn'))
+    blocks = [0] if position == 'first' else range(1, shape[0] + 1)
+    layer = stage.replace('stage', 'layer')
+    return tuple(f'{layer}.{block}.{inner}.{part}' for block in blocks)
+
+
+def _vgg_module(module: str, fields: Mapping[str, Any]) -> str:
+    """torchvision numbers convolutions, normalisations, ReLUs and poolings in one sequence."""
+    if module in VGG_DENSE:
+        return VGG_DENSE[module]
+    stage, layer = module.removeprefix('stage').split('_')
+    kind, position = layer[:-1], int(layer[-1])
+    per_conv = 3 if fields['batch_norm'] else 2
+    before = vgg.STAGE_SIZES[fields['depth']][:int(stage) - 1]
+    index = sum(before) * per_conv + len(before) + (position - 1) * per_conv
+    return f'features.{index + (kind == "norm")}'
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
+               channels: int) -> dict[str, Any]:
+    """A network's variables from tensors under torchvision's names.
+
+    Args:
+      tensors: all of the network's, and no others.
+      fields: of `config.model`.
+      channels: of the images.
+
+    Returns:
+      {'params': …, 'batch_stats': …} of float32 numpy arrays.
+
+    Raises:
+      UserError: tensors are missing, too many or of another shape; the message lists them.
+    """
+    wanted = leaves(fields, channels)
+    shapes = {name: leaf.torch_shape() for leaf in wanted for name in leaf.tensors}
+    problems = {
+        'missing': [name for name in shapes if name not in tensors],
+        'unknown': [name for name in tensors if name not in shapes],
+        'of another shape': [
+            f'{name} ({_by(tensors[name].shape)} instead of {_by(shape)})'
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape],
+    }
+    told = [f'{len(names)} {kind}: {_list(names)}' for kind, names in problems.items() if names]
+    if told:
+        raise UserError(f'the tensors do not make a {fields["family"]} network of depth '
+                        f'{fields["depth"]}: {"; ".join(told)}.')
+    return flax.traverse_util.unflatten_dict(
+        {leaf.path: leaf.from_torch(tensors) for leaf in wanted})
+
+
+def to_torch(variables: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A network's variables under torchvision's names; the inverse of `from_torch`.
+
+    The convolutions of torchvision's VGG with batch normalisation have a bias, which ours have not:
+    it is zero.
+    """
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    tensors = {}
+    for path, array in flat.items():
+        names = _tensor_names(path, array.shape, fields)
+        tensors |= Leaf(path, array.shape, names).to_torch(np.asarray(array))
+    if fields['family'] == 'vgg' and fields['batch_norm']:
+        for name in [name for name in tensors if name.endswith('running_mean')]:
+            conv = f'features.{int(name.split(".")[1]) - 1}.bias'
+            tensors[conv] = np.zeros_like(tensors[name])
+    return tensors
+
+
+def _list(names: list[str]) -> str:
+    more = f', and {len(names) - LISTED} more' if len(names) > LISTED else ''
+    return ', '.join(names[:LISTED]) + more
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape)) or 'a number'
