@@ -72,7 +72,7 @@ def decoded(source: Source, size: int, folder: str, *, skip_unreadable: bool) ->
         if path:
             save(path, **arrays)
     return ArraySource(arrays['images'], arrays['labels'], source.num_classes, 'cached images',
-                       source.fingerprint)
+                       source.fingerprint, key)
 
 
 def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, np.ndarray]:

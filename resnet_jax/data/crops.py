@@ -50,7 +50,7 @@ def random_resized_crop(height: int, width: int, rng: np.random.Generator,
     return Region((height - h) // 2, (width - w) // 2, h, w, closed=True)
 
 
-def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+def resized(height: int, width: int, shorter: int) -> tuple[int, int]:
     """Height and width when the shorter side becomes `shorter`; the longer one is rounded down."""
     short = min(height, width)
     return tuple(shorter if x == short else int(shorter * x / short) for x in (height, width))
@@ -66,14 +66,14 @@ def scale_jitter(height: int, width: int, rng: np.random.Generator, shorter: tup
       shorter: least and greatest length of the shorter side, both drawn; the paper's 256 and 480.
       size: side of the square, in pixels of the resized image; the paper's 224.
     """
-    new_height, new_width = _resized(height, width, int(rng.integers(shorter[0], shorter[1] + 1)))
+    new_height, new_width = resized(height, width, int(rng.integers(shorter[0], shorter[1] + 1)))
     top, left = rng.integers(new_height - size + 1), rng.integers(new_width - size + 1)
     return _square(height, width, new_height, new_width, int(top), int(left), size)
 
 
 def center_crop(height: int, width: int, shorter: int, size: int) -> Region:
     """Resizes the shorter side, then crops the central square: the 1-crop test (section 3.4)."""
-    new_height, new_width = _resized(height, width, shorter)
+    new_height, new_width = resized(height, width, shorter)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
     return _square(height, width, new_height, new_width, top, left, size)
 

@@ -100,14 +100,14 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise _unreadable(name, error) from error
 
 
-def decode_region(data: bytes, region: Region, size: int, name: str, *,
+def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str, *,
                   reduce: bool) -> np.ndarray:
-    """A region of an encoded image, resampled to a square: uint8 [size, size, 3].
+    """A region of an encoded image, resampled: uint8 [*size, 3].
 
     Args:
       data: the encoded image.
       region: inside the image; see `image_size`.
-      size: height and width of the result, in pixels.
+      size: (height, width) of the result, in pixels.
       name: what an error message calls the image.
       reduce: whether to decode a JPEG at 1/2, 1/4 or 1/8 scale where the region is at least so
         many times larger than the result.
@@ -119,9 +119,9 @@ def decode_region(data: bytes, region: Region, size: int, name: str, *,
         height, width, pillow = _open(data)
         if pillow is not None:
             return resample(_pillow_pixels(pillow), region, size)
-        shrink = min(region.height, region.width) / size
+        shrink = min(region.height / size[0], region.width / size[1])
         scale = 2 ** min(3, int(math.log2(shrink))) if reduce and shrink >= 2 else 1
-        margin = 0 if region.closed else math.ceil(max(region.height / size, 1)) + 1
+        margin = 0 if region.closed else _margin(region.height, size[0])
         rows = min(height, math.ceil(region.top + region.height) + margin)
         pixels = _jpeg_rows(data, height, width, rows, scale)
         return resample(pixels, Region(*(x / scale for x in region[:4]), region.closed), size)
@@ -129,40 +129,45 @@ def decode_region(data: bytes, region: Region, size: int, name: str, *,
         raise _unreadable(name, error) from error
 
 
-def resample(pixels: np.ndarray, region: Region, size: int) -> np.ndarray:
-    """A region, resampled to a square with the antialiased bilinear kernel, as Pillow does.
+def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.ndarray:
+    """A region, resampled with the antialiased bilinear kernel, as Pillow does.
 
     Args:
       pixels: uint8 [H, W, C], C 1 or 3.
       region: inside it.
-      size: height and width of the result.
+      size: (height, width) of the result.
 
     Returns:
-      uint8 [size, size, C].
+      uint8 [*size, C].
     """
     height, width, channels = pixels.shape
-    margin_y, margin_x = (0 if region.closed else math.ceil(max(x / size, 1)) + 1
-                          for x in (region.height, region.width))
+    margin_y = 0 if region.closed else _margin(region.height, size[0])
+    margin_x = 0 if region.closed else _margin(region.width, size[1])
     top = max(0, math.floor(region.top) - margin_y)
     left = max(0, math.floor(region.left) - margin_x)
     bottom = min(height, math.ceil(region.top + region.height) + margin_y)
     right = min(width, math.ceil(region.left + region.width) + margin_x)
     pixels = pixels[top:bottom, left:right]
-    if region[:4] == (top, left, size, size) and pixels.shape[:2] == (size, size):
+    if region.height == size[0] and region.width == size[1] and pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels)
     # Reduced decoding rounds the image's size up, so the far edge may be a hair outside.
     box_height = min(region.height, pixels.shape[0] - (region.top - top))
     box_width = min(region.width, pixels.shape[1] - (region.left - left))
     kind = PIXEL_TYPES[channels]
     source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-    target = ImageData(size, size, kind)
+    target = ImageData(size[1], size[0], kind)
     options = ResizeOptions(
         resize_alg=ResizeAlg.convolution(FilterType.bilinear), use_alpha=False,
         crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
     if not hasattr(_resizers, 'value'):
         _resizers.value = Resizer()
     _resizers.value.resize(source, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, channels)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def _margin(length: float, size: int) -> int:
+    """Pixels beside a region of this length that the kernel sees when it gets this size."""
+    return math.ceil(max(length / size, 1)) + 1
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:

@@ -18,7 +18,7 @@ Normalization = dict[str, jax.Array]
 
 KINDS = ('per_channel', 'per_pixel_mean', 'imagenet', 'none')
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CHUNK = 256  # images that one thread adds up at a time
+CHUNK = 256  # images that one thread adds up at a time; 256 * 255 < 2**16
 LOG_EVERY = 50_000  # images
 
 
@@ -68,7 +68,7 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
 def _statistics(source: Source, transform: EvalTransform | None, cache_folder: str):
     """Mean image [H, W, C], mean [C] and standard deviation [C], float64, over all images."""
     path = None
-    if cache_folder and not isinstance(source, ArraySource):
+    if cache_folder and cache_key(source):
         key = digest(cache_key(source), tuple(transform or ()))
         path = pathlib.Path(cache_folder).expanduser() / f'statistics-{key}.npz'
         cached = cache.load(path)
@@ -94,11 +94,14 @@ def _sums(source: Source, transform: EvalTransform | None):
             images = np.stack([transform(source[i]) for i in range(start, stop)])
         if start // LOG_EVERY != stop // LOG_EVERY:
             logging.info('Normalisation: %d of %d images', stop, len(source))
-        wide = images.astype(np.uint32)
-        return wide.sum(0, dtype=np.uint64), (wide * wide).sum((0, 1, 2), dtype=np.uint64)
+        # A chunk's sum, and one pixel's square, just fit in 16 bits.
+        squares = np.square(images, dtype=np.uint16)
+        return images.sum(0, dtype=np.uint16), squares.sum((0, 1, 2), dtype=np.uint64)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        total = squares = np.uint64(0)
-        for chunk_total, chunk_squares in pool.map(add, range(0, len(source), CHUNK)):
-            total, squares = total + chunk_total, squares + chunk_squares
+        sums = pool.map(add, range(0, len(source), CHUNK))
+        total, squares = (x.astype(np.uint64) for x in next(sums))
+        for chunk_total, chunk_squares in sums:
+            total += chunk_total
+            squares += chunk_squares
     return total, squares

@@ -43,11 +43,12 @@ class ArraySource:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str,
-                 fingerprint: str = ''):
+                 fingerprint: str = '', cache_key: str = ''):
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes = num_classes
         self.fingerprint = fingerprint or digest(
             name, images.shape, np.ascontiguousarray(images), self.labels)
+        self.cache_key = cache_key
         self._name = name
 
     def __len__(self) -> int:
@@ -74,7 +75,10 @@ class Subset:
 
 
 def cache_key(source: Source) -> str:
-    """Changes with the images even where the fingerprint cannot tell: a folder's file times."""
+    """What is derived from the images is kept under this key; '': it is not worth keeping.
+
+    It changes with the images even where the fingerprint cannot tell, as by a folder's file times.
+    """
     return getattr(source, 'cache_key', source.fingerprint)
 
 

@@ -67,5 +67,5 @@ def _size(item: Item) -> tuple[int, int]:
 
 def _cut(item: Item, region: Region, size: int, *, reduce: bool) -> np.ndarray:
     if isinstance(item.image, np.ndarray):
-        return decode.resample(item.image, region, size)
-    return decode.decode_region(item.image, region, size, item.name, reduce=reduce)
+        return decode.resample(item.image, region, (size, size))
+    return decode.decode_region(item.image, region, (size, size), item.name, reduce=reduce)
