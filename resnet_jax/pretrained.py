@@ -82,7 +82,7 @@ class Classifier:
         return self._apply(functools.partial(self._features, stage=stage), images)
 
     def _apply(self, function, images) -> np.ndarray:
-        """Calls a compiled function on batches; the last is padded to a power of two.
+        """Calls a compiled function on batches of one size, a power of two.
 
         There are then few sizes to compile for.
         """
@@ -95,10 +95,9 @@ class Classifier:
             raise ValueError(f'images must be uint8, or float from 0 to 1, got {images.dtype}.')
         if images.ndim == 3:
             return self._apply(function, images[None])[0]
-        outputs = []
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start:start + BATCH_SIZE]
-            size = 1 << (len(batch) - 1).bit_length()
+        size, outputs = min(BATCH_SIZE, 1 << (len(images) - 1).bit_length()), []
+        for start in range(0, len(images), size):
+            batch = images[start:start + size]
             padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
             outputs.append(np.asarray(function(self._on_device, padded))[:len(batch)])
         return np.concatenate(outputs)

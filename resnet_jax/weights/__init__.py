@@ -24,8 +24,8 @@ class Weights:
     """A network and its weights.
 
     Attributes:
-      config: see `resnet_jax.config`; the fields of `model`, `data.image_size` and `data.channels`
-        are set.
+      config: see `resnet_jax.config`; the fields of `model` and `data.image_size`, `eval_resize`
+        and `channels` are set.
       variables: {'params': …, 'batch_stats': …}, numpy float32.
       normalization: 'mean' and 'std', float32, in units of the full range; see `resnet_jax.data`.
       origin: whose names the tensors had.
@@ -102,7 +102,8 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
         except (TypeError, ValueError) as error:
             raise UserError(f'{path}: what it says of the network is damaged: {error}') from error
     config.data.channels = channels
-    config.data.image_size = settings.get('image_size', 32 if fields['family'] == 'cifar' else 224)
+    config.data.image_size, config.data.eval_resize = settings.get(
+        'image_size', (32, 32) if fields['family'] == 'cifar' else (224, 256))
     variables = names.from_torch(recognise.fold_biases(tensors), config.model, channels)
     normalization = {}
     for part, value, default in (('mean', mean, default_mean), ('std', std, default_std)):
@@ -118,7 +119,8 @@ def write_torchvision(path: pathlib.Path, weights: Weights) -> None:
     the file's metadata, so that `read` gives back the same network.
     """
     settings = {
-        'model': weights.config.model.to_dict(), 'image_size': weights.config.data.image_size,
+        'model': weights.config.model.to_dict(), 
+        'image_size': (weights.config.data.image_size, weights.config.data.eval_resize),
         **{part: np.asarray(value).tolist() for part, value in weights.normalization.items()}}
     tensors = names.to_torch(weights.variables, weights.config.model)
     data = save(tensors, {'format': 'pt', SETTINGS_KEY: json.dumps(settings)})
