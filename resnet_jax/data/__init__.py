@@ -16,6 +16,7 @@ from resnet_jax.data import normalization, sources
 from resnet_jax.data.normalization import Normalization
 from resnet_jax.data.resident import Batch, Resident
 from resnet_jax.data.sources import Source
+from resnet_jax.errors import UserError
 
 
 class Pipeline(Protocol):
@@ -50,21 +51,21 @@ def create_source(config: ConfigDict, split: str) -> Source:
     """The split 'train' or 'test' of `config.data.source`.
 
     Raises:
-      ValueError: there is no such source; the sentence names those that there are.
+      UserError: there is no such source; the sentence names those that there are.
     """
     name = config.data.source
     if name == 'digits':
         return sources.digits(split)
     if name == 'synthetic':
         return sources.synthetic(split, config.data.image_size, config.model.num_classes)
-    raise ValueError(f'data.source must be digits or synthetic, got {name!r}.')
+    raise UserError(f'data.source must be digits or synthetic, got {name!r}.')
 
 
 def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
     """The training pipeline, the evaluation pipeline, and the training split's normalisation.
 
     Raises:
-      ValueError: a field of `config.data` is wrong; one sentence says which and how.
+      UserError: a field of `config.data` is wrong; one sentence says which and how.
     """
     train_source, test_source = (create_source(config, split) for split in ('train', 'test'))
     train = Resident(train_source, mesh, config.batch_size, train=True, seed=config.seed,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.sources import ArraySource
+from resnet_jax.errors import UserError
 
 Normalization = dict[str, jax.Array]
 
@@ -28,7 +29,7 @@ def measure(source: ArraySource, kind: str) -> Normalization:
         left at the full range. 'per_channel': mean and standard deviation [C]. 'none'.
 
     Raises:
-      ValueError: there is no such kind.
+      UserError: there is no such kind.
     """
     channels = source.images.shape[-1]
     images = source.images.astype(np.float64) / 255
@@ -39,6 +40,6 @@ def measure(source: ArraySource, kind: str) -> Normalization:
     elif kind == 'none':
         mean, std = np.zeros(channels), np.ones(channels)
     else:
-        raise ValueError(f'data.normalization must be per_pixel_mean, per_channel or none, '
+        raise UserError(f'data.normalization must be per_pixel_mean, per_channel or none, '
                          f'got {kind!r}.')
     return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
