@@ -35,6 +35,7 @@ class Checkpoints:
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[ERROR], best_mode='min',
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True))
         measured = [self._manager.metrics(step) for step in self._manager.all_steps()]

@@ -1,6 +1,7 @@
 """What the commands share: the --config flag, and one sentence instead of a traceback."""
 
 import difflib
+import functools
 import pathlib
 import runpy
 import sys
@@ -29,14 +30,26 @@ class OptionalParser(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
-def define_config_flag():
-    """Defines --config; fields are overridden by --config.a.b=value, 'none' empties them."""
+@functools.cache
+def config_flag() -> flags.FlagHolder:
+    """The flag --config; fields are set by --config.a.b=value, and 'none' empties them.
+
+    Commands share their flags, so that one process can import several of them.
+    """
     config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
     config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         'config', None, 'Config file, such as configs/digits_r20.py. Any of its fields is set by '
         '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
         'them all.')
+    flags.mark_flag_as_required('config')
+    return holder
+
+
+@functools.cache
+def json_flag() -> flags.FlagHolder:
+    """The flag --json."""
+    return flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.')
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -75,7 +88,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1 and not flags.FLAGS.find_module_defining_flag('files'):
         fail(f'{rest[1]!r} is no flag; flags look like --name=value.')
     if flags.FLAGS['verbosity'].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of its work otherwise
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise
     return rest
 
 
@@ -90,10 +103,9 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     if not path.is_file():
         return f'there is no config file {path}.'
     known = leaves(runpy.run_path(str(path))['get_config']())
-    for name, value in values.items():
-        field = name.removeprefix('config.')
-        if field == name:
-            continue
+    for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
+        if any(name.startswith(field + '.') for name in known):
+            return f'{field} is a section of the config; set one of its fields.'
         if field not in known:
             close = difflib.get_close_matches(field, known, 1, 0.5)
             return f'the config has no field {field}' + _hint(close[0] if close else None)

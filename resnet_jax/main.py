@@ -15,10 +15,10 @@ from absl import flags
 
 from resnet_jax import cli
 
-CONFIG = cli.define_config_flag()
+CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; a run whose checkpoints it holds is continued.')
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flag_as_required('workdir')
 
 
 def main(_) -> None:

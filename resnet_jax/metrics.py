@@ -46,7 +46,10 @@ class Metrics(clu_metrics.Collection):
     def report(self) -> dict[str, float]:
         """Averages on the host: 'loss', 'top1_error' and 'top5_error' in percent, 'count'."""
         sums = jax.device_get(self)
-        average = lambda metric: float(np.float64(metric.total) / np.float64(metric.count))
+
+        def average(metric):
+            return float(np.float64(metric.total) / np.float64(metric.count))
+
         return {
             'loss': average(sums.loss),
             'top1_error': 100 * average(sums.top1_error),

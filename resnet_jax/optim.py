@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from resnet_jax.errors import UserError
+
 STACKED = 'rest'  # parameters below this name are stacked block by block; see `models.blocks.Stage`
 
 
@@ -26,13 +28,13 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArg
     steps that follow a change of the rate (Goyal et al., 2017, remark 2).
 
     Raises:
-      ValueError: a field is out of its range.
+      UserError: a field is out of its range.
     """
     o = config.optimizer
     _one_of('optimizer.name', o.name, ('sgd', 'lars', 'adamw'))
     _one_of('optimizer.momentum_form', o.momentum_form, ('paper', 'pytorch'))
     if o.clip_norm is not None and o.clip_norm <= 0:
-        raise ValueError(f'optimizer.clip_norm must be positive or none, got {o.clip_norm}.')
+        raise UserError(f'optimizer.clip_norm must be positive or none, got {o.clip_norm}.')
     mask = None if o.decay_bn_and_bias else weights_only
     decay = optax.add_decayed_weights(o.weight_decay, mask)
     rate = scale_by_learning_rate()
@@ -65,7 +67,9 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
     def update(updates, state, params=None):
         def one(path, update, param):
-            apply = lambda u, p: transform.update(u, state, p)[0]
+            def apply(u, p):
+                return transform.update(u, state, p)[0]
+
             return (jax.vmap(apply) if is_stacked(path) else apply)(update, param)
 
         return jax.tree.map_with_path(one, updates, params), state
@@ -100,15 +104,15 @@ def create_schedule(config: ConfigDict) -> Schedule:
     """The schedule of `config.schedule`: a curve over steps, times the rules for the error.
 
     Raises:
-      ValueError: a field is out of its range.
+      UserError: a field is out of its range.
     """
     s = config.schedule
     _one_of('schedule.name', s.name, ('steps', 'plateau', 'cosine', 'constant'))
     _one_of('schedule.warmup', s.warmup, ('none', 'linear', 'error'))
     if s.learning_rate <= 0:
-        raise ValueError(f'schedule.learning_rate must be positive, got {s.learning_rate}.')
+        raise UserError(f'schedule.learning_rate must be positive, got {s.learning_rate}.')
     if list(s.boundaries) != sorted(set(s.boundaries)):
-        raise ValueError(f'schedule.boundaries must be in ascending order, got {s.boundaries}.')
+        raise UserError(f'schedule.boundaries must be in ascending order, got {s.boundaries}.')
 
     warmup_steps = s.warmup_steps if s.warmup == 'linear' else 0
     if s.name == 'steps':
@@ -116,17 +120,19 @@ def create_schedule(config: ConfigDict) -> Schedule:
             s.learning_rate, {int(step): s.factor for step in s.boundaries})
     elif s.name == 'cosine':
         if warmup_steps >= config.num_steps:
-            raise ValueError(f'schedule.warmup_steps ({warmup_steps}) must be below num_steps '
+            raise UserError(f'schedule.warmup_steps ({warmup_steps}) must be below num_steps '
                              f'({config.num_steps}).')
         after = optax.cosine_decay_schedule(s.learning_rate, config.num_steps - warmup_steps)
-        curve = lambda step: after(jnp.maximum(step - warmup_steps, 0))
+
+        def curve(step):
+            return after(jnp.maximum(step - warmup_steps, 0))
     else:
         curve = optax.constant_schedule(s.learning_rate)
 
     rules = {}
     if s.name == 'plateau':
         if not s.plateau_window:
-            raise ValueError('schedule.plateau_window must be set to a number of steps over which '
+            raise UserError('schedule.plateau_window must be set to a number of steps over which '
                              'the training error is averaged.')
         rules['plateau'] = plateau(s.factor, s.plateau_window, s.plateau_patience,
                                    s.plateau_threshold, s.plateau_min_factor)
@@ -196,4 +202,4 @@ def error_warmup(factor: float, threshold: float, window: int) -> Schedule:
 
 def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f'{field} must be one of {", ".join(choices)}, got {value!r}.')
+        raise UserError(f'{field} must be one of {", ".join(choices)}, got {value!r}.')

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -76,6 +77,22 @@ class Program:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
 
+def create_model(config: ConfigDict) -> nn.Module:
+    """The network of `config.model`, checked against the size of the images.
+
+    Raises:
+      UserError: there is no such network, or it cannot take these images.
+    """
+    size = config.data.image_size
+    try:
+        model = models.create(config.model)
+        jax.eval_shape(lambda: model.init(
+            jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return model
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Program:
     """Builds the program that a config describes; compiles nothing.
 
@@ -83,19 +100,16 @@ def build(config: ConfigDict, mesh: Mesh) -> Program:
       UserError: a field of the config is wrong, or the data is not there.
     """
     config_lib.check(config, mesh.shape['data'])
-    try:
-        model = models.create(config.model)
-        optimizer = optim.create_optimizer(config)
-        schedule = optim.create_schedule(config)
-        train_data, eval_data, normalization = data.create_pipelines(config, mesh)
-        _check_data(config, train_data)
-        create_state = functools.partial(
-            state.create_state, model, optimizer, schedule, train_data.image_shape, config.seed,
-            config.optimizer.ema_decay is not None, normalization)
-        shapes = jax.eval_shape(create_state)
-        shardings = sharding.state_shardings(config, mesh, shapes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model = create_model(config)
+    optimizer = optim.create_optimizer(config)
+    schedule = optim.create_schedule(config)
+    train_data, eval_data, normalization = data.create_pipelines(config, mesh)
+    _check_data(config, train_data)
+    create_state = functools.partial(
+        state.create_state, model, optimizer, schedule, train_data.image_shape, config.seed,
+        config.optimizer.ema_decay is not None, normalization)
+    shapes = jax.eval_shape(create_state)
+    shardings = sharding.state_shardings(config, mesh, shapes)
     return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,
                    jax.tree.map(_placed, shapes, shardings))
 

@@ -9,6 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from resnet_jax.errors import UserError
+
 AXES = ('data', 'model')
 FSDP_FIELDS = ('params', 'opt_state', 'ema')  # of the training state
 FSDP_MIN_SIZE = 1024  # smaller arrays cost more to gather than they save
@@ -32,26 +34,34 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
     """Devices along the axes 'data' and 'model'.
 
     Raises:
-      ValueError: the devices cannot be laid out so.
+      UserError: the devices cannot be laid out so.
     """
     data, model = config.mesh.data, config.mesh.model
     if model < 1 or data == 0 or data < -1:
-        raise ValueError(f'mesh.data must be -1 or at least 1 and mesh.model at least 1, got '
+        raise UserError(f'mesh.data must be -1 or at least 1 and mesh.model at least 1, got '
                          f'{data} and {model}.')
     if data == -1:
         data = num_devices // model
-    if data * model != num_devices:
-        raise ValueError(
-            f'a mesh of {data} x {model} devices (mesh.data x mesh.model) does not use the '
-            f'{num_devices} devices that there are; mesh.data=-1 takes all that are left.')
+    if not 1 <= data * model <= num_devices:
+        raise UserError(
+            f'a mesh of {config.mesh.data} x {model} devices (mesh.data x mesh.model) does not fit '
+            f'on the {num_devices} that there are; mesh.data=-1 takes all that are left.')
     return data, model
 
 
 def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all devices of all processes, or over those given."""
+    """The mesh of `config.mesh` over the first so many devices, of all or of those given.
+
+    Raises:
+      UserError: there are too few, or some would be left out of a job of several processes.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
-    return jax.make_mesh(shape, AXES, devices=devices,
+    count = shape[0] * shape[1]
+    if count < len(devices) and jax.process_count() > 1:
+        raise UserError(f'mesh.data x mesh.model is {count}, but a job of several processes must '
+                        f'use all its {len(devices)} devices.')
+    return jax.make_mesh(shape, AXES, devices=devices[:count],
                          axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
@@ -71,11 +81,11 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
       state: a tree of arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-      ValueError: a rule does not fit the mesh or an array that it is found for.
+      UserError: a rule does not fit the mesh or an array that it is found for.
     """
     kind, rules = config.mesh.parameters, config.mesh.rules
     if kind not in ('replicated', 'fsdp'):
-        raise ValueError(f'mesh.parameters must be replicated or fsdp, got {kind!r}.')
+        raise UserError(f'mesh.parameters must be replicated or fsdp, got {kind!r}.')
 
     def sharding(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -101,9 +111,9 @@ def _split_largest(shape: tuple[int, ...], parts: int) -> P:
 def _check_rule(pattern: str, axes: tuple, name: str, shape: tuple[int, ...], mesh: Mesh) -> None:
     unknown = [axis for axis in axes if axis is not None and axis not in AXES]
     if unknown:
-        raise ValueError(f'mesh.rules: {pattern!r} names the axis {unknown[0]!r}; the axes are '
+        raise UserError(f'mesh.rules: {pattern!r} names the axis {unknown[0]!r}; the axes are '
                          f'{" and ".join(AXES)}.')
     if len(axes) > len(shape) or any(
             axis and size % mesh.shape[axis] for axis, size in zip(axes, shape, strict=False)):
-        raise ValueError(f'mesh.rules: {pattern!r} = {axes} cannot split {name} of shape {shape} '
+        raise UserError(f'mesh.rules: {pattern!r} = {axes} cannot split {name} of shape {shape} '
                          f'over a mesh of {dict(mesh.shape)}.')

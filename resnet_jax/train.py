@@ -27,7 +27,7 @@ from resnet_jax.writers import MetricsWriter, duration, read_rows, say, write_wh
 IN_FLIGHT = 2
 
 
-class Diverged(UserError):
+class Diverged(UserError):  # noqa: N818
     """The loss, the gradient or the parameters are no longer finite."""
 
 

@@ -1,20 +1,89 @@
 """Convolutions without bias, padded explicitly by half the kernel, He-initialised."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 # Gaussian with variance 2 / fan-in: K. He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(x, kernel, stride: int):
-    """Convolution of NHWC images with an HWIO kernel, k // 2 zeros padded on every side."""
-    return jax.lax.conv_general_dilated(
+    """Convolution of NHWC images with an HWIO kernel, k // 2 zeros padded on every side.
+
+    XLA's CPU backend runs the gradient of a convolution inside any loop (scanned blocks, the parts
+    of an accumulated batch, several steps a call) on a naive path: four scanned 3x3 layers of 32
+    filters on 128 images of 16x16 took 3973 ms, and take 71 ms with the gradients below. So on CPU
+    they are written as ordinary convolutions and matrix products. Elsewhere they are XLA's own.
+    """
+    return _convolve(x, kernel, stride)
+
+
+def _convolve(x, kernel, stride: int = 1):
+    return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(k // 2, k // 2) for k in kernel.shape[:2]],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        dimension_numbers=DIMENSIONS)
+
+
+def _forward(x, kernel, stride: int):
+    return _convolve(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, saved, dy):
+    x, kernel = saved
+
+    def own(x, kernel, dy):
+        return (_input_gradient(dy, kernel, x.shape, stride),
+                _kernel_gradient(x, dy, kernel.shape[0], stride))
+
+    def xla(x, kernel, dy):
+        return jax.vjp(lambda x, kernel: _convolve(x, kernel, stride), x, kernel)[1](dy)
+
+    return lax.platform_dependent(x, kernel, dy, cpu=own, default=xla)
+
+
+conv2d.defvjp(_forward, _backward)
+
+
+def _input_gradient(dy, kernel, shape: tuple[int, ...], stride: int):
+    """dy, spread over the input's pixels, convolved with the kernel turned around."""
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    zeros = [(0, size - (out - 1) * stride - 1, stride - 1)
+              for size, out in zip(shape[1:3], dy.shape[1:3], strict=True)]
+    def spread(y):
+        return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *zeros, (0, 0, 0)))
+
+    if kernel.shape[0] == 1:
+        return spread(_convolve(dy, turned))  # a 1x1 kernel does not mix the zeros in
+    return _convolve(spread(dy), turned)
+
+
+def _kernel_gradient(x, dy, k: int, stride: int):
+    """The sum over images and pixels of input patches times dy: [k, k, C, features]."""
+    if k > 1 and stride == 1:
+        # The channels take the place of the images, and dy that of the kernel.
+        return lax.conv_general_dilated(
+            x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), [(k // 2, k // 2)] * 2,
+            dimension_numbers=DIMENSIONS).transpose(1, 2, 0, 3)
+    n, h, w, features = dy.shape
+    channels = x.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+
+    def tap(i, j):
+        end = (n, i + (h - 1) * stride + 1, j + (w - 1) * stride + 1, channels)
+        pixels = lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
+        return jnp.dot(pixels.reshape(-1, channels).T, dy.reshape(-1, features),
+                       preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+    taps = jnp.stack([tap(i, j) for i in range(k) for j in range(k)])
+    return taps.reshape(k, k, channels, features).astype(x.dtype)
 
 
 class Conv(nn.Module):

@@ -1,0 +1,35 @@
+"""CIFAR-10 as in section 4.2: batch 128 on two GPUs, 64,000 steps, option A. ResNet-20 by default.
+
+  python -m resnet_jax.main --config=configs/cifar10.py --workdir=runs/cifar10 \
+      --config.model.depth=56
+
+Any depth 6n + 2. Reproduces table 6 and figure 6; the files cifar10_r*.py name its rows. Not run.
+"""
+
+from resnet_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.num_steps = 64_000
+    config.batch_size = 128
+
+    config.model.family = 'cifar'
+    config.model.depth = 20
+    config.model.width = 16
+    config.model.shortcut = 'A'
+    config.model.num_classes = 10
+    config.model.virtual_batch_size = 64
+
+    config.data.source = 'tfds'
+    config.data.image_size = 32
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.data.normalization = 'per_pixel_mean'
+
+    config.schedule.boundaries = (32_000, 48_000)
+
+    config.eval.every_steps = 2_000
+    config.eval.batch_size = 500
+    config.checkpoint.every_steps = 2_000
+    return config

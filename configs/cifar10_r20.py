@@ -1,0 +1,12 @@
+"""ResNet-20 on CIFAR-10: 8.75 % test error (table 6). Not run.
+
+  python -m resnet_jax.main --config=configs/cifar10_r20.py --workdir=runs/cifar10_r20
+"""
+
+from configs import cifar10
+
+
+def get_config():
+    config = cifar10.get_config()
+    config.model.depth = 20
+    return config

@@ -1,0 +1,12 @@
+"""ResNet-32 on CIFAR-10: 7.51 % test error (table 6). Not run.
+
+  python -m resnet_jax.main --config=configs/cifar10_r32.py --workdir=runs/cifar10_r32
+"""
+
+from configs import cifar10
+
+
+def get_config():
+    config = cifar10.get_config()
+    config.model.depth = 32
+    return config

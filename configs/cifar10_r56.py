@@ -1,0 +1,12 @@
+"""ResNet-56 on CIFAR-10: 6.97 % test error (table 6). Not run.
+
+  python -m resnet_jax.main --config=configs/cifar10_r56.py --workdir=runs/cifar10_r56
+"""
+
+from configs import cifar10
+
+
+def get_config():
+    config = cifar10.get_config()
+    config.model.depth = 56
+    return config

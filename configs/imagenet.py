@@ -1,0 +1,36 @@
+"""ImageNet as in section 3.4: batch 256, BN over 32 images, the plateau rule, 600,000 steps.
+
+  python -m resnet_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
+      --config.model.depth=101
+
+ResNet-50 by default. Reproduces tables 2, 3 and 4; the files imagenet_r*.py name their rows. Not
+run.
+"""
+
+from resnet_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.num_steps = 600_000
+    config.batch_size = 256
+
+    config.model.family = 'imagenet'
+    config.model.depth = 50
+    config.model.num_classes = 1000
+    config.model.virtual_batch_size = 32
+
+    config.data.source = 'tfds'
+    config.data.image_size = 224
+    config.data.flip = True
+    config.data.normalization = 'per_pixel_mean'
+
+    config.schedule.name = 'plateau'
+    config.schedule.plateau_window = 5_000  # about an epoch
+    config.schedule.plateau_patience = 5
+
+    config.eval.every_steps = 10_000
+    config.eval.batch_size = 256
+    config.eval.recalibrate_batches = 1_000  # as for the authors' released models
+    config.checkpoint.every_steps = 5_000
+    return config

@@ -1,0 +1,18 @@
+"""Plain networks on ImageNet: 27.94 % top-1 error with 18 layers, 28.54 % with 34 (table 2).
+
+Not run.
+
+  python -m resnet_jax.main --config=configs/imagenet_plain.py --workdir=runs/imagenet_plain34 \
+      --config.model.depth=34
+
+The deeper one is worse, in training error too (figure 4, left).
+"""
+
+from configs import imagenet
+
+
+def get_config():
+    config = imagenet.get_config()
+    config.model.depth = 18
+    config.model.plain = True
+    return config

@@ -1,0 +1,12 @@
+"""ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error by 10-crop testing (table 3, B). Not run.
+
+  python -m resnet_jax.main --config=configs/imagenet_r34.py --workdir=runs/imagenet_r34
+"""
+
+from configs import imagenet
+
+
+def get_config():
+    config = imagenet.get_config()
+    config.model.depth = 34
+    return config

@@ -1,0 +1,18 @@
+"""VGG-16 with batch normalisation on ImageNet, the paper's yardstick (table 3). Not run.
+
+  python -m resnet_jax.main --config=configs/imagenet_vgg16.py --workdir=runs/imagenet_vgg16
+
+VGG-16 has 28.07 / 9.33 % top-1 / top-5 error by 10-crop testing in the paper, trained without batch
+normalisation. VGG-19 by --config.model.depth=19.
+"""
+
+from configs import imagenet
+
+
+def get_config():
+    config = imagenet.get_config()
+    config.model.family = 'vgg'
+    config.model.depth = 16
+    config.optimizer.weight_decay = 5e-4  # section 3.1 of the VGG paper
+    config.schedule.learning_rate = 0.01
+    return config

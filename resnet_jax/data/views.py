@@ -1,0 +1,81 @@
+"""The views of a test image that the paper's protocols average over (section 3.4)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_jax.data import crops, decode
+from resnet_jax.data.sources import Item
+from resnet_jax.data.transforms import EvalTransform
+
+PROTOCOLS = ('center_crop', 'ten_crop', 'multi_scale')
+SCALES = (224, 256, 384, 480, 640)
+STRIDE = 32  # pixels of the image that one position of the last feature map stands for
+MAX_ASPECT = 2  # longer over shorter side; of a longer image the middle is seen
+
+
+class Views(NamedTuple):
+    """Makes the views of an image.
+
+    Attributes:
+      protocol: 'center_crop', 'ten_crop' or 'multi_scale'.
+      size: of the crops, in pixels.
+      resize: the shorter side before cropping.
+      scales: of 'multi_scale', the shorter sides.
+    """
+
+    protocol: str
+    size: int
+    resize: int
+    scales: tuple[int, ...] = SCALES
+
+    def __call__(self, item: Item) -> list[np.ndarray]:
+        """Groups of views of one shape, uint8 [views, H, W, C]; each group counts alike.
+
+        Raises:
+          UnreadableImageError: the image is damaged.
+        """
+        if self.protocol == 'center_crop':
+            return [EvalTransform(self.size, self.resize)(item)[None]]
+        pixels = item.image
+        if not isinstance(pixels, np.ndarray):
+            pixels = decode.decode(pixels, item.name)
+        if self.protocol == 'ten_crop':
+            return [ten_crop(resize(pixels, self.resize), self.size)]
+        return [fully_convolutional(resize(pixels, scale))[None] for scale in self.scales]
+
+
+def resize(pixels: np.ndarray, shorter: int) -> np.ndarray:
+    """The whole image with its shorter side made `shorter`: uint8 [H, W, C] in and out."""
+    height, width = pixels.shape[:2]
+    return decode.resample(pixels, decode.Region(0, 0, height, width, closed=True),
+                           crops.resized(height, width, shorter))
+
+
+def ten_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The four corners and the centre, then their mirror images: uint8 [10, size, size, C].
+
+    A. Krizhevsky et al., "ImageNet Classification with Deep CNNs", 2012, section 4.1.
+    """
+    bottom, right = (x - size for x in pixels.shape[:2])
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right),
+               (round(bottom / 2), round(right / 2))]
+    views = np.stack([pixels[top:top + size, left:left + size] for top, left in corners])
+    return np.concatenate([views, views[:, :, ::-1]])
+
+
+def fully_convolutional(pixels: np.ndarray) -> np.ndarray:
+    """The image, its longer side cut on both ends to a multiple of 32 pixels.
+
+    Every shape of image is a program to compile, and so there are few. At most twice the shorter
+    side is kept. A square is left as it is.
+    """
+    shorter = min(pixels.shape[:2])
+
+    def kept(side: int) -> slice:
+        if side == shorter:
+            return slice(0, side)
+        length = max(shorter, min(side, MAX_ASPECT * shorter) // STRIDE * STRIDE)
+        return slice((side - length) // 2, (side - length) // 2 + length)
+
+    return pixels[kept(pixels.shape[0]), kept(pixels.shape[1])]
