@@ -109,7 +109,7 @@ def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline
         train_source, test_source = resident
         transform = None
         train, test = (Resident(source, mesh, size, augmentation) for source, size, augmentation
-                       in ((train_source, config.batch_size, _augmentation(config)),
+                       in ((train_source, config.batch_size, augmentation(config)),
                            (test_source, config.eval.batch_size, None)))
     else:
         size = data.image_size
@@ -121,8 +121,8 @@ def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline
                  workers=data.workers, chunk_size=data.chunk_size,
                  batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
             for source, batch_size, kind, augmentation in (
-                (train_source, config.batch_size, _train_transform(config),
-                 _augmentation(config)),
+                (train_source, config.batch_size, train_transform(config),
+                 augmentation(config)),
                 (test_source, config.eval.batch_size, transform, None)))
     return train, test, normalization.measure(train_source, data.normalization, transform,
                                               data.cache)
@@ -197,7 +197,8 @@ def _as_array(config: ConfigDict, source: Source) -> ArraySource:
                          skip_unreadable=data.on_unreadable == 'skip')
 
 
-def _augmentation(config: ConfigDict) -> Augmentation:
+def augmentation(config: ConfigDict) -> Augmentation:
+    """What is done to training images on the device."""
     data = config.data
     on_device = data.train_crop == 'pad'
     return Augmentation(config.seed, data.crop_padding if on_device else 0,
@@ -205,7 +206,8 @@ def _augmentation(config: ConfigDict) -> Augmentation:
                         data.cutmix_alpha)
 
 
-def _train_transform(config: ConfigDict) -> TrainTransform:
+def train_transform(config: ConfigDict) -> TrainTransform:
+    """What is done to training images on the host."""
     data = config.data
     return TrainTransform(data.image_size, config.seed, data.train_crop, tuple(data.crop_scale),
                           tuple(data.crop_ratio), tuple(data.jitter_sides), data.flip,
