@@ -2,13 +2,14 @@
 
 import difflib
 import functools
+import os
 import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
@@ -30,33 +31,62 @@ class OptionalParser(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
-@functools.cache
-def config_flag() -> flags.FlagHolder:
-    """The flag --config; fields are set by --config.a.b=value, and 'none' empties them.
+def flag(define: Callable[..., flags.FlagHolder], name: str, *args, **kwargs) -> flags.FlagHolder:
+    """Defines a flag, unless another command has defined one of this name.
 
     Commands share their flags, so that one process can import several of them.
+
+    Args:
+      define: such as `flags.DEFINE_string`, called with the name and the other arguments.
+      name: of the flag.
     """
-    config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
-    config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
-    holder = config_flags.DEFINE_config_file(
-        'config', None, 'Config file, such as configs/digits_r20.py. Any of its fields is set by '
-        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
-        'them all.')
-    flags.mark_flag_as_required('config')
+    if name in flags.FLAGS:
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
+    return define(name, *args, **kwargs)
+
+
+def config_flag(required: bool = True) -> flags.FlagHolder:
+    """The flag --config; fields are set by --config.a.b=value, and 'none' empties them."""
+    holder = _config_flag()
+    if required:
+        flags.mark_flag_as_required('config')
     return holder
 
 
 @functools.cache
+def _config_flag() -> flags.FlagHolder:
+    config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
+    config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
+    return config_flags.DEFINE_config_file(
+        'config', None, 'Config file, such as configs/digits_r20.py. Any of its fields is set by '
+        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
+        'them all.')
+
+
 def json_flag() -> flags.FlagHolder:
     """The flag --json."""
-    return flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.')
+    return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def use_compilation_cache(config: ConfigDict) -> None:
+    """Keeps compiled programs in the folder that the config or the environment names."""
+    import jax
+
+    if config.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update(
+            'jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+
+
+def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) -> None:
     """Parses the flags and runs a command.
 
     A mistake of the user's ends in one sentence on stderr and exit status 1; any other error keeps
     its traceback.
+
+    Args:
+      main: takes what is left when the flags are parsed, the program's name first; returns the exit
+        status.
+      takes_files: whether arguments that are no flags are welcome.
     """
     def guarded(argv):
         try:
@@ -64,7 +94,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             fail(str(error))
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, takes_files=takes_files))
 
 
 def fail(message: str) -> None:
@@ -73,7 +103,7 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     """Parses the flags; whatever is wrong with them ends in one sentence."""
     try:
         rest = flags.FLAGS(argv)
@@ -85,7 +115,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if problem is None and not isinstance(error, flags.Error):
             raise
         fail(problem or ' '.join(str(error).split()))
-    if len(rest) > 1 and not flags.FLAGS.find_module_defining_flag('files'):
+    if len(rest) > 1 and not takes_files:
         fail(f'{rest[1]!r} is no flag; flags look like --name=value.')
     if flags.FLAGS['verbosity'].using_default_value:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise

@@ -14,23 +14,29 @@ from absl import flags
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-INPUT = flags.DEFINE_string(
-    'input', None, 'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or '
-    '.caffemodel. A config.json and preprocessor_config.json beside it are heeded.')
-OUTPUT = flags.DEFINE_string(
-    'output', None, 'Folder to write, which must not hold checkpoints yet.')
-STRIDE_IN = flags.DEFINE_enum(
-    'stride_in', None, ['v1', 'v1.5'], 'Where bottlenecks have their stride: v1, the first 1x1 '
-    'convolution; v1.5, the 3x3. Tensors do not tell; without the flag it is what the files say, '
-    'otherwise v1 for Caffe and v1.5 for the rest.')
-MEAN = flags.DEFINE_list(
-    'mean', None, 'What is subtracted from the input, a number a channel in units of the full '
-    'range; without the flag what the files say, otherwise that of ImageNet.')
-STD = flags.DEFINE_list(
-    'std', None, 'What the input is then divided by, likewise.')
-CLASSES = flags.DEFINE_string(
-    'classes', None, 'Text file of class names, one a line in label order, to store with the '
-    'weights. The names of ImageNet need not be given.')
+INPUT = cli.flag(
+    flags.DEFINE_string, 'input', None,
+    'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or .caffemodel. A '
+    'config.json and preprocessor_config.json beside it are heeded.')
+OUTPUT = cli.flag(
+    flags.DEFINE_string, 'output', None,
+    'Folder to write, which must not hold checkpoints yet.')
+STRIDE_IN = cli.flag(
+    flags.DEFINE_enum, 'stride_in', None, ['v1', 'v1.5'],
+    'Where bottlenecks have their stride: v1, the first 1x1 convolution; v1.5, the 3x3. Tensors '
+    'do not tell; without the flag it is what the files say, otherwise v1 for Caffe and v1.5 for '
+    'the rest.')
+MEAN = cli.flag(
+    flags.DEFINE_list, 'mean', None,
+    'What is subtracted from the input, a number a channel in units of the full range; without '
+    'the flag what the files say, otherwise that of ImageNet.')
+STD = cli.flag(
+    flags.DEFINE_list, 'std', None,
+    'What the input is then divided by, likewise.')
+CLASSES = cli.flag(
+    flags.DEFINE_string, 'classes', None,
+    'Text file of class names, one a line in label order, to store with the weights. The names of'
+    ' ImageNet need not be given.')
 flags.mark_flags_as_required(['input', 'output'])
 
 

@@ -7,6 +7,8 @@
       --checkpoint=weights/resnet50 --checkpoint=weights/resnet101 --protocol=multi_scale
 
 Several checkpoints are an ensemble. The softmax outputs of all views and networks are averaged.
+--json prints eval/loss, eval/top1_error, eval/top5_error, eval/calibration_error and eval/count,
+and eval/class_error, a list in label order; errors are in percent.
 """
 
 import dataclasses
@@ -18,37 +20,42 @@ from absl import flags
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-CONFIG = cli.define_config_flag(required=False)
-WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of a run; its newest checkpoint is evaluated on the data of its '
-    'config.json, unless --config names others.')
-CHECKPOINT = flags.DEFINE_multi_string(
-    'checkpoint', [], 'Folder of a run or of converted weights, or one checkpoint of a run, '
-    'RUN/checkpoints/STEP. Several make an ensemble. The data is that of --config, or of the first '
-    'checkpoint if that was trained here.')
-PROTOCOL = flags.DEFINE_enum(
-    'protocol', 'center_crop', ['center_crop', 'ten_crop', 'multi_scale'],
+CONFIG = cli.config_flag(required=False)
+WORKDIR = cli.flag(
+    flags.DEFINE_string, 'workdir', None,
+    'Folder of a run; its newest checkpoint is evaluated on the data of its config.json, unless '
+    '--config names others.')
+CHECKPOINT = cli.flag(
+    flags.DEFINE_multi_string, 'checkpoint', [],
+    'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP. '
+    'Several make an ensemble. The data is that of --config, or of the first checkpoint if that '
+    'was trained here.')
+PROTOCOL = cli.flag(
+    flags.DEFINE_enum, 'protocol', 'center_crop', ['center_crop', 'ten_crop', 'multi_scale'],
     'center_crop: the shorter side is resized to --resize, and the centre is seen. ten_crop: the '
     'four corners, the centre and their mirror images. multi_scale: the whole image at every one '
     'of --scales, the network being applied fully convolutionally; the longer side is cut to a '
     'multiple of 32 pixels, and to twice the shorter side.')
-RESIZE = flags.DEFINE_integer(
-    'resize', None, 'Shorter side of the image before cropping; without the flag '
-    'data.eval_resize, or data.image_size.', lower_bound=1)
-SCALES = flags.DEFINE_list(
-    'scales', ['224', '256', '384', '480', '640'], 'Shorter sides of multi_scale, in pixels.')
-BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', 128, 'Crops that are computed at once, over all devices of a process; of larger '
-    'views fewer are.', lower_bound=1)
-RECALIBRATE = flags.DEFINE_integer(
-    'recalibrate_batches', 0, 'Training batches of --config over which the BN statistics are first '
-    'computed anew, as a strict average; 0: those of the checkpoint.', lower_bound=0)
-CONFUSION = flags.DEFINE_string(
-    'confusion', None, 'File for the confusion matrix, tab-separated: a row for each right class, '
-    'a column for each predicted one.')
-JSON = flags.DEFINE_bool(
-    'json', False, 'Print one JSON object: eval/loss, eval/top1_error, eval/top5_error, '
-    'eval/calibration_error, eval/count and eval/class_error, errors in percent.')
+RESIZE = cli.flag(
+    flags.DEFINE_integer, 'resize', None,
+    'Shorter side of the image before cropping; without the flag data.eval_resize, or '
+    'data.image_size.', lower_bound=1)
+SCALES = cli.flag(
+    flags.DEFINE_list, 'scales', ['224', '256', '384', '480', '640'],
+    'Shorter sides of multi_scale, in pixels.')
+BATCH_SIZE = cli.flag(
+    flags.DEFINE_integer, 'batch_size', 128,
+    'Crops that are computed at once, over all devices of a process; of larger views fewer are.',
+    lower_bound=1)
+RECALIBRATE = cli.flag(
+    flags.DEFINE_integer, 'recalibrate_batches', 0,
+    'Training batches of --config over which the BN statistics are first computed anew, as a '
+    'strict average; 0: those of the checkpoint.', lower_bound=0)
+CONFUSION = cli.flag(
+    flags.DEFINE_string, 'confusion', None,
+    'File for the confusion matrix, tab-separated: a row for each right class, a column for each '
+    'predicted one.')
+JSON = cli.json_flag()
 
 WORST = 5  # classes that the printed report names
 

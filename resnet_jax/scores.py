@@ -19,7 +19,7 @@ class Scores(NamedTuple):
       loss: mean negative log-probability of the right class.
       top1_error, top5_error: percent.
       calibration_error: expected calibration error, percent.
-      class_error: top-1 error of each class, percent; NaN where it has no images: float64 [classes].
+      class_error: top-1 error of each class, percent, NaN without images: float64 [classes].
       confusion: images by right class (rows) and predicted class: int64 [classes, classes].
       count: images.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -119,14 +120,25 @@ def write_torchvision(path: pathlib.Path, weights: Weights) -> None:
     the file's metadata, so that `read` gives back the same network.
     """
     settings = {
-        'model': weights.config.model.to_dict(), 
+        'model': weights.config.model.to_dict(),
         'image_size': (weights.config.data.image_size, weights.config.data.eval_resize),
         **{part: np.asarray(value).tolist() for part, value in weights.normalization.items()}}
     tensors = names.to_torch(weights.variables, weights.config.model)
-    data = save(tensors, {'format': 'pt', SETTINGS_KEY: json.dumps(settings)})
-    part = path.with_name(path.name + '.part')
-    part.write_bytes(data)
-    part.replace(path)
+    write_bytes_whole(path, save(tensors, {'format': 'pt', SETTINGS_KEY: json.dumps(settings)}))
+
+
+def write_bytes_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file such that it is there whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
 def _own_settings(metadata: Mapping[str, str], path: pathlib.Path) -> dict[str, Any]:

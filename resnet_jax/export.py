@@ -1,0 +1,80 @@
+"""Exports a trained network for other programs.
+
+  python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.safetensors
+  python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.stablehlo
+
+A .safetensors file has torchvision's names; `resnet_jax.convert` reads it back without a change.
+A .stablehlo file is the whole network, weights and input normalisation included, for any number of
+images at once on CPU, GPU and TPU. It is read by `jax.export.deserialize`, and its `call` turns
+uint8 images [N, H, W, C] into class scores before the softmax, float32 [N, classes].
+"""
+
+import pathlib
+
+from absl import flags
+
+from resnet_jax import cli
+from resnet_jax.errors import UserError
+
+CHECKPOINT = cli.flag(
+    flags.DEFINE_multi_string, 'checkpoint', [],
+    'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP.')
+OUTPUT = cli.flag(
+    flags.DEFINE_string, 'output', None, 'File to write: .safetensors or .stablehlo.')
+IMAGE_SIZE = cli.flag(
+    flags.DEFINE_integer, 'image_size', None,
+    'Height and width of the images that a .stablehlo file takes; without the flag those that the '
+    'network was trained with.', lower_bound=1)
+flags.mark_flag_as_required('output')
+
+
+def main(_) -> None:
+    from resnet_jax import pretrained, weights
+    from resnet_jax.weights import stored
+
+    if len(CHECKPOINT.value) != 1:
+        raise UserError('give one --checkpoint=DIR, a workdir or converted weights.')
+    path, output = pathlib.Path(CHECKPOINT.value[0]), pathlib.Path(OUTPUT.value).expanduser()
+    if output.suffix not in ('.safetensors', '.stablehlo'):
+        raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
+    if not output.parent.is_dir():
+        raise UserError(f'there is no folder {output.parent}.')
+    if output.suffix == '.safetensors':
+        weights.write_torchvision(output, stored.read(path))
+    else:
+        network = pretrained.load(path)
+        size = IMAGE_SIZE.value or network.config.data.image_size
+        weights.write_bytes_whole(output, stablehlo(network, size))
+    print(f'wrote {output}')
+
+
+def stablehlo(network, image_size: int) -> bytearray:
+    """The network as a serialised `jax.export.Exported` with a symbolic batch size.
+
+    Args:
+      network: a `resnet_jax.pretrained.Classifier`.
+      image_size: height and width of its images.
+
+    Returns:
+      What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
+      float32 [b, classes].
+    """
+    import functools
+
+    import jax
+    import numpy as np
+    from jax import export
+
+    from resnet_jax.pretrained import logits
+
+    weights = dict(network.variables), dict(network.normalization)
+    shape = export.symbolic_shape(
+        f'b, {image_size}, {image_size}, {network.config.data.channels}')
+    function = jax.jit(functools.partial(logits, network.model, weights))
+    exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
+        jax.ShapeDtypeStruct(shape, np.uint8))
+    return exported.serialize()
+
+
+if __name__ == '__main__':
+    cli.run(main)
