@@ -1,4 +1,4 @@
-"""ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error by 10-crop testing (table 3, B). Not run.
+"""ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error, 10-crop (table 3, B). Not run.
 
   python -m resnet_jax.main --config=configs/imagenet_r34.py --workdir=runs/imagenet_r34
 """

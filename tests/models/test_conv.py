@@ -1,0 +1,58 @@
+"""Convolutions: the gradients written for CPU, and the padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models.conv import Conv, conv2d
+
+
+@pytest.mark.parametrize('size', [8, 9])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(3, size, size + 3, 4)))
+        kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)))
+
+        def autodiff(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), [(kernel_size // 2,) * 2] * 2,
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+        def loss(convolution):
+            return lambda x, kernel: jnp.sin(convolution(x, kernel)).sum()
+
+        expected = jax.grad(loss(autodiff), (0, 1))(x, kernel)
+        got = jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1))(x, kernel)
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(('kernel_size', 'size', 'stride', 'out'), [
+    (7, 224, 2, 112), (3, 56, 2, 28), (3, 7, 2, 4), (1, 56, 2, 28), (1, 7, 2, 4), (3, 9, 1, 9)])
+def test_padding_is_half_the_kernel_on_every_side(kernel_size, size, stride, out):
+    conv = Conv(1, kernel_size, stride)
+    x = jnp.ones((1, size, size, 1))
+    kernel = jnp.ones((kernel_size, kernel_size, 1, 1))
+    y = conv.apply({'params': {'kernel': kernel}}, x)
+    assert y.shape == (1, out, out, 1)
+    # The first output sees the padding on its upper left side: half the kernel and the centre.
+    assert y[0, 0, 0, 0] == (kernel_size // 2 + 1) ** 2
+
+
+def test_initial_weights_are_gaussian_with_variance_two_over_fan_in():
+    kernel = Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))['params']['kernel']
+    assert abs(kernel.std() / np.sqrt(2 / (9 * 64)) - 1) < 0.01
+    # A Gaussian has 4.55 % of its mass beyond two standard deviations; a truncated one, none.
+    assert abs((abs(kernel) > 2 * kernel.std()).mean() - 0.0455) < 0.005
+
+
+def test_bfloat16_computes_on_float32_parameters():
+    conv = Conv(4, 3, use_bias=True, dtype=jnp.bfloat16)
+    variables = conv.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    assert conv.apply(variables, jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16

@@ -1,0 +1,180 @@
+"""The networks of the paper: sizes, variants, and how they are executed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_jax import config as config_lib
+from resnet_jax import models
+from resnet_jax.models.resnet import architecture
+
+
+def model_config(**fields):
+    config = config_lib.default().model
+    config.update(dict(family='imagenet', depth=18, num_classes=7, width=8), **fields)
+    return config
+
+
+def bottleneck(**fields):
+    """ResNet-50 of one block or two a stage and 4 filters."""
+    return models.create(model_config(depth=50, width=4, **fields)).clone(stage_sizes=(2, 1, 1, 1))
+
+
+def init(model, size=32, channels=3):
+    images = jax.random.normal(jax.random.key(1), (4, size, size, channels))
+    return model.init(jax.random.key(0), images, train=False), images
+
+
+def train_output(model, variables, images):
+    return model.apply(variables, images, train=True, mutable=['batch_stats'])[0]
+
+
+def paths(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator='/')
+            for path, _ in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize('fields', [
+    dict(family='cifar', depth=20, width=4, shortcut='A'),
+    dict(family='cifar', depth=20, width=4, shortcut='C'),
+    dict(depth=34, width=4),
+])
+def test_scanned_and_unrolled_networks_give_the_same_logits(fields):
+    unrolled = models.create(model_config(unroll=True, **fields))
+    scanned = models.create(model_config(unroll=False, **fields))
+    variables, images = init(unrolled)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, init(scanned)[0])
+    for mode in (lambda m: m.apply(variables, images, train=False),
+                 lambda m: train_output(m, variables, images)):
+        np.testing.assert_allclose(mode(unrolled), mode(scanned), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('depth', [16, 60, 151])
+def test_a_depth_that_the_paper_does_not_have_is_an_error(depth):
+    with pytest.raises(ValueError, match='one of 18, 34, 50, 101, 152'):
+        models.create(model_config(depth=depth))
+
+
+@given(st.integers(-10, 2000))
+def test_cifar_depths_are_6n_plus_2(depth):
+    if depth >= 8 and depth % 6 == 2:
+        n = (depth - 2) // 6
+        assert architecture('cifar', depth)[1] == (n, n, n)
+    else:
+        with pytest.raises(ValueError, match='6n \\+ 2'):
+            architecture('cifar', depth)
+
+
+@pytest.mark.parametrize(('field', 'value'), [
+    ('family', 'resnext'), ('shortcut', 'D'), ('stride_in', 'v2'), ('dtype', 'float16'),
+    ('num_classes', 0), ('width', 0)])
+def test_values_that_do_not_exist_are_named(field, value):
+    with pytest.raises(ValueError, match=f'model.{field} must be'):
+        models.create(model_config(**{field: value}))
+
+
+def test_the_plain_twin_lacks_the_shortcuts_and_nothing_else():
+    residual, _ = init(models.create(model_config()))
+    plain, _ = init(models.create(model_config(plain=True)))
+    missing = paths(residual) - paths(plain)
+    assert missing and all('/shortcut/' in path for path in missing)
+    assert paths(plain) < paths(residual)
+
+
+def test_shortcuts_a_b_and_c_project_nowhere_where_the_shape_changes_and_everywhere():
+    projections = {
+        option: {path.split('/shortcut/')[0] for path in paths(init(models.create(
+            model_config(shortcut=option)))[0]['params']) if '/shortcut/' in path}
+        for option in 'ABC'}
+    assert projections == {
+        'A': set(),
+        'B': {f'stage{i}/first' for i in (2, 3, 4)},
+        'C': {f'stage{i}/{block}' for i in (1, 2, 3, 4) for block in ('first', 'rest')}}
+
+
+def test_option_a_takes_every_second_pixel_and_pads_half_the_channels_on_either_side():
+    model = models.create(model_config(family='cifar', depth=8, width=4, shortcut='A',
+                                       zero_init_last_gamma=True))
+    variables, images = init(model, size=9)
+    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
+    stage1, stage2 = (state['intermediates'][name]['__call__'][0] for name in ('stage1', 'stage2'))
+    # With the last gamma at zero a block is its shortcut, and after a ReLU another changes nothing.
+    np.testing.assert_array_equal(stage2[..., 2:6], stage1[:, ::2, ::2])
+    assert not stage2[..., :2].any() and not stage2[..., 6:].any()
+
+
+def test_zero_gamma_makes_every_block_the_identity_at_the_start():
+    model = models.create(model_config(family='cifar', depth=20, width=4, shortcut='A',
+                                       zero_init_last_gamma=True))
+    variables, images = init(model)
+    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
+    captured = state['intermediates']
+    np.testing.assert_array_equal(
+        captured['stem']['__call__'][0], captured['stage1']['__call__'][0])
+    with pytest.raises(ValueError, match='needs shortcuts'):
+        models.create(model_config(plain=True, zero_init_last_gamma=True))
+
+
+@pytest.mark.parametrize(('stride_in', 'size'), [('v1', 4), ('v1.5', 8)])
+def test_v1_strides_on_the_1x1_and_v15_on_the_3x3(stride_in, size):
+    model = bottleneck(stride_in=stride_in)
+    variables, images = init(model)
+    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
+    first = state['intermediates']['stage2']['first']
+    assert first['conv1']['__call__'][0].shape[1] == size
+    assert first['conv2']['__call__'][0].shape[1] == 4
+
+
+@pytest.mark.parametrize(('size', 'channels', 'classes'), [
+    (32, 1, 3), (33, 4, 1000), (57, 3, 2)])
+def test_any_image_size_channels_and_classes(size, channels, classes):
+    model = bottleneck().clone(num_classes=classes)
+    variables, images = init(model, size, channels)
+    logits = model.apply(variables, images, train=False)
+    assert logits.shape == (4, classes) and logits.dtype == jnp.float32
+    assert jnp.isfinite(logits).all()
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32():
+    exact, half = bottleneck(), bottleneck(dtype='bfloat16')
+    variables, images = init(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    logits = half.apply(variables, images, train=False)
+    assert logits.dtype == jnp.float32
+    reference = exact.apply(variables, images, train=False)
+    difference = jnp.abs(logits - reference).max() / jnp.abs(reference).max()
+    assert 0 < difference < 0.05
+
+
+def test_blocks_that_are_stacked_start_from_different_weights():
+    params = init(models.create(model_config(family='cifar', depth=20, width=4)))[0]['params']
+    kernels = params['stage1']['rest']['conv1']['kernel']
+    assert kernels.shape == (2, 3, 3, 4, 4)
+    assert abs(np.corrcoef(kernels.reshape(2, -1))[0, 1]) < 0.3
+    assert abs(kernels.std() / np.sqrt(2 / (9 * 4)) - 1) < 0.2
+
+
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_vgg_gives_logits_averaged_over_a_larger_image(batch_norm):
+    model = models.create(model_config(family='vgg', depth=16, width=1, batch_norm=batch_norm))
+    variables, _ = init(model, 224)
+    assert ('batch_stats' in variables) == batch_norm
+    key = jax.random.key(3)
+    image = jax.random.normal(key, (1, 256, 224, 3))
+    large = model.apply(variables, image, train=False)
+    assert large.shape == (1, 7) and jnp.isfinite(large).all()
+    # Dropout is random in training only.
+    drop = [model.apply(variables, image, train=True, mutable=['batch_stats'],
+                        rngs={'dropout': jax.random.key(i)})[0] for i in (0, 0, 1)]
+    np.testing.assert_array_equal(drop[0], drop[1])
+    assert (drop[0] != drop[2]).any()
+
+
+def test_vgg_refuses_images_below_224_pixels():
+    with pytest.raises(ValueError, match='at least 224 pixels'):
+        init(models.create(model_config(family='vgg', depth=19, width=1)), 192)
+    with pytest.raises(ValueError, match='must be 16 or 19'):
+        models.create(model_config(family='vgg', depth=18))

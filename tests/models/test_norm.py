@@ -1,0 +1,96 @@
+"""Batch normalisation over virtual batches, against formulas in numpy and against Flax."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_jax.models.norm import BatchNorm
+
+EPSILON = 1e-5
+
+
+def variables(channels, rng):
+    positive = rng.uniform(0.5, 2, (2, channels)).astype(np.float32)
+    any_sign = rng.normal(size=(2, channels)).astype(np.float32)
+    return {'params': {'scale': positive[0], 'bias': any_sign[0]},
+            'batch_stats': {'mean': any_sign[1], 'var': positive[1]}}
+
+
+@settings(max_examples=25, deadline=None)
+@given(groups=st.integers(1, 4), size=st.integers(1, 5), pixels=st.integers(2, 5),
+       channels=st.integers(1, 4), unbiased=st.booleans(), momentum=st.floats(0, 1),
+       offset=st.sampled_from([0.0, 30.0]))
+def test_every_group_is_normalised_by_itself(
+        groups, size, pixels, channels, unbiased, momentum, offset):
+    rng = np.random.default_rng(groups * 100 + size)
+    x = rng.normal(offset, 3, (groups * size, pixels, pixels, channels)).astype(np.float32)
+    start = variables(channels, rng)
+    norm = BatchNorm(train=True, virtual_batch_size=size, momentum=momentum,
+                     unbiased_variance=unbiased)
+    y, updates = norm.apply(start, x, mutable=['batch_stats'])
+
+    grouped = x.astype(np.float64).reshape(groups, size, pixels, pixels, channels)
+    mean = grouped.mean((1, 2, 3), keepdims=True)
+    var = grouped.var((1, 2, 3), keepdims=True)
+    gamma, beta = start['params']['scale'], start['params']['bias']
+    expected = (grouped - mean) / np.sqrt(var + EPSILON) * gamma + beta
+    np.testing.assert_allclose(y, expected.reshape(x.shape), rtol=2e-3, atol=2e-3)
+
+    n = size * pixels * pixels
+    stats = {'mean': mean, 'var': var * n / (n - 1) if unbiased else var}
+    for name, value in stats.items():
+        old = start['batch_stats'][name]
+        np.testing.assert_allclose(
+            updates['batch_stats'][name],
+            momentum * old + (1 - momentum) * value.mean((0, 1, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_whole_batch_equals_flax():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
+    start = variables(3, rng)
+    ours = BatchNorm(train=True, unbiased_variance=False)
+    theirs = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON)
+
+    def loss(norm, params, x):
+        y, updates = norm.apply({**start, 'params': params}, x, mutable=['batch_stats'])
+        return jnp.sin(y).sum(), (y, updates)
+
+    for got, expected in zip(
+            jax.tree.leaves(jax.grad(loss, (1, 2), has_aux=True)(ours, start['params'], x)),
+            jax.tree.leaves(jax.grad(loss, (1, 2), has_aux=True)(theirs, start['params'], x)),
+            strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_uses_the_running_statistics_and_changes_nothing():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 2, 2, 3)).astype(np.float32)
+    start = variables(3, rng)
+    y, updates = BatchNorm(train=False, virtual_batch_size=4).apply(
+        start, x, mutable=['batch_stats'])
+    stats, params = start['batch_stats'], start['params']
+    expected = ((x - stats['mean']) / np.sqrt(stats['var'] + EPSILON) * params['scale']
+                + params['bias'])
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    for name in stats:
+        np.testing.assert_array_equal(updates['batch_stats'][name], stats[name])
+
+
+def test_statistics_are_float32_when_the_computation_is_bfloat16():
+    x = jnp.full((4, 8, 8, 2), 3.0, jnp.bfloat16) + jnp.arange(2, dtype=jnp.bfloat16)
+    norm = BatchNorm(train=True, dtype=jnp.bfloat16, momentum=0.0)
+    y, updates = norm.init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype('float32')}
+    np.testing.assert_array_equal(updates['batch_stats']['mean'], [3.0, 4.0])
+
+
+def test_a_batch_that_the_virtual_batch_does_not_divide_is_an_error():
+    with pytest.raises(ValueError, match='6 images is no multiple of the virtual batch of 4'):
+        BatchNorm(train=True, virtual_batch_size=4).init(
+            jax.random.key(0), jnp.zeros((6, 2, 2, 1)))

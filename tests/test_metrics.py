@@ -1,0 +1,58 @@
+"""Metrics: ranks, masks, and sums that do not depend on the batches."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_jax.metrics import Metrics, cross_entropy, label_ranks
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 9))
+def test_ranks_are_those_of_a_stable_sort(seed, n, classes):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 4, (n, classes)).astype(np.float32)  # with many ties
+    labels = rng.integers(0, classes, n)
+    order = np.argsort(-logits, axis=1, kind='stable')
+    expected = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
+    np.testing.assert_array_equal(label_ranks(jnp.asarray(logits), jnp.asarray(labels)), expected)
+    correct = logits.argmax(1) == labels
+    np.testing.assert_array_equal(np.asarray(expected) == 0, correct)
+
+
+def test_a_network_that_is_not_a_number_is_wrong():
+    logits = jnp.full((3, 10), jnp.nan)
+    assert (label_ranks(logits, jnp.array([0, 5, 9])) >= 1).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 17))
+def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
+    rng = np.random.default_rng(n)
+    logits = rng.normal(size=(n, 8)).astype(np.float32)
+    labels = rng.integers(0, 8, n)
+    parts = []
+    for start in range(0, n, batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), n - 1)
+        mask = (np.arange(start, start + batch_size) < n).astype(np.float32)
+        batch = {'label': jnp.asarray(labels[index]), 'mask': jnp.asarray(mask)}
+        scores = jnp.asarray(logits[index])
+        parts.append(Metrics.of_batch(scores, batch, cross_entropy(scores, batch['label'], 0.0)))
+    report = functools.reduce(Metrics.merge, parts, Metrics.zero()).report()
+    assert report['count'] == n
+    assert report['top1_error'] == 100 * float((logits.argmax(1) != labels).mean())
+    own = logits[np.arange(n), labels]
+    assert report['top5_error'] == 100 * float(((logits > own[:, None]).sum(1) >= 5).mean())
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(n), labels]
+    np.testing.assert_allclose(report['loss'], losses.mean(), rtol=1e-5)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1]]))
+    loss = cross_entropy(logits, jnp.array([0]), 0.3)
+    np.testing.assert_allclose(
+        loss, [-(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1))], rtol=1e-6)
