@@ -15,9 +15,9 @@ from resnet_jax.errors import UserError
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
 # run goes on from its checkpoint when they change.
 EXECUTION_FIELDS = (
-    'num_steps', 'model.unroll', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
-    'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile', 'mesh',
-    'compilation_cache',
+    'num_steps', 'model.unroll', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
+    'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
+    'mesh', 'compilation_cache',
 )
 
 

@@ -5,7 +5,9 @@ the step and the training error, and hands it to the optimizer as an argument. I
 logged as it is, and the rules of the paper that listen to the training error are ordinary ones.
 """
 
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +52,45 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArg
         parts += [decay, optax.masked(trust, weights_only), rate, momentum]
     else:
         parts += [optax.scale_by_adam(o.adamw_b1, o.adamw_b2, o.adamw_epsilon), decay, rate]
-    return optax.with_extra_args_support(optax.chain(*parts))
+    optimizer = optax.with_extra_args_support(optax.chain(*parts))
+    if config.init.freeze:
+        optimizer = optax.partition(
+            {False: optimizer, True: optax.set_to_zero()},
+            functools.partial(frozen, patterns=config.init.freeze))
+    return optimizer
+
+
+def frozen(params: Any, patterns: Sequence[str]) -> Any:
+    """Which parameters stay as they are: a tree of bools.
+
+    Args:
+      params: the parameters, or their shapes.
+      patterns: regular expressions, to be found in paths such as 'stage1/first/conv1/kernel'.
+
+    Raises:
+      UserError: a pattern is no regular expression, or is found in no path.
+    """
+    def path_of(path):
+        return jax.tree_util.keystr(path, simple=True, separator='/')
+
+    paths = [path_of(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise UserError(f'init.freeze: {pattern!r} is no regular expression: {error}.') from (
+                error)
+        if not found:
+            raise UserError(f'init.freeze: {pattern!r} is found in no path of a parameter; those '
+                            f'read {paths[0]}, {paths[-1]}.')
+    return jax.tree.map_with_path(
+        lambda path, _: any(re.search(pattern, path_of(path)) for pattern in patterns), params)
+
+
+def stop_frozen(params: Any, patterns: Sequence[str]) -> Any:
+    """The parameters, no gradient being computed for those that are frozen."""
+    return jax.tree.map(lambda is_frozen, x: jax.lax.stop_gradient(x) if is_frozen else x,
+                        frozen(params, patterns), params)
 
 
 def scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:

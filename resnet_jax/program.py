@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from resnet_jax import data, models, optim, sharding, state, steps
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Metrics
 from resnet_jax.state import TrainState
+from resnet_jax.weights import stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Program:
     eval_data: data.Pipeline
     create_state: Callable[[], TrainState]
     state: Any
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the mesh: random, or as `config.init` says.
+
+        Raises:
+          UserError: the weights to start from cannot be read, or are another network's.
+        """
+        created = jax.jit(self.create_state, out_shardings=self.shardings)()
+        init = self.config.init
+        if not init.checkpoint:
+            return created
+        weights = stored.read(pathlib.Path(init.checkpoint))
+        return state.with_weights(created, weights.variables, weights.normalization, init.new_head)
 
     def train_step(self, train_state: TrainState, inputs: Any):
         """(state, inputs of the training pipeline) -> (state, report)."""
@@ -90,7 +105,7 @@ def create_model(config: ConfigDict) -> nn.Module:
             jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return model
+    return model.clone(bn_frozen=config.init.freeze_bn)
 
 
 def build(config: ConfigDict, mesh: Mesh) -> Program:

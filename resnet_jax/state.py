@@ -1,16 +1,21 @@
 """The training state, its initialisation, and the recalibration of batch normalisation."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from resnet_jax.data import Normalization
+from resnet_jax.errors import UserError
 from resnet_jax.optim import Schedule
+
+MISFITS_LISTED = 6  # arrays that an error names
 
 
 @struct.dataclass
@@ -64,6 +69,47 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, sche
         ema=jax.tree.map(jnp.copy, average) if use_ema else None,
         normalization=jax.tree.map(jnp.asarray, normalization),
     )
+
+
+def with_weights(state: TrainState, variables: Mapping[str, Any],
+                 normalization: Mapping[str, Any], new_head: bool) -> TrainState:
+    """The state with the weights of another network, and the normalisation that goes with them.
+
+    Args:
+      state: before the first step; gives the shapes and the shardings.
+      variables: 'params' and 'batch_stats', arrays of the host.
+      normalization: 'mean' and 'std'; a colour fits where the state has a mean image.
+      new_head: the last layer stays that of the state.
+
+    Raises:
+      UserError: the weights are those of another architecture; the message lists the differences.
+    """
+    old = state.variables
+    new = {name: dict(variables.get(name, {})) for name in old}
+    if new_head:
+        new['params']['head'] = old['params']['head']
+    shapes, given = (
+        {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+         for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (old, new))
+    wrong = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
+    if wrong:
+        listed = ', '.join(f'{name} ({given.get(name, "missing")} for {shapes.get(name, "none")})'
+                           for name in wrong[:MISFITS_LISTED])
+        raise UserError(f'the weights of init.checkpoint do not fit the network: {len(wrong)} '
+                        f'arrays differ, among them {listed}.')
+    for part, there in state.normalization.items():
+        if there.shape[there.ndim - np.ndim(normalization[part]):] != np.shape(
+                normalization[part]):
+            raise UserError(
+                f'the {part} that goes with the weights of init.checkpoint has the shape '
+                f'{np.shape(normalization[part])}, and that of the data {there.shape}: set '
+                'data.normalization and data.image_size as they were.')
+    put = functools.partial(jax.tree.map, lambda x, like: jax.device_put(
+        np.broadcast_to(x, like.shape) if isinstance(x, np.ndarray) else x, like.sharding))
+    new = put(new, old)
+    return state.replace(
+        **new, ema=None if state.ema is None else jax.tree.map(jnp.copy, new),
+        normalization=put(dict(normalization), state.normalization))
 
 
 def recalibrate(batch_stats_of: Callable[[Any], Any], batches: Iterable[Any]) -> Any:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
 from resnet_jax.metrics import Metrics, cross_entropy
-from resnet_jax.optim import Schedule
+from resnet_jax.optim import Schedule, stop_frozen
 from resnet_jax.state import TrainState
 
 
@@ -41,7 +41,7 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
       state: see `TrainState`.
       batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N].
       model, optimizer, schedule: what the state was created with.
-      config: the fields `seed`, `loss` and `optimizer` are read.
+      config: the fields `seed`, `init`, `loss` and `optimizer` are read.
       data_shards: devices along the batch, so that the parts of an accumulated batch are spread
         over all of them.
 
@@ -52,6 +52,7 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
     total = jnp.maximum(batch['mask'].sum(), 1)
 
     def loss(params, part, key):
+        params = stop_frozen(params, config.init.freeze)
         logits, updates = model.apply(
             {**state.variables, 'params': params}, part['image'], train=True,
             rngs={'dropout': key}, mutable=['batch_stats'])
@@ -118,7 +119,7 @@ def eval_step(state: TrainState, batch: Batch, *, model: nn.Module) -> Metrics:
 def batch_statistics(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
     """The batch statistics that one batch would add to the running ones."""
     # With momentum 0 nothing is left of the old running statistics.
-    _, updates = model.clone(bn_momentum=0.0).apply(
+    _, updates = model.clone(bn_momentum=0.0, bn_frozen=False).apply(
         state.eval_variables, batch['image'], train=True, mutable=['batch_stats'],
         rngs={'dropout': jax.random.key(0)})
     return updates['batch_stats']

@@ -158,7 +158,7 @@ class Run:
         if self.start_step:
             say(f'going on from step {self.start_step} in {self.workdir}')
             return self.checkpoints.restore(self.program.state)
-        return jax.jit(self.program.create_state, out_shardings=self.program.shardings)()
+        return self.program.initial_state()
 
     def _compile(self, name: str, function: Callable, *args, donate: tuple[int, ...] = (),
                  out_shardings=None) -> Callable:
