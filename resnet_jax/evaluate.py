@@ -83,7 +83,10 @@ def main(_) -> None:
         networks, source, views_of(config, networks[0]),
         BATCH_SIZE.value, skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
-    classes = networks[0].classes
+    # The data knows the names where the network has none.
+    classes = getattr(source, 'class_names', networks[0].classes)
+    if len(classes) != len(scores.class_error):
+        classes = networks[0].classes
     if CONFUSION.value:
         try:
             write_whole(pathlib.Path(CONFUSION.value), confusion_table(scores.confusion, classes))

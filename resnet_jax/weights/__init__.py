@@ -105,7 +105,10 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     config.data.channels = channels
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', (32, 32) if fields['family'] == 'cifar' else (224, 256))
-    variables = names.from_torch(recognise.fold_biases(tensors), config.model, channels)
+    try:
+        variables = names.from_torch(recognise.fold_biases(tensors), config.model, channels)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from error
     normalization = {}
     for part, value, default in (('mean', mean, default_mean), ('std', std, default_std)):
         value = value or settings.get(part, beside.get(part))
@@ -146,7 +149,9 @@ def _own_settings(metadata: Mapping[str, str], path: pathlib.Path) -> dict[str, 
         return {}
     try:
         settings = json.loads(metadata[SETTINGS_KEY])
-        settings['model'].keys(), settings['mean'], settings['std'], settings['image_size']
+        settings['model'].keys(), settings['mean'], settings['std']
+        size, resize = settings['image_size']
+        settings['image_size'] = (int(size), resize if resize is None else int(resize))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: the settings in its metadata are damaged.') from error
     return settings

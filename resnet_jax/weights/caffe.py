@@ -82,9 +82,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     for layer in net.layer:
         if not layer.blobs:
             continue
-        name = _torch_name(layer.name, layer.type, path)
+        name = _torch_name(_text(layer.name), _text(layer.type), path)
         blobs = [_array(blob, layer.name, path) for blob in layer.blobs]
-        parts = _PARTS.get(layer.type, ())
+        parts = _PARTS.get(_text(layer.type), ())
         if len(blobs) > len(parts):
             raise UserError(f'{path}: the layer {layer.name} of type {layer.type!r} with '
                             f'{len(blobs)} arrays is no part of a residual network.')
@@ -103,6 +103,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     tensors['conv1.weight'] = tensors['conv1.weight'][:, ::-1]
     # What the file does not say is as the authors had it.
     return tensors, 'v1.5' if list(strides.get('layer2.0.conv2', [])) == [2] else 'v1'
+
+
+def _text(value: str | bytes) -> str:
+    """A string of a message; protobuf gives bytes where they are no UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors='replace')
 
 
 def _torch_name(name: str, kind: str, path: pathlib.Path) -> str:

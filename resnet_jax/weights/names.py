@@ -158,7 +158,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
     }
     told = [f'{len(names)} {kind}: {_list(names)}' for kind, names in problems.items() if names]
     if told:
-        raise UserError(f'the tensors do not make a {fields["family"]} network of depth '
+        raise UserError(f'the tensors do not make the {fields["family"]} network of depth '
                         f'{fields["depth"]}: {"; ".join(told)}.')
     return flax.traverse_util.unflatten_dict(
         {leaf.path: leaf.from_torch(tensors) for leaf in wanted})

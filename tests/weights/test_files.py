@@ -1,0 +1,136 @@
+"""Damaged and hostile files end in one clear sentence; nothing in a file is ever run."""
+
+import json
+import os
+import pathlib
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import random_weights
+from safetensors.numpy import save
+
+from resnet_jax import weights
+from resnet_jax.errors import UserError
+from resnet_jax.weights import caffe
+
+
+class WritesAFile:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.write_text, (self.path, 'owned')
+
+
+def refuse(path, data, told='damaged|missing|no tensors|no Caffe model|refused'):
+    """Whatever is wrong, the user is told, and nothing else is raised."""
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=told):
+        weights.read(path)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.th', '.pt', '.bin'])
+def test_a_hostile_pickle_is_refused_and_not_run(suffix, tmp_path):
+    torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    proof = tmp_path / 'proof'
+    hostile = {'conv1.weight': torch.ones(1), 'x': WritesAFile(proof)}
+    for legacy in (False, True):
+        torch.save(hostile, tmp_path / 'zip', _use_new_zipfile_serialization=not legacy)
+        refuse(tmp_path / f'weights{suffix}', (tmp_path / 'zip').read_bytes(), 'is refused')
+    refuse(tmp_path / f'weights{suffix}', pickle.dumps(hostile), 'is refused')
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(WritesAFile(proof)))  # it would have written the file
+    assert proof.exists()
+
+
+def test_a_pickle_cut_short_is_told(tmp_path):
+    torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    torch.save({'a': torch.ones(10_000)}, tmp_path / 'whole')
+    data = (tmp_path / 'whole').read_bytes()
+    for length in (0, 1, 100, len(data) // 2, len(data) - 1):
+        refuse(tmp_path / 'weights.pth', data[:length])
+    for content in ([1, 2], {'a': 1}, torch.ones(3)):
+        torch.save(content, tmp_path / 'weights.pth')
+        with pytest.raises(UserError, match=r'no state dict|no tensors'):
+            weights.read(tmp_path / 'weights.pth')
+
+
+def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'torch', None)
+    refuse(tmp_path / 'weights.pth', b'x', r'pip install "resnet_jax\[torch\]"')
+
+
+def test_safetensors_cut_short_or_with_wrong_lengths_are_told(tmp_path):
+    data = save(random_weights.tensors(random_weights.fields(family='cifar', depth=8)))
+    path = tmp_path / 'weights.safetensors'
+    for length in (*range(40), 1000, len(data) // 2, len(data) - 4, len(data) - 1):
+        refuse(path, data[:length])
+    size = struct.unpack('<Q', data[:8])[0]
+    for wrong in (0, 1, size - 1, size + 1, 2**31, 2**63, 2**64 - 1):
+        refuse(path, struct.pack('<Q', wrong) + data[8:])
+    header = json.loads(data[8:8 + size])
+    for offsets in ([0, 2**40], [8, 4], [-1, 4], [0, 3]):
+        header['conv1.weight']['data_offsets'] = offsets
+        text = json.dumps(header).encode()
+        refuse(path, struct.pack('<Q', len(text)) + text + data[8 + size:])
+
+
+def test_damaged_settings_are_told(tmp_path):
+    tensors = random_weights.tensors(random_weights.fields(family='cifar', depth=8))
+    good = {'model': {}, 'mean': [0, 0, 0], 'std': [1, 1, 1], 'image_size': [32, 32]}
+    for change in ({'model': {'depth': 'x'}}, {'mean': 'x'}, {'std': [0, 1, 1]}, {'std': [1]},
+                   {'image_size': 3}, {'model': 3}, {'model': {'num_classes': 3}},
+                   {'model': {'family': 'x'}}):
+        (tmp_path / 'w.safetensors').write_bytes(
+            save(tensors, {weights.SETTINGS_KEY: json.dumps(good | change)}))
+        with pytest.raises(UserError):
+            weights.read(tmp_path / 'w.safetensors')
+    (tmp_path / 'w.safetensors').write_bytes(save(tensors, {weights.SETTINGS_KEY: '{'}))
+    with pytest.raises(UserError, match='settings in its metadata are damaged'):
+        weights.read(tmp_path / 'w.safetensors')
+
+
+@pytest.fixture(scope='module')
+def caffemodel():
+    return random_weights.caffemodel(random_weights.tensors(random_weights.fields(width=2)))
+
+
+def test_a_caffemodel_cut_short_is_told(caffemodel, tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = [0, 1, 2, 5, *rng.integers(6, len(caffemodel), 60), len(caffemodel) - 1]
+    for length in lengths:
+        refuse(tmp_path / 'weights.caffemodel', caffemodel[:length], r'\.')
+
+
+def test_a_caffemodel_with_wrong_lengths_or_bytes_is_told_or_read(caffemodel, tmp_path):
+    net = caffe.message_class('NetParameter').FromString(caffemodel)
+    path = tmp_path / 'weights.caffemodel'
+    for layer in (1, 2, 3, len(net.layer) - 1):
+        changed = caffe.message_class('NetParameter').FromString(caffemodel)
+        changed.layer[layer].blobs[0].shape.dim[0] += 1
+        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+        changed.layer[layer].blobs[0].shape.dim[0] = -2**62
+        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(caffemodel)
+        for position in rng.integers(len(data), size=20):
+            data[position] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            weights.read(path)  # numbers may change without anyone noticing
+        except UserError:
+            continue
+    refuse(path, os.urandom(5000), r'\.')
+    refuse(path, caffe.message_class('NetParameter')(name='empty').SerializeToString(),
+           'no layer conv1')
+
+
+def test_other_files_are_told(tmp_path):
+    with pytest.raises(UserError, match='there is no file'):
+        weights.read(tmp_path / 'nothing.pth')
+    refuse(tmp_path / 'weights.h5', b'x', r'must end in \.safetensors')
