@@ -16,11 +16,11 @@ def fields(**changes):
     return config.model
 
 
-def tensors(model, seed: int = 0) -> dict[str, np.ndarray]:
-    """float32, in torchvision's order; running variances are positive."""
-    rng = np.random.default_rng(seed)
+def tensors(model, channels: int = 3) -> dict[str, np.ndarray]:
+    """float32, for images of so many channels; running variances are positive."""
+    rng = np.random.default_rng(0)
     found = {}
-    for leaf in names.leaves(model, 3):
+    for leaf in names.leaves(model, channels):
         for name in leaf.tensors:
             shape = leaf.torch_shape()
             if name.endswith('running_var'):

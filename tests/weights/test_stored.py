@@ -1,7 +1,6 @@
 """Converted weights and training runs are one format, and `resnet_jax.load` takes both."""
 
 import doctest
-import json
 import subprocess
 import sys
 
@@ -123,12 +122,14 @@ def test_damage_is_told(tmp_path):
                        (tmp_path, 'holds no checkpoints')):
         with pytest.raises(UserError, match=told):
             resnet_jax.load(path)
+    config = tmp_path / 'a' / 'config.json'
+    good = config.read_text()
+    for text in ('{', '[]', '{"model": {"depth": "x"}}', '{"model": {"family": "x"}}'):
+        config.write_text(text)
+        with pytest.raises(UserError, match=r'config\.json'):
+            resnet_jax.load(tmp_path / 'a')
+    config.write_text(good)
     data = max((tmp_path / 'a').rglob('d/*'), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(UserError, match='cannot be read'):
         resnet_jax.load(tmp_path / 'a')
-    config = tmp_path / 'a' / 'config.json'
-    for text in ('{', '[]', json.dumps({'nothing': 1}), '{"model": {"depth": "x"}}'):
-        config.write_text(text)
-        with pytest.raises(UserError, match=r'config\.json'):
-            resnet_jax.load(tmp_path / 'a')
