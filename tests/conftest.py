@@ -8,7 +8,9 @@ import pathlib
 import sys
 
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8')
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    # Tiny networks take longer to compile than to run.
+    ' --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for configs/ and experiments/, which are not installed
 
