@@ -7,7 +7,6 @@ SIGTERM or Ctrl-C stops the run, its state is saved, the exit status is 143 or 1
 command goes on from there.
 """
 
-import os
 import pathlib
 import sys
 
@@ -16,6 +15,7 @@ from absl import flags
 from resnet_jax import cli
 
 CONFIG = cli.config_flag()
+flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; a run whose checkpoints it holds is continued.')
 flags.mark_flag_as_required('workdir')
@@ -24,13 +24,8 @@ flags.mark_flag_as_required('workdir')
 def main(_) -> None:
     config = CONFIG.value
     # After the flags, so that a wrong one is told at once.
-    import jax
-
     from resnet_jax import sharding, train
 
-    if config.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update(
-            'jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
     sharding.start_distributed()
     try:
         train.train(config, pathlib.Path(WORKDIR.value))

@@ -1,6 +1,6 @@
 """The training state, its initialisation, and the recalibration of batch normalisation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -66,25 +66,23 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, sche
     )
 
 
-def recalibrate(batch_stats_of: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
+def recalibrate(statistics: Iterable[Any]) -> Any:
     """Running statistics as the strict average over some training batches.
 
     The authors' released models were evaluated so. Each batch is normalised by its own statistics,
     as in training.
 
     Args:
-      batch_stats_of: the tree of batch statistics of one batch, float32.
-      batches: at least one.
+      statistics: trees of the batch statistics of single batches, float32; at least one.
 
     Returns:
       The mean of these trees.
     """
-    total = None
-    for count, batch in enumerate(batches, 1):
-        new = batch_stats_of(batch)
+    mean = None
+    for count, new in enumerate(statistics, 1):
         # A running mean: a sum over many batches would lose low bits.
-        total = new if total is None else _step_mean(total, new, jnp.float32(count))
-    return total
+        mean = new if mean is None else _step_mean(mean, new, jnp.float32(count))
+    return mean
 
 
 @jax.jit

@@ -74,5 +74,5 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path, program, state,
     for path in (tmp_path / '3').rglob('*'):
         if path.is_file() and 'ocdbt' in str(path):
             path.write_bytes(path.read_bytes()[:-20]) if damage == 'cut' else path.unlink()
-    with pytest.raises(UserError, match='checkpoint .*/3 cannot be read; move it away'):
+    with pytest.raises(UserError, match=r'checkpoint .*/3 cannot be read; move it away'):
         Checkpoints(tmp_path, keep_last=2, keep_best=False).restore(program.state)

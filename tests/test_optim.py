@@ -11,7 +11,8 @@ from resnet_jax.errors import UserError
 
 PARAMS = {
     'first': {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([0.5])},
-    'rest': {'kernel': jnp.array([[[3.0, 4.0]], [[0.3, -0.4]]]), 'scale': jnp.array([[1.0], [2.0]])},
+    'rest': {'kernel': jnp.array([[[3.0, 4.0]], [[0.3, -0.4]]]),
+             'scale': jnp.array([[1.0], [2.0]])},
 }
 
 
@@ -144,7 +145,7 @@ def test_the_plateau_rule_divides_the_rate_when_the_error_stops_falling():
 def test_error_warmup_ends_when_the_training_error_is_below_80_percent_for_good():
     c = config(schedule__warmup='error', schedule__warmup_window=3)
     # One good batch does not end it: the mean over a window does.
-    got = rates(c, [90, 70, 90] + [79, 79, 79] + [95, 95, 95])
+    got = rates(c, [90, 70, 90, 79, 79, 79, 95, 95, 95])
     np.testing.assert_allclose(got, [0.01] * 5 + [0.1] * 4, rtol=1e-6)
 
 

@@ -60,7 +60,7 @@ def test_groups_that_span_devices_give_the_losses_of_one(slow_config):
 
 
 COLLECTIVE = re.compile(
-    r'^.* = .* (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(.*$',
+    r'^.* = .* (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(.*$',
     re.MULTILINE)
 
 
@@ -125,7 +125,7 @@ def test_recalibration_is_the_strict_average_over_batches(tiny_config):
     inputs = next(program.train_data.inputs(0))
     statistics = jax.jit(program.batch_statistics)
     batches = [statistics(state, inputs, jnp.int32(step))[1] for step in range(5)]
-    got = recalibrate(lambda step: statistics(state, inputs, jnp.int32(step))[1], range(5))
+    got = recalibrate(iter(batches))
     expected = jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *batches)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
