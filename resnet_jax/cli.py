@@ -107,10 +107,12 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     """Parses the flags; whatever is wrong with them ends in one sentence."""
     try:
         rest = flags.FLAGS(argv)
+        if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.is_locked  # noqa: B018  (a missing file is told on the first access)
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         fail(f'there is no flag --{error.flagname}' + _hint(f'--{close[0]}' if close else None))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
             raise
@@ -131,7 +133,7 @@ def _config_problem(argv: Sequence[str]) -> str | None:
         return None
     path = pathlib.Path(values['config'])
     if not path.is_file():
-        return f'there is no config file {path}.'
+        return f'there is no config file {path}; those that come with the project lie in configs/.'
     known = leaves(runpy.run_path(str(path))['get_config']())
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
         if any(name.startswith(field + '.') for name in known):

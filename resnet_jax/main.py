@@ -15,6 +15,7 @@ from absl import flags
 from resnet_jax import cli
 
 CONFIG = cli.config_flag()
+flags.adopt_module_key_flags(cli)
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of the run; a run whose checkpoints it holds is continued.')
@@ -26,7 +27,6 @@ def main(_) -> None:
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import sharding, train
 
-    cli.use_compilation_cache(config)
     sharding.start_distributed()
     try:
         train.train(config, pathlib.Path(WORKDIR.value))

@@ -1,7 +1,7 @@
 """The training state, its initialisation, and the recalibration of batch normalisation."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -112,25 +112,23 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
         normalization=put(dict(normalization), state.normalization))
 
 
-def recalibrate(batch_stats_of: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
+def recalibrate(statistics: Iterable[Any]) -> Any:
     """Running statistics as the strict average over some training batches.
 
     The authors' released models were evaluated so. Each batch is normalised by its own statistics,
     as in training.
 
     Args:
-      batch_stats_of: the tree of batch statistics of one batch, float32.
-      batches: at least one.
+      statistics: trees of the batch statistics of single batches, float32; at least one.
 
     Returns:
       The mean of these trees.
     """
-    total = None
-    for count, batch in enumerate(batches, 1):
-        new = batch_stats_of(batch)
+    mean = None
+    for count, new in enumerate(statistics, 1):
         # A running mean: a sum over many batches would lose low bits.
-        total = new if total is None else _step_mean(total, new, jnp.float32(count))
-    return total
+        mean = new if mean is None else _step_mean(mean, new, jnp.float32(count))
+    return mean
 
 
 @jax.jit

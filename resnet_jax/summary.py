@@ -22,9 +22,11 @@ from ml_collections import ConfigDict
 from resnet_jax import cli, optim
 from resnet_jax.program import create_model
 
-CONFIG = cli.config_flag()
 PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
+
+CONFIG = cli.config_flag()
 JSON = cli.json_flag()
+flags.adopt_module_key_flags(cli)
 PARAMETERS = flags.DEFINE_bool('parameters', False, 'Also list every array of parameters.')
 
 

@@ -24,12 +24,29 @@ def bottleneck(**fields):
 
 
 def init(model, size=32, channels=3):
-    images = jax.random.normal(jax.random.key(1), (4, size, size, channels))
-    return model.init(jax.random.key(0), images, train=False), images
+    images = np.random.default_rng(0).normal(size=(4, size, size, channels)).astype(np.float32)
+    return jax.jit(lambda: model.init(jax.random.key(0), images, train=False))(), images
+
+
+def shapes(model):
+    """The variables of a network as shapes, without computing them."""
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+
+
+def evaluate(model, variables, images):
+    return jax.jit(lambda *args: model.apply(*args, train=False))(variables, images)
 
 
 def train_output(model, variables, images):
-    return model.apply(variables, images, train=True, mutable=['batch_stats'])[0]
+    return jax.jit(lambda *args: model.apply(
+        *args, train=True, mutable=['batch_stats'])[0])(variables, images)
+
+
+def captured(model, variables, images):
+    """The output of every module."""
+    return jax.jit(lambda *args: model.apply(
+        *args, train=False, capture_intermediates=True)[1]['intermediates'])(variables, images)
 
 
 def paths(tree):
@@ -46,10 +63,10 @@ def test_scanned_and_unrolled_networks_give_the_same_logits(fields):
     unrolled = models.create(model_config(unroll=True, **fields))
     scanned = models.create(model_config(unroll=False, **fields))
     variables, images = init(unrolled)
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, init(scanned)[0])
-    for mode in (lambda m: m.apply(variables, images, train=False),
-                 lambda m: train_output(m, variables, images)):
-        np.testing.assert_allclose(mode(unrolled), mode(scanned), rtol=1e-5, atol=1e-5)
+    assert shapes(unrolled) == shapes(scanned)
+    for mode in (evaluate, train_output):
+        np.testing.assert_allclose(mode(unrolled, variables, images),
+                                   mode(scanned, variables, images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('depth', [16, 60, 151])
@@ -77,8 +94,8 @@ def test_values_that_do_not_exist_are_named(field, value):
 
 
 def test_the_plain_twin_lacks_the_shortcuts_and_nothing_else():
-    residual, _ = init(models.create(model_config()))
-    plain, _ = init(models.create(model_config(plain=True)))
+    residual = shapes(models.create(model_config()))
+    plain = shapes(models.create(model_config(plain=True)))
     missing = paths(residual) - paths(plain)
     assert missing and all('/shortcut/' in path for path in missing)
     assert paths(plain) < paths(residual)
@@ -86,8 +103,8 @@ def test_the_plain_twin_lacks_the_shortcuts_and_nothing_else():
 
 def test_shortcuts_a_b_and_c_project_nowhere_where_the_shape_changes_and_everywhere():
     projections = {
-        option: {path.split('/shortcut/')[0] for path in paths(init(models.create(
-            model_config(shortcut=option)))[0]['params']) if '/shortcut/' in path}
+        option: {path.split('/shortcut/')[0] for path in paths(shapes(models.create(
+            model_config(shortcut=option)))['params']) if '/shortcut/' in path}
         for option in 'ABC'}
     assert projections == {
         'A': set(),
@@ -99,8 +116,8 @@ def test_option_a_takes_every_second_pixel_and_pads_half_the_channels_on_either_
     model = models.create(model_config(family='cifar', depth=8, width=4, shortcut='A',
                                        zero_init_last_gamma=True))
     variables, images = init(model, size=9)
-    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
-    stage1, stage2 = (state['intermediates'][name]['__call__'][0] for name in ('stage1', 'stage2'))
+    outputs = captured(model, variables, images)
+    stage1, stage2 = (outputs[name]['__call__'][0] for name in ('stage1', 'stage2'))
     # With the last gamma at zero a block is its shortcut, and after a ReLU another changes nothing.
     np.testing.assert_array_equal(stage2[..., 2:6], stage1[:, ::2, ::2])
     assert not stage2[..., :2].any() and not stage2[..., 6:].any()
@@ -110,10 +127,8 @@ def test_zero_gamma_makes_every_block_the_identity_at_the_start():
     model = models.create(model_config(family='cifar', depth=20, width=4, shortcut='A',
                                        zero_init_last_gamma=True))
     variables, images = init(model)
-    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
-    captured = state['intermediates']
-    np.testing.assert_array_equal(
-        captured['stem']['__call__'][0], captured['stage1']['__call__'][0])
+    outputs = captured(model, variables, images)
+    np.testing.assert_array_equal(outputs['stem']['__call__'][0], outputs['stage1']['__call__'][0])
     with pytest.raises(ValueError, match='needs shortcuts'):
         models.create(model_config(plain=True, zero_init_last_gamma=True))
 
@@ -122,8 +137,7 @@ def test_zero_gamma_makes_every_block_the_identity_at_the_start():
 def test_v1_strides_on_the_1x1_and_v15_on_the_3x3(stride_in, size):
     model = bottleneck(stride_in=stride_in)
     variables, images = init(model)
-    _, state = model.apply(variables, images, train=False, capture_intermediates=True)
-    first = state['intermediates']['stage2']['first']
+    first = captured(model, variables, images)['stage2']['first']
     assert first['conv1']['__call__'][0].shape[1] == size
     assert first['conv2']['__call__'][0].shape[1] == 4
 
@@ -133,7 +147,7 @@ def test_v1_strides_on_the_1x1_and_v15_on_the_3x3(stride_in, size):
 def test_any_image_size_channels_and_classes(size, channels, classes):
     model = bottleneck().clone(num_classes=classes)
     variables, images = init(model, size, channels)
-    logits = model.apply(variables, images, train=False)
+    logits = evaluate(model, variables, images)
     assert logits.shape == (4, classes) and logits.dtype == jnp.float32
     assert jnp.isfinite(logits).all()
 
@@ -142,9 +156,9 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     exact, half = bottleneck(), bottleneck(dtype='bfloat16')
     variables, images = init(half)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-    logits = half.apply(variables, images, train=False)
+    logits = evaluate(half, variables, images)
     assert logits.dtype == jnp.float32
-    reference = exact.apply(variables, images, train=False)
+    reference = evaluate(exact, variables, images)
     difference = jnp.abs(logits - reference).max() / jnp.abs(reference).max()
     assert 0 < difference < 0.05
 
@@ -162,13 +176,14 @@ def test_vgg_gives_logits_averaged_over_a_larger_image(batch_norm):
     model = models.create(model_config(family='vgg', depth=16, width=1, batch_norm=batch_norm))
     variables, _ = init(model, 224)
     assert ('batch_stats' in variables) == batch_norm
-    key = jax.random.key(3)
-    image = jax.random.normal(key, (1, 256, 224, 3))
-    large = model.apply(variables, image, train=False)
+    image = np.random.default_rng(0).normal(size=(1, 256, 224, 3)).astype(np.float32)
+    large = evaluate(model, variables, image)
     assert large.shape == (1, 7) and jnp.isfinite(large).all()
     # Dropout is random in training only.
-    drop = [model.apply(variables, image, train=True, mutable=['batch_stats'],
-                        rngs={'dropout': jax.random.key(i)})[0] for i in (0, 0, 1)]
+    train = jax.jit(lambda seed: model.apply(
+        variables, image, train=True, mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(seed)})[0])
+    drop = [train(seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drop[0], drop[1])
     assert (drop[0] != drop[2]).any()
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import random_weights
 
 from resnet_jax import pretrained, weights
 from resnet_jax.weights import names
+from tests.weights import random_weights
 
 
 @pytest.mark.parametrize(('depth', 'many', 'factor'), [(50, False, 1.0), (101, True, 999.0)])
@@ -46,7 +46,7 @@ def test_a_biased_first_convolution_moves_the_mean(tmp_path):
 @pytest.mark.parametrize('size', [(64, 64), (65, 97)])
 def test_caffes_network_is_equalled_from_raw_pixels(size, tmp_path):
     torch_networks = pytest.importorskip(
-        'torch_networks', reason='parity needs PyTorch: pip install .[test-torch]')
+        'tests.weights.torch_networks', reason='parity needs PyTorch: pip install .[test-torch]')
     torch = torch_networks.torch
     network = torch_networks.hugging_face(50, 'v1', width=4, classes=7)
     network.save_pretrained(tmp_path)

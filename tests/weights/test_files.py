@@ -8,12 +8,12 @@ import struct
 
 import numpy as np
 import pytest
-import random_weights
 from safetensors.numpy import save
 
 from resnet_jax import weights
 from resnet_jax.errors import UserError
 from resnet_jax.weights import caffe
+from tests.weights import random_weights
 
 
 class WritesAFile:

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import random_weights
 
 from resnet_jax import config as config_lib
 from resnet_jax import program, sharding, train, weights
 from resnet_jax.errors import UserError
 from resnet_jax.weights import names, stored
+from tests.weights import random_weights
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-from torch_networks import (
+
+from resnet_jax import models, optim, pretrained, steps, weights
+from resnet_jax.metrics import cross_entropy
+from resnet_jax.state import create_state
+from resnet_jax.weights import names, recognise
+from tests.weights.torch_networks import (
     CifarNet,
     difference,
     hugging_face,
@@ -15,11 +20,6 @@ from torch_networks import (
     to_torch,
     torch,
 )
-
-from resnet_jax import models, optim, pretrained, steps, weights
-from resnet_jax.metrics import cross_entropy
-from resnet_jax.state import create_state
-from resnet_jax.weights import names, recognise
 
 VARIANTS = [(18, 'v1.5'), (34, 'v1.5'), (50, 'v1'), (50, 'v1.5'), (101, 'v1'), (101, 'v1.5'),
             (152, 'v1'), (152, 'v1.5')]

@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import random_weights
 from safetensors.numpy import load_file, save_file
 
 from resnet_jax import weights
 from resnet_jax.errors import UserError
 from resnet_jax.weights import names, recognise
+from tests.weights import random_weights
 
 NETWORKS = [
     *({'depth': depth} for depth in (18, 34, 50, 101, 152)),

@@ -7,13 +7,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-import random_weights
 
 import resnet_jax
 from resnet_jax import config as config_lib
 from resnet_jax import train, weights
 from resnet_jax.errors import UserError
 from resnet_jax.weights import names, stored
+from tests.weights import random_weights
 
 
 def store(folder, classes=None, **changes):
@@ -48,7 +48,7 @@ def test_the_docstring_of_load_holds(tmp_path):
     store(tmp_path, width=8)
     test = doctest.DocTestFinder().find(
         resnet_jax.load, globs={'resnet_jax': resnet_jax, 'np': np, 'workdir': tmp_path})[0]
-    assert len(test.examples) == 6
+    assert len(test.examples) == 7
     assert doctest.DocTestRunner().run(test).failed == 0
 
 

@@ -1,0 +1,150 @@
+"""Configs: every file builds, every field is read, and mistakes are named."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from resnet_jax import config as config_lib
+from resnet_jax import models, optim, sharding, train
+from resnet_jax.errors import UserError
+from resnet_jax.program import build
+from resnet_jax.summary import summarize
+
+CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob('configs/*.py'))
+
+
+def load(name):
+    return runpy.run_path(str(CONFIGS[0].parent / f'{name}.py'))['get_config']()
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_complete_and_says_how_to_run_it(path):
+    config = load(path.stem)
+    config_lib.check(config, data_shards=4)
+    models.create(config.model)
+    optim.create_optimizer(config)
+    optim.create_schedule(config)
+    command = f'python -m resnet_jax.main --config=configs/{path.name} --workdir='
+    assert command in runpy.run_path(str(path))['__doc__']
+
+
+PAPER = {  # parameters and multiply-adds of shared/paper.md
+    'imagenet_r18': (11_689_512, 1.814e9), 'imagenet_r34': (21_797_672, 3.664e9),
+    'imagenet_r50': (25_557_032, 3.858e9), 'imagenet_r101': (44_549_160, 7.570e9),
+    'imagenet_r152': (60_192_808, 11.282e9),
+    'cifar10_r20': (269_722, 40.55e6), 'cifar10_r32': (464_154, None),
+    'cifar10_r44': (658_586, None), 'cifar10_r56': (853_018, 125.5e6),
+    'cifar10_r110': (1_727_962, 252.9e6), 'cifar10_r1202': (19_421_274, 2.83e9),
+}
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_parameters_and_multiply_adds_are_those_of_the_paper(name):
+    config = load(name)
+    config.model.unroll = False
+    config.model.shortcut = 'A' if name.startswith('cifar') else 'B'
+    summary = summarize(config)
+    parameters, multiply_adds = PAPER[name]
+    assert summary['parameters'] == parameters
+    if multiply_adds:
+        assert abs(summary['multiply_adds'] / multiply_adds - 1) < 0.005
+    assert summary['memory']['parameters'] == 4 * parameters
+    assert summary['memory']['optimizer_state'] == 4 * parameters
+
+
+@pytest.mark.parametrize(('depth', 'multiply_adds'), [
+    (50, 4.089e9), (101, 7.801e9), (152, 11.514e9)])
+def test_multiply_adds_of_v15(depth, multiply_adds):
+    config = load('imagenet')
+    config.model.update(depth=depth, stride_in='v1.5', unroll=False)
+    summary = summarize(config)
+    assert abs(summary['multiply_adds'] / multiply_adds - 1) < 0.005
+    assert [tuple(stage['shape']) for stage in summary['stages']] == [
+        (56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048), (1000,)]
+
+
+def test_vgg_19_has_the_parameters_and_multiply_adds_of_the_paper():
+    config = load('imagenet_vgg16')
+    config.model.update(depth=19, batch_norm=False)
+    summary = summarize(config)
+    assert summary['parameters'] == 143_667_240
+    assert abs(summary['multiply_adds'] / 19.63e9 - 1) < 0.005
+
+
+def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
+    # These look at every field by design, so they would hide one that nothing else reads.
+    monkeypatch.setattr(config_lib, 'check', lambda *_: None)
+    monkeypatch.setattr(train, '_check_workdir', lambda *_: None)
+    reads = set()
+    getitem = ConfigDict.__getitem__
+
+    def spy(self, key):
+        reads.add((id(self), key))
+        return getitem(self, key)
+
+    monkeypatch.setattr(ConfigDict, '__getitem__', spy)
+    config = tiny_config
+    config.num_steps = 3
+    config.optimizer.ema_decay = 0.9
+    config.eval.recalibrate_batches = 1
+    config.profile.update(start_step=1, num_steps=1)
+    config.checkpoint.every_steps = None
+    train.train(config, tmp_path)
+    for name in ('lars', 'adamw'):
+        config.optimizer.name = name
+        optim.create_optimizer(config)
+    config.num_steps = 100
+    for name, warmup in (('plateau', 'error'), ('cosine', 'linear'), ('steps', 'none')):
+        config.schedule.update(name=name, warmup=warmup, plateau_window=1)
+        optim.create_schedule(config)
+    config.model.update(family='vgg', depth=16)
+    models.create(config.model)
+
+    def unread(section, prefix=''):
+        for key in section:
+            value = getitem(section, key)
+            if isinstance(value, ConfigDict):
+                yield from unread(value, f'{prefix}{key}.')
+            elif (id(section), key) not in reads:
+                yield prefix + key
+
+    assert list(unread(config)) == []
+    assert list((tmp_path / 'profile').rglob('*.trace.json.gz')) != []
+
+
+@pytest.mark.parametrize(('fields', 'sentence'), [
+    ({'batch_size': None}, 'leaves batch_size empty'),
+    ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
+    ({'model.virtual_batch_size': 48}, r'virtual_batch_size \(48\) does not divide the 64 images'),
+    ({'optimizer.accumulation_steps': 3}, r'batch_size \(64\) is no multiple of 3'),
+    ({'mesh.data': 8, 'batch_size': 68}, r'batch_size \(68\) is no multiple of 8'),
+    ({'mesh.data': 8, 'eval.batch_size': 300}, r'eval.batch_size \(300\) is no multiple of 8'),
+    ({'optimizer.ema_decay': 1.0}, 'optimizer.ema_decay must be in'),
+    ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be in'),
+    ({'model.depth': 21}, r'6n \+ 2 .* the nearest is 20'),
+    ({'model.num_classes': 7}, 'digits has 10 classes, but model.num_classes is 7'),
+    ({'data.image_size': 32}, 'digits has images of shape'),
+    ({'data.source': 'mnist'}, 'data.source must be'),
+    ({'data.normalization': 'pixels'}, 'data.normalization must be'),
+    ({'model.family': 'vgg', 'model.depth': 16}, 'VGG needs images of at least 224 pixels'),
+])
+def test_mistakes_are_named_before_anything_is_compiled(tiny_config, fields, sentence):
+    tiny_config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=sentence):
+        build(tiny_config, sharding.create_mesh(tiny_config))
+
+
+@given(st.sampled_from(sorted(config_lib.leaves(load('digits_r20')))))
+def test_a_run_goes_on_unless_a_field_changes_what_it_computes(name):
+    config = load('digits_r20')
+    stored = json.loads(json.dumps(config_lib.leaves(config)))
+    assert config_lib.differences(config, stored) == []
+    stored[name] = 'other'
+    free = any(name == field or name.startswith(field + '.')
+               for field in config_lib.EXECUTION_FIELDS)
+    assert bool(config_lib.differences(config, stored)) != free

@@ -1,0 +1,132 @@
+"""The commands from outside: killed and started again, and mistakes of a user's."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.test_train import arrays, assert_same_bits, rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
+       '--config.batch_size=64', '--config.num_steps=400', '--config.checkpoint.every_steps=40',
+       '--config.eval.every_steps=200', '--config.log.every_steps=20']
+
+
+def start(*args, module='main', env=None):
+    environment = {**os.environ, **(env or {})}
+    environment.pop('XLA_FLAGS', None)  # one device
+    return subprocess.Popen(
+        [sys.executable, '-m', f'resnet_jax.{module}', *args], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """The folder of a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp('straight')
+    process = start(*RUN, f'--workdir={workdir}', f'--config.compilation_cache={workdir}/cache')
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ''
+    assert 'ETA' in output and 'images/s' in output and 'waiting for data' in output
+    return workdir
+
+
+@pytest.mark.parametrize(('number', 'seed'), [
+    (signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 3)])
+def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
+        straight, tmp_path, number, seed):
+    args = [*RUN, f'--workdir={tmp_path}', f'--config.compilation_cache={straight}/cache']
+    process = start(*args)
+    checkpoints = tmp_path / 'checkpoints'
+    wait_for(lambda: (checkpoints / '40').exists(), process)
+    time.sleep(random.Random(seed).uniform(0, 0.5))
+    process.send_signal(number)
+    process.wait()
+    if process.returncode != 0:  # it had not finished before
+        assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    if process.returncode == 143:
+        assert 'which is saved; the same command goes on from there' in process.stderr.read()
+    process = start(*args)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert 'going on from step' in output
+    assert_same_bits(arrays(tmp_path, 400), arrays(straight, 400))
+    steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 400
+    assert rows(tmp_path)[-1] == rows(straight)[-1]
+
+
+def test_mistakes_end_in_one_clear_sentence(tmp_path):
+    digits = '--config=configs/digits_r20.py'
+    workdir = f'--workdir={tmp_path / "run"}'
+    cases = {
+        'the config has no field model.dept; did you mean model.depth?':
+            [digits, workdir, '--config.model.dept=20'],
+        'there is no config file configs/nix.py;': ['--config=configs/nix.py', workdir],
+        'got 21; the nearest is 20.': [digits, workdir, '--config.model.depth=21'],
+        'eval.batch_size (100) is no multiple of 3':
+            [digits, workdir, '--config.mesh.data=3', '--config.batch_size=192',
+             '--config.eval.batch_size=100'],
+        'there is no flag --workdr; did you mean --workdir?': [digits, '--workdr=x'],
+        "invalid literal for int() with base 10: 'deep'":
+            [digits, workdir, '--config.model.depth=deep'],
+        'model is a section of the config': [digits, workdir, '--config.model=8'],
+    }
+    flags = '--xla_force_host_platform_device_count=3'
+    for sentence, args in cases.items():
+        process = subprocess.run(
+            [sys.executable, '-m', 'resnet_jax.main', *args], cwd=ROOT, text=True,
+            capture_output=True, env={**os.environ, 'XLA_FLAGS': flags})
+        assert process.returncode == 1
+        assert sentence in process.stderr
+        assert process.stderr.count('\n') == 1 and process.stderr.startswith('error: ')
+        assert not (tmp_path / 'run').exists()
+
+
+def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
+    code = f'''
+import pathlib, sys
+import resnet_jax.main, resnet_jax.summary
+from resnet_jax import train
+from tests import tiny
+config = tiny.config()
+config.num_steps = 1
+train.train(config, pathlib.Path({str(tmp_path)!r}))
+imported = {{name.split('.')[0] for name in sys.modules}}
+print(sorted(imported & {{'tensorflow', 'torch'}}))
+'''
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == '[]'
+
+
+def test_summary_prints_json_and_a_table():
+    args = ['--config=configs/cifar10_r20.py']
+    as_json, as_table = start(*args, '--json', module='summary'), start(*args, module='summary')
+    summary = json.loads(as_json.communicate()[0])
+    assert {'parameters', 'multiply_adds', 'stages', 'memory'} <= summary.keys()
+    table = as_table.communicate()[0]
+    assert '269,722' in table and '40,551,040' in table and 'stage3         8 x 8 x 64' in table
+
+
+@pytest.mark.parametrize('module', ['main', 'summary'])
+def test_help_suffices(module):
+    output, _ = start('--help', module=module).communicate()
+    assert f'python -m resnet_jax.{module} --config=configs/' in output
+    assert '--config:' in output

@@ -1,0 +1,76 @@
+"""The mesh, and where the state lies on it."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from resnet_jax import sharding
+from resnet_jax.errors import UserError
+from resnet_jax.program import build
+
+
+@pytest.mark.parametrize(('data', 'model', 'devices', 'shape'), [
+    (-1, 1, 8, (8, 1)), (-1, 2, 8, (4, 2)), (1, 1, 8, (1, 1)), (2, 4, 8, (2, 4))])
+def test_the_mesh_takes_the_devices_that_the_config_asks_for(
+        tiny_config, data, model, devices, shape):
+    tiny_config.mesh.data, tiny_config.mesh.model = data, model
+    assert sharding.mesh_shape(tiny_config, devices) == shape
+
+
+@pytest.mark.parametrize(('data', 'model'), [(16, 1), (3, 3), (0, 1), (-2, 1), (1, 0), (-1, 16)])
+def test_a_mesh_that_does_not_fit_is_an_error(tiny_config, data, model):
+    tiny_config.mesh.data, tiny_config.mesh.model = data, model
+    with pytest.raises(UserError, match=r'mesh\.data'):
+        sharding.create_mesh(tiny_config)
+
+
+def test_fsdp_splits_parameters_and_optimizer_state_over_all_devices(tiny_config):
+    tiny_config.mesh.data = 8
+    tiny_config.mesh.parameters = 'fsdp'
+    tiny_config.model.width = 32
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    state = jax.jit(program.create_state, out_shardings=program.shardings)()
+
+    def bytes_on_one_device(tree):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    for tree in (state.params, state.opt_state):
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        assert bytes_on_one_device(tree) < whole / 6
+
+
+def test_rules_decide_before_the_preset(tiny_config):
+    tiny_config.mesh.data, tiny_config.mesh.model = 4, 2
+    tiny_config.mesh.rules = (('head/kernel', (None, 'model')),)
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    assert program.shardings.params['head']['kernel'].spec == P(None, 'model')
+    trace = [s for path, s in jax.tree.leaves_with_path(program.shardings.opt_state)
+             if 'head' in str(path) and 'kernel' in str(path)]
+    assert [s.spec for s in trace] == [P(None, 'model')]
+    assert program.shardings.params['head']['bias'].spec == P()
+
+
+@pytest.mark.parametrize('rule', [
+    ('head/kernel', ('modle',)), ('head/bias', (None, 'model')), ('stem/conv/kernel', ('model',))])
+def test_rules_that_do_not_fit_are_named(tiny_config, rule):
+    tiny_config.mesh.data, tiny_config.mesh.model = 4, 2
+    tiny_config.mesh.rules = (rule,)
+    with pytest.raises(UserError, match=rule[0]):
+        build(tiny_config, sharding.create_mesh(tiny_config))
+
+
+def test_fsdp_gives_the_losses_of_replicated_parameters(tiny_config):
+    tiny_config.mesh.data = 8
+    tiny_config.schedule.learning_rate = 0.01
+    losses = []
+    for kind in ('replicated', 'fsdp'):
+        tiny_config.mesh.parameters = kind
+        program = build(tiny_config, sharding.create_mesh(tiny_config))
+        state = jax.jit(program.create_state, out_shardings=program.shardings)()
+        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
+        inputs = next(program.train_data.inputs(0))
+        for _ in range(5):
+            state, report = step(state, inputs)
+        losses.append(float(report.metrics.loss.total))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

@@ -1,0 +1,140 @@
+"""The training step: the same mathematics on any mesh, in any number of parts."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import sharding
+from resnet_jax.program import build
+from resnet_jax.state import recalibrate
+
+STEPS = 20
+
+
+def step_function(program):
+    return jax.jit(program.train_step, donate_argnums=0,
+                   out_shardings=(program.shardings, program.everywhere))
+
+
+def run(config, steps=STEPS):
+    """Losses and the final state after some steps."""
+    program = build(config, sharding.create_mesh(config))
+    state = jax.jit(program.create_state, out_shardings=program.shardings)()
+    step = step_function(program)
+    inputs = next(program.train_data.inputs(0))
+    losses = []
+    for _ in range(steps):
+        state, report = step(state, inputs)
+        losses.append(float(report.metrics.loss.total / report.metrics.loss.count))
+    assert step._cache_size() == 1  # one compilation
+    return np.array(losses), state
+
+
+@pytest.fixture
+def slow_config(tiny_config):
+    tiny_config.schedule.learning_rate = 0.01
+    tiny_config.batch_size = 128
+    return tiny_config
+
+
+@pytest.mark.parametrize('virtual_batch_size', [None, 16])
+def test_eight_devices_give_the_losses_of_one(slow_config, virtual_batch_size):
+    slow_config.model.virtual_batch_size = virtual_batch_size
+    one, _ = run(slow_config)
+    slow_config.mesh.data = 8
+    eight, _ = run(slow_config)
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+
+
+def test_groups_that_span_devices_give_the_losses_of_one(slow_config):
+    slow_config.model.virtual_batch_size = 32  # two groups of four devices each
+    slow_config.batch_size = 64
+    one, _ = run(slow_config)
+    slow_config.mesh.data = 8
+    np.testing.assert_allclose(run(slow_config)[0], one, rtol=1e-4)
+
+
+COLLECTIVE = re.compile(
+    r'^.* = .* (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(.*$',
+    re.MULTILINE)
+
+
+def collectives(config):
+    """The lines of the compiled step that communicate."""
+    program = build(config, sharding.create_mesh(config))
+    inputs = next(program.train_data.inputs(0))
+    compiled = step_function(program).lower(program.state, inputs).compile()
+    return [match.group(0) for match in COLLECTIVE.finditer(compiled.as_text())]
+
+
+def test_whole_groups_on_each_device_need_no_communication_for_batch_statistics(slow_config):
+    slow_config.mesh.data = 8
+    slow_config.model.virtual_batch_size = 16
+    found = {}
+    for size in (16, None):
+        slow_config.model.virtual_batch_size = size
+        lines = collectives(slow_config)
+        assert lines and all('op_name' in line for line in lines)
+        found[size] = [line for line in lines if 'batch_statistics' in line]
+    assert found[16] == []
+    assert len(found[None]) >= 7  # at least one for each of the seven normalisations of ResNet-8
+
+
+def test_accumulating_in_parts_equals_the_whole_batch(tiny_config):
+    whole, whole_state = run(tiny_config, 5)
+    tiny_config.optimizer.accumulation_steps = 4
+    parts, parts_state = run(tiny_config, 5)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(parts_state.variables),
+                    jax.tree.leaves(whole_state.variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
+    tiny_config.mesh.data = 2
+    np.testing.assert_allclose(run(tiny_config, 5)[0], whole, rtol=1e-4)
+
+
+def test_the_moving_average_follows_the_parameters(tiny_config):
+    tiny_config.optimizer.ema_decay = 0.75
+    states = [run(tiny_config, n)[1] for n in (1, 2)]
+    for before, average, now in zip(*(jax.tree.leaves(tree) for tree in (
+            states[0].ema, states[1].ema, states[1].variables)), strict=True):
+        np.testing.assert_allclose(average, 0.75 * before + 0.25 * now, rtol=1e-5, atol=1e-6)
+    assert states[1].eval_variables is states[1].ema
+
+
+def test_label_smoothing_is_for_training_only(tiny_config):
+    tiny_config.loss.label_smoothing = 0.5
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    state = jax.jit(program.create_state)()
+    evaluate = jax.jit(program.eval_step)
+    inputs = next(program.eval_data.inputs(0))
+    smoothed = evaluate(state, inputs, *program.no_sums())[1].report()
+    tiny_config.loss.label_smoothing = 0.0
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    assert jax.jit(program.eval_step)(
+        state, inputs, *program.no_sums())[1].report() == smoothed
+
+
+def test_recalibration_is_the_strict_average_over_batches(tiny_config):
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    state = jax.jit(program.create_state)()
+    inputs = next(program.train_data.inputs(0))
+    statistics = jax.jit(program.batch_statistics)
+    batches = [statistics(state, inputs, jnp.int32(step))[1] for step in range(5)]
+    got = recalibrate(iter(batches))
+    expected = jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *batches)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # The statistics of the first layer, by hand: convolution, then mean over images and pixels.
+    batch = jax.jit(functools.partial(program.train_data.batch, normalization=state.normalization))(
+        inputs, 0)
+    kernel = state.params['stem']['conv']['kernel']
+    y = jax.lax.conv_general_dilated(
+        batch['image'], kernel, (1, 1), [(1, 1), (1, 1)],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    np.testing.assert_allclose(
+        batches[0]['stem']['norm']['mean'], y.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,159 @@
+"""The loop, from within: what it writes, and how it stops and goes on."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from resnet_jax import train
+from resnet_jax.errors import UserError
+from tests import tiny
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def arrays(workdir, step):
+    """Every array of a checkpoint, by name."""
+    tree = ocp.StandardCheckpointer().restore(workdir.absolute() / 'checkpoints' / str(step) /
+                                              'default')
+    return {jax.tree_util.keystr(path): np.asarray(leaf)
+            for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """The folder of a finished run of the tiny config."""
+    workdir = tmp_path_factory.mktemp('finished')
+    train.train(tiny.config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_its_config_metrics_checkpoints_and_tensorboard_files(finished):
+    config = json.loads((finished / 'config.json').read_text())
+    assert config['model']['depth'] == 8
+    assert list(finished.glob('events.out.tfevents.*'))
+    assert sorted(int(p.name) for p in (finished / 'checkpoints').iterdir())[-1] == 20
+    written = rows(finished)
+    assert [row['step'] for row in written if 'train/loss' in row] == [5, 10, 15, 20]
+    assert [row['step'] for row in written if 'eval/loss' in row] == [10, 20]
+    for row in written:
+        tags = {'train/loss', 'train/top1_error', 'train/learning_rate', 'train/images_per_second',
+                'train/data_wait_fraction'} if 'train/loss' in row else {
+                    'eval/loss', 'eval/top1_error', 'eval/top5_error', 'eval/count'}
+        assert tags <= row.keys()
+    assert written[-1]['eval/count'] == 297
+    assert written[-1]['eval/top1_error'] == pytest.approx(
+        100 * round(written[-1]['eval/top1_error'] * 2.97) / 297)
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    before = rows(finished), arrays(finished, 20)
+    values = train.train(tiny.config(), finished)
+    assert 'the run is finished' in capsys.readouterr().out
+    assert values['eval/top1_error'] == before[0][-1]['eval/top1_error']
+    assert rows(finished) == before[0]
+    assert_same_bits(arrays(finished, 20), before[1])
+
+
+def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
+    config = tiny.config()
+    config.num_steps = 10
+    train.train(config, tmp_path)
+    config.num_steps = 20
+    train.train(config, tmp_path)
+    assert 'going on from step 10' in capsys.readouterr().out
+    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+
+
+def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finished):
+    before = (finished / 'config.json').read_text(), rows(finished)
+    config = tiny.config()
+    config.model.depth = 14
+    config.optimizer.momentum = 0.8
+    with pytest.raises(UserError, match=r'model.depth: 8 -> 14; optimizer.momentum: 0.9 -> 0.8'):
+        train.train(config, finished)
+    assert ((finished / 'config.json').read_text(), rows(finished)) == before
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(finished, tmp_path, number):
+    config = tiny.config()
+    config.checkpoint.every_steps = None
+
+    def stop_soon():
+        while not ((tmp_path / 'metrics.jsonl').exists() and rows(tmp_path)):
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    config.num_steps = 10**6
+    thread = threading.Thread(target=stop_soon)
+    thread.start()
+    with pytest.raises(train.Stopped) as stopped:
+        train.train(config, tmp_path)
+    thread.join()
+    assert stopped.value.signal == number
+    step = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    assert f'after step {step}, which is saved' in str(stopped.value)
+
+    config.num_steps = step + 7
+    train.train(config, tmp_path)
+    straight = tmp_path / 'straight'
+    train.train(config, straight)
+    assert_same_bits(arrays(tmp_path, step + 7), arrays(straight, step + 7))
+    assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
+
+
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    config = tiny.config()
+    config.num_steps = 10
+    config.checkpoint.every_steps = 10
+    train.train(config, tmp_path)
+    good = arrays(tmp_path, 10)
+    # From here on the rate makes the parameters overflow.
+    config.num_steps = 40
+    stored = json.loads((tmp_path / 'config.json').read_text())
+    stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
+    (tmp_path / 'config.json').write_text(json.dumps(stored))
+    with pytest.raises(train.Diverged, match=(
+            r'became (nan|inf) in step 1\d; the checkpoint of step 10 is intact')):
+        train.train(config, tmp_path)
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']
+    assert_same_bits(arrays(tmp_path, 10), good)
+
+
+def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
+    config = tiny.config()
+    config.num_steps = 10
+    train.train(config, tmp_path)
+    first = rows(tmp_path)
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write(json.dumps({'step': 15, 'train/loss': 1.0}) + '\n{"step": 20, "tra')
+    config.num_steps = 20
+    train.train(config, tmp_path)
+    again = rows(tmp_path)
+    assert again[:len(first)] == first
+    assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
+
+
+def test_recalibrated_statistics_are_evaluated_and_saved(finished, tmp_path):
+    config = tiny.config()
+    config.eval.recalibrate_batches = 3
+    train.train(config, tmp_path)
+    plain, recalibrated = arrays(finished, 20), arrays(tmp_path, 20)
+    changed = {name for name in plain if (plain[name] != recalibrated[name]).any()}
+    assert changed == {name for name in plain if 'batch_stats' in name}
+    assert rows(finished)[-1]['eval/loss'] != rows(tmp_path)[-1]['eval/loss']
