@@ -36,7 +36,7 @@ def real_data(tmp_path_factory):
 
     def unpack(name: str) -> pathlib.Path:
         target = tmp_path_factory.mktemp('real')
-        with tarfile.open(next(pathlib.Path(root).glob(name + '.tar*'))) as tar:
+        with tarfile.open(pathlib.Path(root) / name) as tar:
             tar.extractall(target, filter='data')
         return next(x for x in target.iterdir() if x.is_dir())
 

@@ -150,7 +150,7 @@ def test_200_damaged_files_are_each_named_and_none_crashes_or_hangs():
 def test_a_header_that_claims_30_000_pixels_allocates_nothing():
     data = wide_png(30_000, 30_000)
     tracemalloc.start()
-    with pytest.raises(UnreadableImageError, match='wide.png cannot be read: its header claims'):
+    with pytest.raises(UnreadableImageError, match=r'wide.png cannot be read: its header claims'):
         decode.decode(data, 'wide.png')
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()

@@ -60,7 +60,7 @@ def test_size_and_crop_choose_the_pipeline(tiny):
     tiny.data.pipeline = 'resident'
     assert isinstance(create_pipelines(tiny, mesh())[0], Resident)
     tiny.data.image_size = 20
-    with pytest.raises(UserError, match='set data.pipeline to host'):
+    with pytest.raises(UserError, match=r'set data.pipeline to host'):
         create_pipelines(tiny, mesh())
 
 
@@ -117,7 +117,7 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     config.data.normalization = 'none'
     train, test, norm = create_pipelines(config, mesh())
     for pipeline in (train, test):
-        with pytest.raises(UnreadableImageError, match='0003.jpg cannot be read'):
+        with pytest.raises(UnreadableImageError, match=r'0003.jpg cannot be read'):
             list(batches(pipeline, norm, 4))
     config.data.on_unreadable = 'skip'
     train, test, norm = create_pipelines(config, mesh())
@@ -132,7 +132,7 @@ def test_workers_hand_on_the_error_that_names_the_file(config, folder):
     (folder / 'test' / 'a' / '0000.jpg').write_bytes(b'')
     config.data.normalization, config.data.workers = 'none', 1
     _, test, norm = create_pipelines(config, mesh())
-    with pytest.raises(UnreadableImageError, match='0000.jpg cannot be read: it is empty'):
+    with pytest.raises(UnreadableImageError, match=r'0000.jpg cannot be read: it is empty'):
         list(batches(test, norm, 1))
 
 
@@ -169,7 +169,7 @@ def test_a_source_that_changed_since_the_checkpoint_is_an_error(config, folder):
     source = create_source(config, 'train')
     check_unchanged(source.fingerprint, create_source(config, 'train'), 'the training data')
     (folder / 'train' / 'c' / '0009.jpg').unlink()
-    with pytest.raises(UserError, match='the training data changed since the checkpoint'):
+    with pytest.raises(UserError, match=r'the training data changed since the checkpoint'):
         check_unchanged(source.fingerprint, create_source(config, 'train'), 'the training data')
 
 
