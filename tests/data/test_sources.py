@@ -238,7 +238,8 @@ def test_cifar10_is_ready_quickly(real_data, tmp_path):
     config = config_lib.default()
     config.batch_size, config.eval.batch_size = 128, 384
     data = config.data
-    data.source, data.path, data.cache = 'folder', str(real_data('cifar10_jpeg.tar.xz')), str(tmp_path)
+    data.source, data.cache = 'folder', str(tmp_path)
+    data.path = str(real_data('cifar10_jpeg.tar.xz'))
     data.image_size, data.crop_padding, data.flip = 32, 4, True
     data.normalization = 'per_pixel_mean'
     for limit in (20, 3):
