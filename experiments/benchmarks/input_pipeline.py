@@ -5,7 +5,9 @@
 Every pipeline reads the encoded images of an image folder, cuts a random resized crop, resizes it
 to 224 pixels, flips half of them, and yields batches of uint8. Each runs in a process of its own
 that is bound to so many cores; they take turns, a pass each, and the median over the passes
-counts. Before a pass is timed, what was prefetched while the others ran is thrown away.
+counts. Before a pass is timed, what was prefetched while the others ran is thrown away. Besides
+images per second of time, the table gives images per second of processor time that the pipeline
+and its workers used, on one core: unlike the others, it bears other work on the machine.
 
 TensorFlow's and PyTorch's pipelines take part where these packages are installed.
 """
@@ -121,6 +123,16 @@ def _files(path: str) -> list[str]:
                   for file in glob.glob(os.path.join(path, split, '*', '*')))
 
 
+def _processor_seconds() -> float:
+    """Of this process and its workers."""
+    ticks = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        # The name in brackets may hold spaces; user and system time are fields 14 and 15.
+        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
 def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
     """A process that times a pass whenever it is told how many batches to take."""
     os.sched_setaffinity(0, cores)
@@ -129,15 +141,16 @@ def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
     for num_batches in iter(connection.recv, 0):
         for _ in range(DISCARDED):
             next(batches)
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), _processor_seconds()
         for _ in range(num_batches):
             next(batches)
-        connection.send(num_batches * BATCH / (time.perf_counter() - begin))
+        seconds, cpu_seconds = time.perf_counter() - begin, _processor_seconds() - begin_cpu
+        connection.send((num_batches * BATCH / seconds, num_batches * BATCH / cpu_seconds))
     os._exit(0)  # whatever the pipeline still has running
 
 
 def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dict:
-    """Name: images/s of every pass, all on these cores, taking turns."""
+    """Name: (images/s, images per second of processor time) of every pass, taking turns."""
     context = multiprocessing.get_context('spawn')
     connections, rates = {}, {name: [] for name in pipelines}
     processes = []
@@ -150,7 +163,7 @@ def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dic
             connection.send(images // BATCH)
             rate = connection.recv()
             if i:  # the first pass warms up
-                rates[name].append(round(rate, 1))
+                rates[name].append(rate)
     for connection in connections.values():
         connection.send(0)
     for process in processes:
@@ -158,17 +171,26 @@ def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dic
     return rates
 
 
-def table(results: dict) -> str:
-    """Medians, a row a pipeline and a column a number of cores, and the ratio to the first."""
-    columns = list(results)
-    lines = ['| pipeline | ' + ' | '.join(
-        f'{n} core{"s" * (n > 1)} | ratio' for n in columns) + ' |',
-        '|---|' + '---:|' * (2 * len(columns))]
-    for name in results[columns[0]]:
+def columns(results: dict) -> dict[str, dict[str, list[float]]]:
+    """Column of the table: pipeline: rates of the passes."""
+    made = {'a core of processor time': {
+        name: [cpu for _, cpu in passes] for name, passes in results[1].items()}}
+    for n, by_name in results.items():
+        made[f'{n} core{"s" * (n > 1)}'] = {
+            name: [rate for rate, _ in passes] for name, passes in by_name.items()}
+    return made
+
+
+def table(made: dict[str, dict[str, list[float]]]) -> str:
+    """Medians in images/s and their ratio to the first row, a row a pipeline."""
+    lines = ['| images/s | ' + ' | '.join(f'{name} | ratio' for name in made) + ' |',
+             '|---|' + '---:|' * (2 * len(made))]
+    first = next(iter(made.values()))
+    for name in first:
         cells = []
-        for n in columns:
-            medians = {key: statistics.median(rates) for key, rates in results[n].items()}
-            cells += [f'{medians[name]:.0f}', f'{medians[name] / next(iter(medians.values())):.2f}']
+        for rates in made.values():
+            own, reference = (statistics.median(rates[x]) for x in (name, next(iter(first))))
+            cells += [f'{own:.0f}', f'{own / reference:.2f}']
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -193,13 +215,15 @@ def main(argv) -> None:
             pipelines['PyTorch DataLoader, Pillow'] = (data_loader, PATH.value)
         results = {n: measure(pipelines, available[:n], REPEATS.value, IMAGES.value)
                    for n in sorted({1, min(2, len(available)), len(available)})}
-    print(table(results))
+    made = columns(results)
+    print(table(made))
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps({
             'unit': 'images/s', 'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
-            'cores': {str(n): {name: {'median': statistics.median(rates), 'passes': rates}
+            'rates': {column: {name: {'median': round(statistics.median(rates), 1),
+                                      'passes': [round(rate, 1) for rate in rates]}
                                for name, rates in by_name.items()}
-                      for n, by_name in results.items()}}, indent=1))
+                      for column, by_name in made.items()}}, indent=1))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.normalization import Normalization, normalize
+from resnet_jax.data.normalization import Normalization, exact, normalize
 
 Batch = dict[str, jax.Array]
 
@@ -20,6 +20,7 @@ COLOR_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 COLOR_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009],
                                [-0.5808, -0.0045, -0.8140],
                                [-0.5836, -0.6948, 0.4203]], np.float32)
+BYTES_A_NORMAL = 16
 
 
 class Augmentation(NamedTuple):
@@ -35,7 +36,7 @@ class Augmentation(NamedTuple):
 
 def augment(images: jax.Array, labels: jax.Array, step: jax.Array, normalization: Normalization,
             settings: Augmentation) -> Batch:
-    """Normalises, then pads, crops and flips, adds colour noise, and mixes.
+    """Adds colour noise, normalises, pads, crops and flips, and mixes.
 
     Args:
       images: uint8 [N, H, W, C].
@@ -52,6 +53,10 @@ def augment(images: jax.Array, labels: jax.Array, step: jax.Array, normalization
     num_images = len(images)
     key = jax.random.fold_in(jax.random.key(settings.seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_images))
+    if settings.color_noise:
+        shift = jax.vmap(lambda key: color_noise(jax.random.fold_in(key, 2),
+                                                 settings.color_noise))(keys)
+        normalization = normalization | {'mean': normalization['mean'] - shift[:, None, None]}
     images = normalize(images, normalization)
 
     def one(image, key):
@@ -59,9 +64,6 @@ def augment(images: jax.Array, labels: jax.Array, step: jax.Array, normalization
         image = pad_and_crop(image, crop_key, settings.crop_padding)
         if settings.flip:
             image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-        if settings.color_noise:
-            image += color_noise(jax.random.fold_in(key, 2), settings.color_noise) / (
-                normalization['std'])
         return image
 
     batch = {'image': jax.vmap(one)(images, keys), 'label': labels}
@@ -89,8 +91,14 @@ def color_noise(key: jax.Array, deviation: float) -> jax.Array:
 
     The paper's "standard color augmentation" (section 3.4), with deviation 0.1.
     """
-    alpha = deviation * jax.random.normal(key, (3,))
-    return COLOR_EIGENVECTORS @ (alpha * COLOR_EIGENVALUES)
+    # The sum of 16 random bytes is as good as normal, and the same bits on any number of devices;
+    # the last bit of `jax.random.normal` depends on how the batch is cut up.
+    total = jax.random.bits(key, (3, BYTES_A_NORMAL), jnp.uint8).sum(-1, dtype=jnp.int32)
+    centered = (total - BYTES_A_NORMAL * 255 // 2).astype(jnp.float32)
+    unit = np.sqrt(BYTES_A_NORMAL * (256**2 - 1) / 12)
+    matrix = (COLOR_EIGENVECTORS * COLOR_EIGENVALUES * (deviation / unit)).astype(np.float32)
+    shifts = exact(matrix * centered)
+    return shifts[:, 0] + shifts[:, 1] + shifts[:, 2]
 
 
 def mix(batch: Batch, key: jax.Array, mixup_alpha: float, cutmix_alpha: float) -> Batch:
@@ -115,7 +123,9 @@ def mix(batch: Batch, key: jax.Array, mixup_alpha: float, cutmix_alpha: float) -
     # The partner's share of each pixel, [pairs, H, W].
     share = jnp.zeros((pairs, height, width))
     if mixup_alpha:
+        # To 8 bits: the last bits of a Beta variate depend on how the batch is cut up.
         weight = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, (pairs, 1, 1))
+        weight = jnp.round(weight * 256) / 256
         share = jnp.broadcast_to(1 - weight, share.shape)
     if cutmix_alpha:
         area = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, (pairs, 1, 1))
@@ -131,7 +141,7 @@ def mix(batch: Batch, key: jax.Array, mixup_alpha: float, cutmix_alpha: float) -
     # What is left of a rectangle that reaches over the edge counts, pixel by pixel.
     mixed_in = jnp.repeat(share, 2, axis=0)[..., None]
     return batch | {
-        'image': (1 - mixed_in) * images + mixed_in * partners,
+        'image': exact((1 - mixed_in) * images) + exact(mixed_in * partners),
         'mix_label': _swap_pairs(labels),
         'mix_weight': jnp.repeat(1 - share.mean((1, 2)), 2),
     }

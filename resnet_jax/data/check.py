@@ -47,7 +47,7 @@ def examine(source: Source, index: int) -> Found:
     if isinstance(item.image, np.ndarray):
         return Found(item.label, *item.image.shape[:2], 'pixels', '')
     try:
-        pixels = decode.decode(item.image, item.name)
+        pixels = decode.decode(item.image, item.name, strict=True)
     except UnreadableImageError as error:
         return Found(item.label, 0, 0, '', str(error))
     return Found(item.label, *pixels.shape[:2], decode.image_format(item.image), '')

@@ -9,6 +9,7 @@ fast. Orientation tags are not followed, as in the references' pipelines.
 
 import io
 import math
+import struct
 import threading
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from resnet_jax.errors import UserError
 
 # What a header may claim. A legitimate file cannot hold more pixels than this for each of its
 # bytes: a JPEG block of 64 pixels takes at least a bit, and deflate shrinks at most 1032 times.
-MAX_PIXELS = 2**27
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 MAX_PIXELS_PER_BYTE = {'JPEG': 64 * 8, 'PNG': 1032 * 8, 'WEBP': math.inf}
 # Warnings of libjpeg after which every pixel is still as it was encoded.
 HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
@@ -81,12 +82,14 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
         raise _unreadable(name, error) from error
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str, *, strict: bool = False) -> np.ndarray:
     """The whole image, uint8 [H, W, 3].
 
     Args:
       data: the encoded image.
       name: what an error message calls it.
+      strict: whether stray bytes in a JPEG are damage too. Some intact images have them, but they
+        are also the only trace that many a flipped bit leaves.
 
     Raises:
       UnreadableImageError: the data is damaged, or not an image.
@@ -95,7 +98,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
         height, width, pillow = _open(data)
         if pillow is not None:
             return _pillow_pixels(pillow)
-        return _jpeg_rows(data, height, width, height, 1)
+        return _jpeg_rows(data, height, width, height, 1, strict)
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -181,13 +184,16 @@ def _open(data: bytes) -> tuple[int, int, Image.Image | None]:
     pillow = None
     if kind == 'JPEG':
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    if kind != 'JPEG' or colorspace not in ('YCbCr', 'RGB', 'Gray'):
+    elif kind == 'PNG':
+        width, height = struct.unpack_from('>II', data, 16)
+    else:
         pillow = Image.open(io.BytesIO(data), formats=(kind,))
         width, height = pillow.size
-    pixels = height * width
-    if pixels > MAX_PIXELS or pixels > MAX_PIXELS_PER_BYTE[kind] * len(data):
+    if height * width > min(MAX_PIXELS, MAX_PIXELS_PER_BYTE[kind] * len(data)):
         raise ValueError(f'its header claims {width} x {height} pixels, but the file has '
                          f'{len(data)} bytes')
+    if kind == 'PNG' or (kind == 'JPEG' and colorspace not in ('YCbCr', 'RGB', 'Gray')):
+        pillow = Image.open(io.BytesIO(data), formats=(kind,))
     return height, width, pillow
 
 
@@ -199,7 +205,8 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert('RGB'))
 
 
-def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int) -> np.ndarray:
+def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int,
+               strict: bool = False) -> np.ndarray:
     """At least the first rows of a JPEG at 1/scale, uint8 [>= rows / scale, W / scale, 3]."""
     rows_decoded = min(height, rows + ROWS_BELOW)
     cut = _cut_below(data, rows_decoded) if rows_decoded < height else None
@@ -211,7 +218,7 @@ def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int) -> n
     try:
         simplejpeg.decode_jpeg(data, 'RGB', **arguments)
     except ValueError as error:
-        if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
+        if strict or not any(warning in str(error) for warning in HARMLESS_WARNINGS):
             raise
         # The data below the cut is what the decoder finds too much, once all rows are there.
         if cut is None:

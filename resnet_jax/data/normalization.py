@@ -29,7 +29,18 @@ def normalize(images, normalization: Normalization) -> jax.Array:
       images: uint8 [..., H, W, C].
       normalization: 'mean' and 'std', float32, [C] or [H, W, C], in units of the full range.
     """
-    return (images.astype(jnp.float32) / 255 - normalization['mean']) / normalization['std']
+    fractions = exact(images.astype(jnp.float32) / 255)
+    return (fractions - normalization['mean']) / normalization['std']
+
+
+def exact(x: jax.Array) -> jax.Array:
+    """The same finite numbers, each rounded to float32 before anything is added.
+
+    Compilers fuse a product with the next sum into one rounding, or not, depending on the shapes,
+    so that the last bit would depend on the number of devices. XLA removes a barrier and a rounding
+    to the same precision on CPU before that happens; it keeps a minimum.
+    """
+    return jnp.minimum(x, jnp.finfo(jnp.float32).max)
 
 
 def measure(source: Source, kind: str, transform: EvalTransform | None = None,
