@@ -2,14 +2,13 @@
 
 import difflib
 import functools
-import os
 import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
@@ -66,15 +65,6 @@ def _config_flag() -> flags.FlagHolder:
 def json_flag() -> flags.FlagHolder:
     """The flag --json."""
     return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
-
-
-def use_compilation_cache(config: ConfigDict) -> None:
-    """Keeps compiled programs in the folder that the config or the environment names."""
-    import jax
-
-    if config.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update(
-            'jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
 
 
 def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) -> None:

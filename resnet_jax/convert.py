@@ -37,6 +37,7 @@ CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
     'Text file of class names, one a line in label order, to store with the weights. The names of'
     ' ImageNet need not be given.')
+flags.adopt_module_key_flags(cli)
 flags.mark_flags_as_required(['input', 'output'])
 
 

@@ -56,12 +56,13 @@ CONFUSION = cli.flag(
     'File for the confusion matrix, tab-separated: a row for each right class, a column for each '
     'predicted one.')
 JSON = cli.json_flag()
+flags.adopt_module_key_flags(cli)
 
 WORST = 5  # classes that the printed report names
 
 
 def main(_) -> None:
-    from resnet_jax import inference, pretrained, sharding
+    from resnet_jax import compilation_cache, inference, pretrained, sharding
     from resnet_jax.scores import confusion_table, score
     from resnet_jax.writers import say, write_whole
 
@@ -74,7 +75,7 @@ def main(_) -> None:
     if config.data.source is None:
         raise UserError(f'{paths[0]} does not say which data to evaluate on; give --config=FILE '
                         'and, for a folder of images, --config.data.path=DIR.')
-    cli.use_compilation_cache(config)
+    compilation_cache.use(config.compilation_cache)
     source = test_source(config)
     check_networks(networks, paths, source.num_classes)
     if RECALIBRATE.value:

@@ -25,6 +25,7 @@ IMAGE_SIZE = cli.flag(
     flags.DEFINE_integer, 'image_size', None,
     'Height and width of the images that a .stablehlo file takes; without the flag those that the '
     'network was trained with.', lower_bound=1)
+flags.adopt_module_key_flags(cli)
 flags.mark_flag_as_required('output')
 
 

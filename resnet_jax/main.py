@@ -15,10 +15,10 @@ from absl import flags
 from resnet_jax import cli
 
 CONFIG = cli.config_flag()
-flags.adopt_module_key_flags(cli)
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of the run; a run whose checkpoints it holds is continued.')
+flags.adopt_module_key_flags(cli)
 flags.mark_flag_as_required('workdir')
 
 

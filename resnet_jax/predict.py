@@ -29,13 +29,14 @@ CHECKPOINT = cli.flag(
 TOP = cli.flag(
     flags.DEFINE_integer, 'top', 5, 'Classes to name, the most probable first.', lower_bound=1)
 JSON = cli.json_flag()
+flags.adopt_module_key_flags(cli)
 
 BATCH_SIZE = 16  # images that are computed, and told, at once
 STDIN = '-'
 
 
 def main(argv: Sequence[str]) -> int:
-    from resnet_jax import pretrained
+    from resnet_jax import compilation_cache, pretrained
 
     if not CHECKPOINT.value:
         raise UserError('give --checkpoint=DIR, a workdir or converted weights.')
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     networks = [pretrained.load(path) for path in CHECKPOINT.value]
     if len({network.classes for network in networks}) > 1:
         raise UserError('the checkpoints are no ensemble: their classes differ.')
-    cli.use_compilation_cache(networks[0].config)
+    compilation_cache.use(networks[0].config.compilation_cache)
     for failure in failures:
         report(failure)
     for name, probabilities in predictions(networks, files):

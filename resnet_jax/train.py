@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import pathlib
 import signal
 import time
@@ -13,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from resnet_jax import compilation_cache, sharding
 from resnet_jax import config as config_lib
-from resnet_jax import sharding
 from resnet_jax.checkpoint import ERROR, Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Meter, Metrics
@@ -60,18 +59,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       Diverged: the loss is no longer finite; the last good checkpoint stays in place.
       Stopped: SIGTERM or SIGINT came; the state has been saved.
     """
-    _use_compilation_cache(config.compilation_cache)
+    compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
     workdir.mkdir(parents=True, exist_ok=True)
     _check_workdir(config, workdir)
     with StopRequest() as stop:
         return Run(program, workdir, stop).to_the_end()
-
-
-def _use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder; the environment variable of JAX goes first."""
-    if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
 
 
 def _check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
