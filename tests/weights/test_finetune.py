@@ -6,23 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import config as config_lib
-from resnet_jax import program, sharding, train, weights
+from resnet_jax import program, sharding, train
 from resnet_jax.errors import UserError
-from resnet_jax.weights import names, stored
-from tests.weights import random_weights
+from resnet_jax.weights import stored
+from tests.weights.networks import store
 
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     """Weights that fit `tiny_config`, none of them at its default."""
-    config = config_lib.default()
-    config.model = random_weights.fields(family='cifar', depth=8, shortcut='A', num_classes=10)
-    config.data.channels = 1
-    variables = names.from_torch(random_weights.tensors(config.model, 1), config.model, 1)
-    normalization = {'mean': np.float32([.4]), 'std': np.float32([.2])}
     folder = tmp_path_factory.mktemp('base')
-    stored.write(folder, weights.Weights(config, variables, normalization, ''))
+    store(folder, channels=1, size=8)
     return folder
 
 

@@ -9,28 +9,10 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import config as config_lib
-from resnet_jax import train, weights
+from resnet_jax import train
 from resnet_jax.errors import UserError
-from resnet_jax.weights import names, stored
-from tests.weights import random_weights
-
-
-def store(folder, classes=None, **changes):
-    """Random weights of a narrow network, stored."""
-    fields = {'family': 'cifar', 'depth': 8, 'shortcut': 'A', 'num_classes': 10, **changes}
-    config = config_lib.default()
-    config.model = random_weights.fields(**fields)
-    config.data.image_size = 32
-    variables = names.from_torch(random_weights.tensors(config.model), config.model, 3)
-    normalization = {'mean': np.float32([.4, .5, .6]), 'std': np.float32([.2, .3, .4])}
-    found = weights.Weights(config, variables, normalization, '')
-    stored.write(folder, found, classes)
-    return found
-
-
-def images(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+from resnet_jax.weights import stored
+from tests.weights.networks import images, store
 
 
 def test_what_is_stored_is_read_back(tmp_path):

@@ -1,0 +1,177 @@
+"""The protocols count every image once, on any mesh, and are the averages that they claim to be."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import inference, train
+from resnet_jax.data.sources import ArraySource, Item
+from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
+from resnet_jax.errors import UserError
+from resnet_jax.scores import calibration_error, score
+from tests.weights.networks import images, store
+
+
+@pytest.fixture(scope='module')
+def networks(tmp_path_factory):
+    """ResNet-8 and ResNet-14."""
+    folders = [tmp_path_factory.mktemp(name) for name in ('r8', 'r14')]
+    store(folders[0])
+    store(folders[1], depth=14)
+    return [resnet_jax.load(folder) for folder in folders]
+
+
+@pytest.fixture(scope='module')
+def source():
+    """37 images of 40 x 40 pixels."""
+    labels = np.random.default_rng(1).integers(10, size=37)
+    return ArraySource(images(37, 40, 40, 3), labels, 10, 'test')
+
+
+def log_probabilities(networks, source, *views, **options):
+    found = inference.predict(networks, source, Views(*views), 16, **options)
+    np.testing.assert_array_equal(found.labels, source.labels)
+    return found.log_probabilities
+
+
+def test_the_mesh_and_the_batch_change_nothing(networks, source):
+    one = log_probabilities(networks[:1], source, 'center_crop', 32, 36,
+                            devices=jax.local_devices()[:1])
+    eight = log_probabilities(networks[:1], source, 'center_crop', 32, 36)
+    np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-6)
+    assert score(one, source.labels).report() == pytest.approx(
+        score(eight, source.labels).report(), rel=1e-5)
+    assert score(eight, source.labels).count == 37
+
+
+def test_single_scale_is_the_centre_crop_and_an_ensemble_of_one_is_the_network(networks, source):
+    network = networks[0]
+    whole = log_probabilities([network], source, 'multi_scale', 40, 40, (40,))
+    np.testing.assert_allclose(
+        whole, log_probabilities([network], source, 'center_crop', 40, 40), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.exp(whole), network.predict(source.images), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        whole, log_probabilities([network, network], source, 'multi_scale', 40, 40, (40,)),
+        rtol=1e-5, atol=1e-5)
+
+
+def test_ten_crop_is_the_mean_over_ten_explicit_crops(networks, source):
+    x = np.stack([resize(image, 36) for image in source.images])
+    crops = [x[:, top:top + 32, left:left + 32] for top, left in (
+        (0, 0), (0, 4), (4, 0), (4, 4), (2, 2))]
+    expected = np.mean([networks[0].predict(view[:, :, ::step])
+                        for view in crops for step in (1, -1)], 0)
+    ours = np.exp(log_probabilities(networks[:1], source, 'ten_crop', 32, 36))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_scales_and_networks_are_averaged(networks, source):
+    views = [np.stack([resize(image, scale) for image in source.images]) for scale in (32, 48)]
+    expected = np.mean([network.predict(view) for network in networks for view in views], 0)
+    ours = np.exp(log_probabilities(networks, source, 'multi_scale', 32, 32, (32, 48)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+class Shapes:
+    """Images of many shapes, one of which cannot be read."""
+
+    num_classes = 10
+
+    def __init__(self, broken):
+        self.broken = broken
+        self.images = [images(40 + 9 * i % 50, 90 - 7 * i % 50, 3, seed=i) for i in range(12)]
+        self.labels = np.arange(12) % 10
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        image = b'no image' if i == self.broken else self.images[i]
+        return Item(image, int(self.labels[i]), f'{i}')
+
+
+def test_images_of_any_shape_keep_their_place(networks):
+    source = Shapes(broken=None)
+    ours = log_probabilities(networks[:1], source, 'multi_scale', 32, 32, (32, 64))
+    for i, image in enumerate(source.images):
+        expected = np.mean([networks[0].predict(fully_convolutional(resize(image, scale)))
+                            for scale in (32, 64)], 0)
+        np.testing.assert_allclose(np.exp(ours[i]), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_unreadable_images_are_told_or_left_out(networks):
+    with pytest.raises(UserError, match='3 cannot be read'):
+        inference.predict(networks[:1], Shapes(3), Views('center_crop', 32, 32), 16)
+    found = inference.predict(networks[:1], Shapes(3), Views('center_crop', 32, 32), 16,
+                              skip_unreadable=True)
+    assert (len(found.labels), found.skipped) == (11, 1)
+    np.testing.assert_array_equal(found.labels, np.delete(np.arange(12) % 10, 3))
+
+
+def test_views_are_what_the_papers_say():
+    x = images(70, 100, 3)
+    assert resize(x, 64).shape == (64, 91, 3)
+    assert fully_convolutional(images(64, 91, 3)).shape == (64, 64, 3)
+    assert fully_convolutional(images(300, 64, 3)).shape == (128, 64, 3)
+    assert fully_convolutional(images(70, 70, 3)).shape == (70, 70, 3)
+    crops = ten_crop(x, 64)
+    np.testing.assert_array_equal(crops[3], x[6:, 36:])
+    np.testing.assert_array_equal(crops[4], x[3:67, 18:82])
+    np.testing.assert_array_equal(crops[5:], crops[:5, :, ::-1])
+
+
+def test_scores_by_hand():
+    probabilities = np.float32([[.7, .2, .1], [.1, .2, .7], [.2, .5, .3], [.6, .3, .1]])
+    found = score(np.log(probabilities), np.int32([0, 0, 1, 1]))
+    assert found.loss == pytest.approx(-np.mean(np.log([.7, .1, .5, .3])), rel=1e-6)
+    assert (found.top1_error, found.top5_error, found.count) == (50, 0, 4)
+    np.testing.assert_array_equal(found.confusion, [[1, 0, 1], [1, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(found.class_error, [50, 50, np.nan])
+    # Bins around .7 (two images, one right), .5 (one, right) and .6 (one, wrong).
+    assert found.calibration_error == pytest.approx(100 * (.4 + .5 + .6) / 4, rel=1e-5)
+    assert calibration_error(np.array([1., 1.]), np.array([True, True])) == 0
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, '-m', 'resnet_jax.evaluate', *map(str, arguments)],
+                          capture_output=True, text=True)
+
+
+def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path):
+    tiny_config.num_steps = 10
+    tiny_config.model.virtual_batch_size = None
+    values = train.train(tiny_config, tmp_path / 'run')
+    result = run(f'--workdir={tmp_path}/run', '--json', f'--confusion={tmp_path}/confusion.tsv')
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    for name in ('eval/top1_error', 'eval/top5_error', 'eval/count'):
+        assert told[name] == pytest.approx(values[name], abs=1e-5)
+    assert told['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-5)
+    assert len(told['eval/class_error']) == 10 and told['eval/calibration_error'] > 0
+    with open(tmp_path / 'confusion.tsv') as file:
+        table = np.array([row[1:] for row in csv.reader(file, delimiter='\t')][1:], int)
+    assert table.sum() == told['eval/count']
+    assert 100 * (1 - table.trace() / table.sum()) == pytest.approx(told['eval/top1_error'])
+
+    result = run('--config=configs/digits_r20.py', '--config.model.virtual_batch_size=none',
+                 f'--checkpoint={tmp_path}/run/checkpoints/5', '--recalibrate_batches=4',
+                 f'--checkpoint={tmp_path}/run', '--protocol=ten_crop', '--resize=9')
+    assert result.returncode == 0, result.stderr
+    assert 'on 297 images' in result.stdout
+
+
+@pytest.mark.parametrize(('arguments', 'told'), [
+    ([], 'give --workdir=DIR'),
+    (['--checkpoint=/nothing'], 'there is no folder /nothing'),
+    (['--protocol=x'], '--protocol=x'),
+])
+def test_mistakes_end_in_one_sentence(arguments, told):
+    result = run(*arguments)
+    assert result.returncode == 1 and told in result.stderr
+    assert result.stderr.count('\n') == 1

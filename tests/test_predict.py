@@ -1,0 +1,128 @@
+"""Files, folders and standard input are predicted; what cannot be read is told."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax import export as jax_export
+from PIL import Image
+
+import resnet_jax
+from resnet_jax import classes, predict
+from resnet_jax import export as export_command
+from tests.weights.networks import images, store
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Weights in `weights`, three images in `images`, and one that is damaged."""
+    folder = tmp_path_factory.mktemp('predict')
+    store(folder / 'weights', [f'class {i}' for i in range(10)])
+    (folder / 'images' / 'more').mkdir(parents=True)
+    for i, name in enumerate(('a.png', 'b.jpg', 'more/c.png')):
+        Image.fromarray(images(40, 50, 3, seed=i)).save(folder / 'images' / name)
+    (folder / 'bad.jpg').write_bytes((folder / 'images' / 'b.jpg').read_bytes()[:300])
+    return folder
+
+
+def run(folder, *arguments, data=None):
+    return subprocess.run(
+        [sys.executable, '-m', 'resnet_jax.predict', f'--checkpoint={folder}/weights',
+         *map(str, arguments)], capture_output=True, input=data)
+
+
+def test_bad_files_are_told_and_the_rest_goes_on(folder):
+    bad, missing = folder / 'bad.jpg', folder / 'missing.jpg'
+    result = run(folder, '--json', '--top=3', bad, folder / 'images', missing)
+    assert result.returncode == 1
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [os.path.basename(row['file']) for row in told] == ['a.png', 'b.jpg', 'c.png']
+    lines = result.stderr.decode().splitlines()
+    assert len(lines) == 2 and str(bad) in lines[0] and str(missing) in lines[1]
+
+    network = resnet_jax.load(folder / 'weights')
+    x = np.asarray(Image.open(folder / 'images' / 'a.png'))
+    from resnet_jax.data.sources import Item
+    from resnet_jax.data.transforms import EvalTransform
+    expected = network.predict(EvalTransform(32, 32)(Item(x, 0, 'a')))
+    best = told[0]['classes']
+    assert [guess['index'] for guess in best] == list(expected.argsort()[::-1][:3])
+    assert best[0]['name'] == f'class {best[0]["index"]}'
+    np.testing.assert_allclose(best[0]['probability'], expected.max(), rtol=1e-4)
+
+
+def test_standard_input_is_an_image_or_a_list(folder):
+    image = (folder / 'images' / 'b.jpg').read_bytes()
+    result = run(folder, '-', data=image)
+    assert result.returncode == 0 and b'class' in result.stdout
+    assert result.stdout.startswith(b'standard input\n')
+    names = f'{folder}/images/a.png\n{folder}/images/b.jpg\n'.encode()
+    result = run(folder, '-', '--json', data=names)
+    assert result.returncode == 0 and len(result.stdout.splitlines()) == 2
+
+
+def test_mistakes_end_in_one_sentence(folder):
+    for arguments, told in (([], b'give image files'), ([folder / 'none.jpg'], b'cannot be read')):
+        result = run(folder, *arguments)
+        assert result.returncode == 1 and told in result.stderr
+        assert result.stderr.count(b'\n') == 1
+
+
+def test_many_images_are_computed_in_batches_of_one_size(folder):
+    network = resnet_jax.load(folder / 'weights')
+    data = (folder / 'images' / 'a.png').read_bytes()
+    files = [(f'{i}', b'bad' if i == 5 else data) for i in range(37)]
+    results = list(predict.predictions([network], files))
+    assert [name for name, _ in results] == [name for name, _ in files]
+    assert isinstance(results[5][1], Exception)
+    for i in (0, 17, 36):
+        np.testing.assert_allclose(results[i][1], results[1][1], rtol=1e-6)
+    assert network._probabilities._cache_size() == 1
+
+
+def test_grey_networks_see_grey_images(tmp_path, folder):
+    store(tmp_path, channels=1)
+    (_, answer), = predict.predictions(
+        [resnet_jax.load(tmp_path)], [(str(folder / 'images' / 'a.png'), None)])
+    assert answer.shape == (10,)
+
+
+def test_the_names_of_imagenet_come_with_the_package():
+    names = classes.imagenet_classes()
+    assert len(names) == 1000
+    assert (names[0], names[281], names[999][:13]) == (
+        'tench, Tinca tinca', 'tabby, tabby cat', 'toilet tissue')
+
+
+@pytest.mark.parametrize('changes', [{}, {
+    'family': 'imagenet', 'depth': 50, 'shortcut': 'B', 'width': 4, 'unroll': False}])
+def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
+    store(tmp_path, **changes)
+    network = resnet_jax.load(tmp_path)
+    data = bytes(export_command.stablehlo(network, 32))
+    program = jax_export.deserialize(bytearray(data))
+    assert program.platforms == ('cpu', 'cuda', 'tpu')
+    for count in (1, 3):
+        x = images(count, 32, 32, 3)
+        np.testing.assert_allclose(
+            program.call(x), network.logits(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
+    def command(name, *arguments):
+        return subprocess.run([sys.executable, '-m', f'resnet_jax.{name}', *arguments],
+                              capture_output=True, text=True)
+
+    out = tmp_path / 'out.safetensors'
+    assert command('export', f'--checkpoint={folder}/weights', f'--output={out}').returncode == 0
+    result = command('convert', f'--input={out}', f'--output={tmp_path}/again')
+    assert result.returncode == 0
+    assert 'cifar network of depth 8, 10 classes, shortcut A: ' in result.stdout
+    first, again = resnet_jax.load(folder / 'weights'), resnet_jax.load(tmp_path / 'again')
+    x = images(3, 32, 32, 3)
+    np.testing.assert_array_equal(first.predict(x), again.predict(x))
+    result = command('export', f'--checkpoint={folder}/weights', f'--output={tmp_path}/out.onnx')
+    assert result.returncode == 1 and 'must end in' in result.stderr
