@@ -1,5 +1,7 @@
 """The mesh of devices, and where each array of the training state lies on it."""
 
+import glob
+import importlib.util
 import os
 import re
 from typing import Any
@@ -17,16 +19,15 @@ FSDP_MIN_SIZE = 1024  # smaller arrays cost more to gather than they save
 
 
 def start_distributed() -> None:
-    """Connects the processes of this job, where the environment says that there are several.
+    """Connects the processes of this job, where the environment says that there may be several.
 
-    `jax.distributed.initialize` finds the others by itself on Cloud TPU, under SLURM and under Open
-    MPI.
+    `jax.distributed.initialize` finds the others by itself on Cloud TPU, also where there are none,
+    under SLURM and under Open MPI.
     """
-    several = (
-        ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
-        or int(os.environ.get('SLURM_NTASKS', 1)) > 1
-        or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1)
-    if several:
+    on_tpu = importlib.util.find_spec('libtpu') and (glob.glob('/dev/accel*')
+                                                     or glob.glob('/dev/vfio/[0-9]*'))
+    if (on_tpu or int(os.environ.get('SLURM_NTASKS', 1)) > 1
+            or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1):
         jax.distributed.initialize()
 
 

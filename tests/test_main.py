@@ -79,7 +79,8 @@ def test_mistakes_end_in_one_clear_sentence(tmp_path):
         'the config has no field model.dept; did you mean model.depth?':
             [digits, workdir, '--config.model.dept=20'],
         'there is no config file configs/nix.py;': ['--config=configs/nix.py', workdir],
-        'got 21; the nearest is 20.': [digits, workdir, '--config.model.depth=21'],
+        'got 21; the nearest is 20.':
+            [digits, workdir, '--config.model.depth=21', '--config.mesh.data=1'],
         'eval.batch_size (100) is no multiple of 3':
             [digits, workdir, '--config.mesh.data=3', '--config.batch_size=192',
              '--config.eval.batch_size=100'],
