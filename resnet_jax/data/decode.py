@@ -36,6 +36,8 @@ MAX_PIXELS_PER_BYTE = {'JPEG': 64 * 8, 'PNG': 1032 * 8, 'WEBP': math.inf}
 HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
 # Rows that decoding a row of the crop may look at below it: chroma is upsampled from neighbours.
 ROWS_BELOW = 4
+BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
+ALL_OF_IT = ResizeOptions(resize_alg=BILINEAR, use_alpha=False)
 PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
 
 _of_thread = threading.local()  # its resizer, and its scratch memory for decoded rows
@@ -159,9 +161,11 @@ def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.nd
     kind = PIXEL_TYPES[channels]
     source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
     target = ImageData(size[1], size[0], kind)
-    options = ResizeOptions(
-        resize_alg=ResizeAlg.convolution(FilterType.bilinear), use_alpha=False,
-        crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
+    options = ALL_OF_IT
+    if (box_height, box_width) != pixels.shape[:2]:
+        options = ResizeOptions(
+            resize_alg=BILINEAR, use_alpha=False,
+            crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
     if not hasattr(_of_thread, 'resizer'):
         _of_thread.resizer = Resizer()
     _of_thread.resizer.resize(source, target, options)
@@ -235,7 +239,7 @@ def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int, *,
     return pixels
 
 
-def _cut_below(data: bytes, rows: int) -> bytes | None:
+def _cut_below(data: bytes, rows: int) -> bytearray | None:
     """The same JPEG with a lower height in its header, or None where that would not be the same.
 
     The decoder then stops after the last row that it needs. This holds for one sequential scan
@@ -252,6 +256,8 @@ def _cut_below(data: bytes, rows: int) -> bytes | None:
             whole_scan = frame and data[position + 4] == components
             if not whole_scan or data.rfind(b'\xff\xd9', position) < 0:
                 return None
-            return data[:frame + 5] + rows.to_bytes(2, 'big') + data[frame + 7:]
+            cut = bytearray(data)
+            cut[frame + 5:frame + 7] = rows.to_bytes(2, 'big')
+            return cut
         position += 2 + int.from_bytes(data[position + 2:position + 4], 'big')
     return None
