@@ -182,19 +182,31 @@ def _as_array(config: ConfigDict, source: Source) -> ArraySource:
     if isinstance(source, ArraySource):
         size, shape = source.images.nbytes, source.images.shape[1:]
     else:
-        item = source[0]
-        shape = (item.image.shape if isinstance(item.image, np.ndarray)
-                 else (*decode.image_size(item.image, item.name), 3))
+        shape = _shape(source, data.on_unreadable == 'skip')
         size = len(source) * int(np.prod(shape))
     if data.image_size is not None and shape[:2] != (data.image_size, data.image_size):
         raise cache.UnequalSizesError(f'images have {shape[1]} x {shape[0]} pixels, not '
-                                 f'{data.image_size} x {data.image_size}')
+                                      f'{data.image_size} x {data.image_size}')
     if data.pipeline == 'auto' and size > data.resident_bytes:
         raise cache.UnequalSizesError(f'the images take {size} bytes')
     if isinstance(source, ArraySource):
         return source
     return cache.decoded(source, shape[0], data.cache,
                          skip_unreadable=data.on_unreadable == 'skip')
+
+
+def _shape(source: Source, skip_unreadable: bool) -> tuple[int, ...]:
+    """(H, W, C) of the first image that can be read."""
+    for i in range(len(source)):
+        item = source[i]
+        if isinstance(item.image, np.ndarray):
+            return item.image.shape
+        try:
+            return (*decode.image_size(item.image, item.name), 3)
+        except decode.UnreadableImageError:
+            if not skip_unreadable:
+                raise
+    raise UserError('none of the images can be read.')
 
 
 def augmentation(config: ConfigDict) -> Augmentation:

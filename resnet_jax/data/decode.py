@@ -35,10 +35,12 @@ MAX_PIXELS_PER_BYTE = {'JPEG': 64 * 8, 'PNG': 1032 * 8, 'WEBP': math.inf}
 # Warnings of libjpeg after which every pixel is still as it was encoded.
 HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
 # Rows that decoding a row of the crop may look at below it: chroma is upsampled from neighbours.
-ROWS_BELOW = 8
+ROWS_BELOW = 4
+BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
+ALL_OF_IT = ResizeOptions(resize_alg=BILINEAR, use_alpha=False)
 PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
 
-_resizers = threading.local()
+_of_thread = threading.local()  # its resizer, and its scratch memory for decoded rows
 
 
 class UnreadableImageError(UserError):
@@ -98,7 +100,7 @@ def decode(data: bytes, name: str, *, strict: bool = False) -> np.ndarray:
         height, width, pillow = _open(data)
         if pillow is not None:
             return _pillow_pixels(pillow)
-        return _jpeg_rows(data, height, width, height, 1, strict)
+        return _jpeg_rows(data, height, width, height, 1, strict=strict)
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -126,7 +128,7 @@ def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str,
         scale = 2 ** min(3, int(math.log2(shrink))) if reduce and shrink >= 2 else 1
         margin = 0 if region.closed else _margin(region.height, size[0])
         rows = min(height, math.ceil(region.top + region.height) + margin)
-        pixels = _jpeg_rows(data, height, width, rows, scale)
+        pixels = _jpeg_rows(data, height, width, rows, scale, scratch=True)
         return resample(pixels, Region(*(x / scale for x in region[:4]), region.closed), size)
     except Exception as error:
         raise _unreadable(name, error) from error
@@ -152,19 +154,21 @@ def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.nd
     right = min(width, math.ceil(region.left + region.width) + margin_x)
     pixels = pixels[top:bottom, left:right]
     if region.height == size[0] and region.width == size[1] and pixels.shape[:2] == size:
-        return np.ascontiguousarray(pixels)
+        return pixels.copy()
     # Reduced decoding rounds the image's size up, so the far edge may be a hair outside.
     box_height = min(region.height, pixels.shape[0] - (region.top - top))
     box_width = min(region.width, pixels.shape[1] - (region.left - left))
     kind = PIXEL_TYPES[channels]
     source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
     target = ImageData(size[1], size[0], kind)
-    options = ResizeOptions(
-        resize_alg=ResizeAlg.convolution(FilterType.bilinear), use_alpha=False,
-        crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
-    if not hasattr(_resizers, 'value'):
-        _resizers.value = Resizer()
-    _resizers.value.resize(source, target, options)
+    options = ALL_OF_IT
+    if (box_height, box_width) != pixels.shape[:2]:
+        options = ResizeOptions(
+            resize_alg=BILINEAR, use_alpha=False,
+            crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
+    if not hasattr(_of_thread, 'resizer'):
+        _of_thread.resizer = Resizer()
+    _of_thread.resizer.resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
 
 
@@ -205,15 +209,24 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert('RGB'))
 
 
-def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int,
-               strict: bool = False) -> np.ndarray:
+def _scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of this thread, uint8, until its next use: fresh pages cost 2 % of decoding."""
+    size = math.prod(shape)
+    if getattr(_of_thread, 'scratch', np.empty(0)).size < size:
+        _of_thread.scratch = np.empty(size, np.uint8)
+    return _of_thread.scratch[:size].reshape(shape)
+
+
+def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int, *,
+               strict: bool = False, scratch: bool = False) -> np.ndarray:
     """At least the first rows of a JPEG at 1/scale, uint8 [>= rows / scale, W / scale, 3]."""
     rows_decoded = min(height, rows + ROWS_BELOW)
     cut = _cut_below(data, rows_decoded) if rows_decoded < height else None
     if cut is not None:
         height, data = rows_decoded, cut
     # libjpeg rounds up; the width alone then selects exactly this scale.
-    pixels = np.empty((-(-height // scale), -(-width // scale), 3), np.uint8)
+    shape = (-(-height // scale), -(-width // scale), 3)
+    pixels = _scratch(shape) if scratch else np.empty(shape, np.uint8)
     arguments = {'buffer': pixels, 'min_width': pixels.shape[1] if scale > 1 else 0}
     try:
         simplejpeg.decode_jpeg(data, 'RGB', **arguments)
@@ -226,7 +239,7 @@ def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int,
     return pixels
 
 
-def _cut_below(data: bytes, rows: int) -> bytes | None:
+def _cut_below(data: bytes, rows: int) -> bytearray | None:
     """The same JPEG with a lower height in its header, or None where that would not be the same.
 
     The decoder then stops after the last row that it needs. This holds for one sequential scan
@@ -243,6 +256,8 @@ def _cut_below(data: bytes, rows: int) -> bytes | None:
             whole_scan = frame and data[position + 4] == components
             if not whole_scan or data.rfind(b'\xff\xd9', position) < 0:
                 return None
-            return data[:frame + 5] + rows.to_bytes(2, 'big') + data[frame + 7:]
+            cut = bytearray(data)
+            cut[frame + 5:frame + 7] = rows.to_bytes(2, 'big')
+            return cut
         position += 2 + int.from_bytes(data[position + 2:position + 4], 'big')
     return None

@@ -55,7 +55,7 @@ class Folder:
     def __getitem__(self, index: int) -> Item:
         path = os.path.join(self._root, self._paths[index])
         try:
-            with open(path, 'rb') as file:
+            with open(path, 'rb', buffering=0) as file:  # read at once
                 return Item(file.read(), int(self.labels[index]), path)
         except OSError as error:
             raise UserError(f'{path} cannot be read: {error.strerror}; the data changed since '

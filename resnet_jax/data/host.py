@@ -5,6 +5,7 @@ put on the devices ahead of the step. No iterator has a state that matters: the 
 made from the step.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,11 +58,11 @@ class Chunks:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         step = self._start_step + i // self.parts
-        positions = step * self._batch_size + self._rows[i % self.parts].astype(np.int64)
+        rows = self._rows[i % self.parts]
+        positions = step * self._batch_size + rows
         indices = positions
         if self._train:
-            indices = image_index(positions.astype(np.uint32), len(self._source),
-                                  self._transform.seed)
+            indices = _order(step, self._batch_size, len(self._source), self._transform.seed)[rows]
         skipped = []
         examples = [self._example(int(position), int(index), skipped)
                     for position, index in zip(positions, indices, strict=True)]
@@ -176,6 +177,16 @@ class Host:
         return {name: jax.make_array_from_process_local_data(
                     self._sharding, array, (self.batch_size, *array.shape[1:]))
                 for name, array in rows.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _order(step: int, batch_size: int, num_images: int, seed: int) -> np.ndarray:
+    """The images of a training batch, of which every chunk takes its rows.
+
+    16 of ImageNet's at a time would cost 0.8 ms, and all 256 together cost 1.5 ms.
+    """
+    positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    return image_index(positions.astype(np.uint32), num_images, seed)
 
 
 def _concatenate(chunks: list[dict[str, Any]]) -> dict[str, Any]:

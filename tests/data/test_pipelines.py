@@ -128,6 +128,17 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     assert train.skipped >= 1
 
 
+def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path):
+    for split in ('train', 'test'):
+        (tmp_path / 'tiny' / split / 'a' / '0000.jpg').write_text('hello')
+    with pytest.raises(UnreadableImageError, match=r'a/0000.jpg cannot be read'):
+        create_pipelines(tiny, mesh())
+    tiny.data.on_unreadable = 'skip'
+    train, test, _ = create_pipelines(tiny, mesh())
+    assert (train.num_images, test.num_images) == (29, 29)
+    assert isinstance(train, Resident)
+
+
 def test_workers_hand_on_the_error_that_names_the_file(config, folder):
     (folder / 'test' / 'a' / '0000.jpg').write_bytes(b'')
     config.data.normalization, config.data.workers = 'none', 1
