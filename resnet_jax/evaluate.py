@@ -118,9 +118,11 @@ def check_networks(networks, paths, num_classes: int) -> None:
     """Raises UserError where networks do not fit one another or the data."""
     first = networks[0].config
     for network, path in zip(networks, paths, strict=True):
-        if network.config.model.num_classes < num_classes:
-            raise UserError(f'{path} knows {network.config.model.num_classes} classes, and the '
-                            f'data has {num_classes}.')
+        known = network.config.model.num_classes
+        if known != num_classes:
+            raise UserError(
+                f'{path} knows {known} classes, and the data has {num_classes}: labels would mean '
+                'something else; data.class_list names the classes that a network knows.')
         for section, field in (('model', 'num_classes'), ('data', 'channels')):
             here, there = network.config[section][field], first[section][field]
             if here != there:

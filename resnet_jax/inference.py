@@ -115,9 +115,10 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
              ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows, uint8 [n, V, H, W, C]), n always the same for one shape; notes the labels on the way.
 
-    The last batch of a shape has fewer rows than images.
+    The last batch of a shape has fewer rows than images. A shape of few images has small batches.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    compiled = set()  # shapes of which there has been a full batch
 
     def size_of(shape):
         share = batch_size * views.size ** 2 // int(np.prod(shape[:3]))
@@ -142,9 +143,12 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
                     queue = waiting.setdefault(group.shape, [])
                     queue.append((row, group))
                     if len(queue) == size_of(group.shape):
+                        compiled.add(group.shape)
                         yield _stack(waiting.pop(group.shape), len(queue))
     for shape, queue in waiting.items():
-        yield _stack(queue, size_of(shape))
+        few = -(-(1 << (len(queue) - 1).bit_length()) // num_devices) * num_devices
+        full = size_of(shape)
+        yield _stack(queue, full if shape in compiled else min(few, full))
 
 
 def _stack(queue: list[tuple[int, np.ndarray]], size: int) -> tuple[np.ndarray, np.ndarray]:

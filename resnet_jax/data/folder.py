@@ -98,7 +98,8 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(lambda name: _images(folder, name), classes))
     for name, images in zip(classes, found, strict=True):
-        if not images:
+        # A list may know more classes than a part of a dataset holds.
+        if not images and not class_list:
             raise UserError(f'the class {name!r} has no images in {folder}; add some, or remove '
                             'it from both splits.')
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])

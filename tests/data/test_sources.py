@@ -60,6 +60,9 @@ def test_empty_and_unknown_classes_are_named(folder):
     (folder / 'train' / 'd').mkdir()
     with pytest.raises(UserError, match=r"the class 'd' has no images in"):
         open_folder(str(folder), 'train')
+    (folder / 'list').write_text('a\nb\nc\nd\ne\n')
+    listed = open_folder(str(folder), 'train', class_list=str(folder / 'list'))
+    assert (listed.num_classes, set(listed.labels)) == (5, {0, 1, 2})
 
 
 def prepare(folder, output, **changes):
