@@ -15,7 +15,8 @@ from resnet_jax.errors import UserError
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
 # run goes on from its checkpoint when they change.
 EXECUTION_FIELDS = (
-    'num_steps', 'model.unroll', 'data.path', 'eval', 'checkpoint', 'log', 'profile', 'mesh',
+    'num_steps', 'model.unroll', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
+    'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile', 'mesh',
     'compilation_cache',
 )
 
@@ -47,13 +48,38 @@ def default() -> ConfigDict:
     model.unroll = True  # stages as straight-line code; False: a loop, for hundreds of layers
 
     data = config.data = ConfigDict()
-    data.source = placeholder(str)  # 'digits', 'synthetic'
+    data.source = placeholder(str)  # 'folder', 'tfds', 'shards', 'digits', 'synthetic'
     data.path = ''  # folder of the dataset, for the sources that need one
+    data.tfds_name = ''  # of 'tfds': 'cifar10', 'imagenet2012:5.1.0', ...
+    data.class_list = ''  # of 'folder': file of class names in label order; '': sorted by name
+    data.label_file = ''  # of 'folder': file of labels for a flat evaluation folder
+    data.holdout = 0  # training images that are held out, always the same ones
+    data.eval_split = 'test'  # or 'holdout', these
+    data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
+    data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
     data.image_size = placeholder(int)  # height and width that the network sees
-    data.channels = 3
-    data.crop_padding = 0  # pixels of padding a side before the random crop
+    data.channels = 3  # of the images: 1 or 3
+    data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
+    data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
+    data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
+    data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
+    data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
+    data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side
     data.flip = False  # random horizontal flips
-    data.normalization = 'per_channel'  # or 'per_pixel_mean' (the paper), 'none'
+    data.color_noise = 0.0  # deviation along the principal components of colour; the paper: 0.1
+    data.randaugment_layers = 0  # operations an image; 0: no RandAugment
+    data.randaugment_magnitude = 9  # of 30
+    data.mixup_alpha = 0.0  # of the Beta distribution of weights; 0: no mixup
+    data.cutmix_alpha = 0.0  # the same for CutMix; with both, each pair of images tosses a coin
+    # 'per_channel' or 'per_pixel_mean' (the paper), of the training split; 'imagenet', the usual
+    # constants; or 'none'.
+    data.normalization = 'per_channel'
+    data.on_unreadable = 'error'  # or 'skip': leave the image out, count and log it
+    data.workers = 0  # processes that decode; 0: threads of this one only
+    data.threads = placeholder(int)  # decoding threads a process; none: all cores, shared out
+    data.chunk_size = 16  # images that a thread decodes in one go
+    data.batches_ahead = 2  # batches decoded, and as many on the devices, ahead of their step
+    data.cache = '~/.cache/resnet_jax/data'  # folder of decoded images and statistics
 
     loss = config.loss = ConfigDict()
     loss.label_smoothing = 0.0
@@ -118,13 +144,17 @@ def default() -> ConfigDict:
 
 # Fields that may be empty in a run; every other one must have a value.
 OPTIONAL_FIELDS = (
-    'model.virtual_batch_size', 'optimizer.clip_norm', 'optimizer.ema_decay',
+    'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
+    'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
 )
 # Fields that count something, and the least that they may be.
 LEAST = {
     'num_steps': 1, 'batch_size': 1, 'data.image_size': 1, 'data.channels': 1,
-    'data.crop_padding': 0, 'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
+    'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
+    'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
+    'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
+    'data.chunk_size': 1, 'data.batches_ahead': 1, 'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
     'schedule.plateau_window': 1, 'schedule.plateau_patience': 1, 'schedule.warmup_steps': 0,
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,

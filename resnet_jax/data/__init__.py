@@ -2,33 +2,51 @@
 
 A batch is a pure function of (config, seed, step):
 `{'image': float32 [N, H, W, C], 'label': int32 [N], 'mask': float32 [N]}`, sharded over the mesh
-axis 'data'. The mask is 0 for the images that only fill the last batch of an evaluation.
+axis 'data'. The mask is 0 for the images that only fill the last batch of an evaluation. With
+mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
+`resnet_jax.data.augment`.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
+import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.data import normalization, sources
+from resnet_jax.data import cache, decode, normalization, sources
+from resnet_jax.data.augment import Augmentation, Batch
+from resnet_jax.data.folder import open_folder
+from resnet_jax.data.host import Host
 from resnet_jax.data.normalization import Normalization
-from resnet_jax.data.resident import Batch, Resident
-from resnet_jax.data.sources import Source
+from resnet_jax.data.resident import Resident
+from resnet_jax.data.shards import Shards
+from resnet_jax.data.sources import ArraySource, Source, check_unchanged
+from resnet_jax.data.tfds import Tfds
+from resnet_jax.data.transforms import EvalTransform, TrainTransform
 from resnet_jax.errors import UserError
+
+__all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'check_unchanged', 'create_pipelines',
+           'create_source']
+
+SOURCES = ('folder', 'tfds', 'shards', 'digits', 'synthetic')
 
 
 class Pipeline(Protocol):
     """Batches of one split: what travels to the devices, and what the devices make of it.
 
     Attributes:
+      source: where the images come from; its `fingerprint` tells whether they changed.
       num_images: images in the split.
       num_classes: labels are in [0, num_classes).
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
     """
 
+    source: Source
     num_images: int
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -51,25 +69,164 @@ def create_source(config: ConfigDict, split: str) -> Source:
     """The split 'train' or 'test' of `config.data.source`.
 
     Raises:
-      UserError: there is no such source; the sentence names those that there are.
+      UserError: there is no such source, or its data is missing; the sentence says what to do.
     """
-    name = config.data.source
-    if name == 'digits':
+    data = config.data
+    if data.source == 'folder':
+        return open_folder(data.path, split, data.class_list, data.label_file)
+    if data.source == 'tfds':
+        return Tfds(data.tfds_name, data.path, split)
+    if data.source == 'shards':
+        return Shards(data.path, split)
+    if data.source == 'digits':
         return sources.digits(split)
-    if name == 'synthetic':
-        return sources.synthetic(split, config.data.image_size, config.model.num_classes)
-    raise UserError(f'data.source must be digits or synthetic, got {name!r}.')
+    if data.source == 'synthetic':
+        return sources.synthetic(split, data.image_size, config.model.num_classes)
+    raise UserError(f'data.source must be one of {", ".join(SOURCES)}, got {data.source!r}.')
 
 
 def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
     """The training pipeline, the evaluation pipeline, and the training split's normalisation.
 
     Raises:
-      UserError: a field of `config.data` is wrong; one sentence says which and how.
+      UserError: a field of `config.data` is wrong, or data is missing or damaged; one sentence
+        says which and how.
     """
-    train_source, test_source = (create_source(config, split) for split in ('train', 'test'))
-    train = Resident(train_source, mesh, config.batch_size, train=True, seed=config.seed,
-                     crop_padding=config.data.crop_padding, flip=config.data.flip)
-    test = Resident(test_source, mesh, config.eval.batch_size, train=False, seed=config.seed,
-                    crop_padding=0, flip=False)
-    return train, test, normalization.measure(train_source, config.data.normalization)
+    data = config.data
+    _check(config)
+    train_source = create_source(config, 'train')
+    if data.eval_split == 'holdout':
+        test_source = sources.hold_out(train_source, data.holdout, True)
+    else:
+        test_source = create_source(config, 'test')
+    train_source = sources.hold_out(train_source, data.holdout, False)
+    for source in (train_source, test_source):
+        if config.model.num_classes is not None and source.num_classes > config.model.num_classes:
+            raise UserError(f'the data has {source.num_classes} classes, and model.num_classes '
+                            f'is {config.model.num_classes}.')
+
+    if resident := _as_resident(config, train_source, test_source):
+        train_source, test_source = resident
+        transform = None
+        train, test = (Resident(source, mesh, size, augmentation) for source, size, augmentation
+                       in ((train_source, config.batch_size, augmentation(config)),
+                           (test_source, config.eval.batch_size, None)))
+    else:
+        size = data.image_size
+        if size is None:
+            raise UserError('data.image_size must be set for images that are decoded as needed.')
+        transform = EvalTransform(size, size if data.eval_resize is None else data.eval_resize)
+        train, test = (
+            Host(source, mesh, batch_size, kind, augmentation, threads=_threads(config),
+                 workers=data.workers, chunk_size=data.chunk_size,
+                 batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
+            for source, batch_size, kind, augmentation in (
+                (train_source, config.batch_size, train_transform(config),
+                 augmentation(config)),
+                (test_source, config.eval.batch_size, transform, None)))
+    return train, test, normalization.measure(train_source, data.normalization, transform,
+                                              data.cache)
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises UserError where fields of `config.data` do not go together."""
+    data = config.data
+    for field, choices in (('pipeline', ('auto', 'resident', 'host')),
+                           ('train_crop', ('pad', 'random_resized', 'scale_jitter')),
+                           ('eval_split', ('test', 'holdout')),
+                           ('on_unreadable', ('error', 'skip'))):
+        if data[field] not in choices:
+            raise UserError(f'data.{field} must be one of {", ".join(choices)}, '
+                            f'got {data[field]!r}.')
+    if data.eval_split == 'holdout' and not data.holdout:
+        raise UserError("data.eval_split 'holdout' needs data.holdout, the number of training "
+                        'images that are held out.')
+    if data.pipeline == 'resident' and not _device_only(data):
+        raise UserError("data.pipeline 'resident' crops with data.train_crop 'pad' only, without "
+                        'RandAugment: set data.pipeline to host.')
+    if data.train_crop == 'scale_jitter' and data.image_size and (
+            data.jitter_sides[0] < data.image_size):
+        raise UserError(f'data.jitter_sides must not be less than data.image_size, got '
+                        f'{data.jitter_sides[0]} and {data.image_size}.')
+    if data.eval_resize is not None and data.image_size and data.eval_resize < data.image_size:
+        raise UserError(f'data.eval_resize must not be less than data.image_size, got '
+                        f'{data.eval_resize} and {data.image_size}.')
+    if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
+        raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
+                        f'got {config.batch_size}.')
+
+
+def _device_only(data: ConfigDict) -> bool:
+    """Whether a training batch can be made from whole images on the device."""
+    return data.train_crop == 'pad' and not data.randaugment_layers
+
+
+def _as_resident(config: ConfigDict, train: Source,
+                 test: Source) -> tuple[ArraySource, ArraySource] | None:
+    """Both splits as arrays, where the on-device pipeline is asked for or fits; or none."""
+    data = config.data
+    if data.pipeline == 'host' or not _device_only(data):
+        return None
+    try:
+        return tuple(_as_array(config, source) for source in (train, test))
+    except cache.UnequalSizesError as error:
+        if data.pipeline == 'resident':
+            raise UserError(f"data.pipeline 'resident' needs images of one size, and {error}: "
+                            'set data.pipeline to host.') from error
+        logging.info('Host pipeline, since %s', error)
+        return None
+
+
+def _as_array(config: ConfigDict, source: Source) -> ArraySource:
+    data = config.data
+    if isinstance(source, ArraySource):
+        size, shape = source.images.nbytes, source.images.shape[1:]
+    else:
+        shape = _shape(source, data.on_unreadable == 'skip')
+        size = len(source) * int(np.prod(shape))
+    if data.image_size is not None and shape[:2] != (data.image_size, data.image_size):
+        raise cache.UnequalSizesError(f'images have {shape[1]} x {shape[0]} pixels, not '
+                                      f'{data.image_size} x {data.image_size}')
+    if data.pipeline == 'auto' and size > data.resident_bytes:
+        raise cache.UnequalSizesError(f'the images take {size} bytes')
+    if isinstance(source, ArraySource):
+        return source
+    return cache.decoded(source, shape[0], data.cache,
+                         skip_unreadable=data.on_unreadable == 'skip')
+
+
+def _shape(source: Source, skip_unreadable: bool) -> tuple[int, ...]:
+    """(H, W, C) of the first image that can be read."""
+    for i in range(len(source)):
+        item = source[i]
+        if isinstance(item.image, np.ndarray):
+            return item.image.shape
+        try:
+            return (*decode.image_size(item.image, item.name), 3)
+        except decode.UnreadableImageError:
+            if not skip_unreadable:
+                raise
+    raise UserError('none of the images can be read.')
+
+
+def augmentation(config: ConfigDict) -> Augmentation:
+    """What is done to training images on the device."""
+    data = config.data
+    on_device = data.train_crop == 'pad'
+    return Augmentation(config.seed, data.crop_padding if on_device else 0,
+                        data.flip and on_device, data.color_noise, data.mixup_alpha,
+                        data.cutmix_alpha)
+
+
+def train_transform(config: ConfigDict) -> TrainTransform:
+    """What is done to training images on the host."""
+    data = config.data
+    return TrainTransform(data.image_size, config.seed, data.train_crop, tuple(data.crop_scale),
+                          tuple(data.crop_ratio), tuple(data.jitter_sides), data.flip,
+                          data.randaugment_layers, data.randaugment_magnitude)
+
+
+def _threads(config: ConfigDict) -> int:
+    if config.data.threads is not None:
+        return config.data.threads
+    return max(1, len(os.sched_getaffinity(0)) // max(1, config.data.workers))

@@ -1,8 +1,12 @@
 """Where images come from: random access to the raw items of one split, behind one interface."""
 
+import hashlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from resnet_jax.data.order import image_index
+from resnet_jax.errors import UserError
 
 
 class Item(NamedTuple):
@@ -14,9 +18,15 @@ class Item(NamedTuple):
 
 
 class Source(Protocol):
-    """One split of a dataset. Items are numbered from 0 and never change."""
+    """One split of a dataset. Items are numbered from 0 and never change. It can be pickled.
+
+    Attributes:
+      num_classes: labels are in [0, num_classes).
+      fingerprint: the same string for the same images in the same order, wherever they lie.
+    """
 
     num_classes: int
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -32,9 +42,13 @@ class ArraySource:
       num_classes: labels are in [0, num_classes).
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str,
+                 fingerprint: str = '', cache_key: str = ''):
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes = num_classes
+        self.fingerprint = fingerprint or digest(
+            name, images.shape, np.ascontiguousarray(images), self.labels)
+        self.cache_key = cache_key
         self._name = name
 
     def __len__(self) -> int:
@@ -42,6 +56,80 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> Item:
         return Item(self.images[index], int(self.labels[index]), f'{self._name}/{index}')
+
+
+class Subset:
+    """Some of the items of a source, in an order of their own."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.num_classes = source.num_classes
+        self.fingerprint = digest(source.fingerprint, indices)
+        self.cache_key = digest(cache_key(source), indices)
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Item:
+        return self._source[int(self._indices[index])]
+
+
+def cache_key(source: Source) -> str:
+    """What is derived from the images is kept under this key; '': it is not worth keeping.
+
+    It changes with the images even where the fingerprint cannot tell, as by a folder's file times.
+    """
+    return getattr(source, 'cache_key', source.fingerprint)
+
+
+HOLDOUT_SEED = 1512_03385  # of the one permutation whose end is held out
+
+
+def hold_out(source: Source, num_images: int, held_out: bool) -> Source:
+    """The training images without the held-out ones, or these (section 4.2: 45k and 5k).
+
+    The choice depends on the number of images alone, never on the run's seed.
+
+    Raises:
+      UserError: there are not more images than are to be held out.
+    """
+    if num_images == 0:
+        return source
+    if not 0 < num_images < len(source):
+        raise UserError(f'data.holdout must be from 0 to {len(source) - 1}, the training split '
+                        f'having {len(source)} images; got {num_images}.')
+    order = image_index(np.arange(len(source), dtype=np.uint32), len(source), HOLDOUT_SEED)
+    chosen = np.sort(order[-num_images:] if held_out else order[:-num_images])
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[chosen], source.labels[chosen], source.num_classes,
+                           'training images', digest(source.fingerprint, chosen))
+    return Subset(source, chosen)
+
+
+def digest(*parts) -> str:
+    """32 hexadecimal digits that depend on every part: strings, numbers and contiguous arrays."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(part if isinstance(part, np.ndarray) else f'{part!r}\n'.encode())
+    return state.hexdigest()
+
+
+def check_unchanged(then: str, source: Source, name: str) -> None:
+    """Compares a source with the fingerprint that was stored beside a checkpoint.
+
+    Args:
+      then: the source's fingerprint when the checkpoint was written.
+      source: what is there now.
+      name: what the sentence calls it, for example 'the training data'.
+
+    Raises:
+      UserError: they differ.
+    """
+    if then != source.fingerprint:
+        raise UserError(
+            f'{name} changed since the checkpoint was written (fingerprint {then[:8]} then, '
+            f'{source.fingerprint[:8]} now, {len(source)} images): bring back the data that the '
+            'run started with, or start a new run in another --workdir.')
 
 
 DIGITS_SEED = 1512_03385  # of the one permutation that separates training from test images

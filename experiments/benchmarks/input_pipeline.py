@@ -1,0 +1,230 @@
+"""Images per second of this input pipeline and of others, on the same files in one run.
+
+    python experiments/benchmarks/input_pipeline.py --path=FOLDER --json=result.json
+
+Every pipeline reads the encoded images of an image folder, cuts a random resized crop, resizes it
+to 224 pixels, flips half of them, and yields batches of uint8. Each runs in a process of its own
+that is bound to so many cores; they take turns, a pass each, and the median over the passes
+counts. Before a pass is timed, what was prefetched while the others ran is thrown away. Besides
+images per second of time, the table gives images per second of processor time that the pipeline
+and its workers used, on one core: unlike the others, it bears other work on the machine.
+
+TensorFlow's and PyTorch's pipelines take part where these packages are installed.
+"""
+
+import glob
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+from absl import app, flags
+
+PATH = flags.DEFINE_string('path', '', 'Image folder with a split called test or val.')
+JSON = flags.DEFINE_string('json', '', 'File for the result.')
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each pipeline.', 1)
+IMAGES = flags.DEFINE_integer('images', 1000, 'Images a pass.', 1)
+
+SIZE = 224
+BATCH = 50
+SHORTER_SIDE, QUALITY = 256, 92  # of the prepared shards
+DISCARDED = 10  # batches: more than any of the pipelines keeps ahead
+
+
+def ours(source: str, path: str, cores: int):
+    """This project's host pipeline, on the CPU as its device."""
+    import jax
+    from jax.sharding import Mesh
+
+    from resnet_jax import config as config_lib
+    from resnet_jax import data as data_lib
+    from resnet_jax.data.host import Host
+
+    config = config_lib.default()
+    data = config.data
+    data.source, data.path, data.image_size = source, path, SIZE
+    data.train_crop, data.flip = 'random_resized', True
+    pipeline = Host(
+        data_lib.create_source(config, 'test'), Mesh(jax.devices(), 'data'), BATCH,
+        data_lib.train_transform(config), data_lib.augmentation(config), threads=cores, workers=0,
+        chunk_size=data.chunk_size, batches_ahead=data.batches_ahead, skip_unreadable=False)
+    return (inputs['image'] for inputs in pipeline.inputs(0))
+
+
+def tf_data(path: str, cores: int):
+    """tf.data with the fused decode-and-crop of the reference ResNet pipelines."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+
+    def example(file):
+        encoded = tf.io.read_file(file)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.image.extract_jpeg_shape(encoded), tf.zeros([0, 0, 4]), min_object_covered=0.0,
+            area_range=(0.08, 1), aspect_ratio_range=(3 / 4, 4 / 3), max_attempts=10,
+            use_image_if_no_bounding_boxes=True)
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        image = tf.image.resize(image, [SIZE, SIZE])
+        return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = cores
+    dataset = tf.data.Dataset.from_tensor_slices(_files(path)).repeat()
+    dataset = dataset.map(example, num_parallel_calls=cores).batch(BATCH).prefetch(2)
+    return dataset.with_options(options).as_numpy_iterator()
+
+
+class PillowImages:
+    """What a PyTorch DataLoader reads: the files again and again, decoded by Pillow."""
+
+    def __init__(self, files: list[str]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, index: int):
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from resnet_jax.data import crops
+
+        rng = crops.generator(0, index)
+        with Image.open(self.files[index % len(self.files)]) as file:
+            image = file.convert('RGB')
+        region = crops.random_resized_crop(image.height, image.width, rng, (0.08, 1),
+                                           (3 / 4, 4 / 3))
+        image = image.crop((region.left, region.top, region.left + region.width,
+                            region.top + region.height))
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        if rng.integers(2):
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image))
+
+
+def data_loader(path: str, cores: int):
+    """PyTorch's DataLoader with a worker process a core, around Pillow."""
+    import torch
+
+    torch.set_num_threads(1)
+    return iter(torch.utils.data.DataLoader(
+        PillowImages(_files(path)), BATCH, num_workers=cores))
+
+
+def _files(path: str) -> list[str]:
+    return sorted(file for split in ('test', 'val')
+                  for file in glob.glob(os.path.join(path, split, '*', '*')))
+
+
+def _processor_seconds() -> float:
+    """Of this process and its workers."""
+    ticks = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        # The name in brackets may hold spaces; user and system time are fields 14 and 15.
+        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
+def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
+    """A process that times a pass whenever it is told how many batches to take."""
+    os.sched_setaffinity(0, cores)
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    batches = pipeline(*arguments, len(cores))
+    for num_batches in iter(connection.recv, 0):
+        for _ in range(DISCARDED):
+            next(batches)
+        begin, begin_cpu = time.perf_counter(), _processor_seconds()
+        for _ in range(num_batches):
+            next(batches)
+        seconds, cpu_seconds = time.perf_counter() - begin, _processor_seconds() - begin_cpu
+        connection.send((num_batches * BATCH / seconds, num_batches * BATCH / cpu_seconds))
+    os._exit(0)  # whatever the pipeline still has running
+
+
+def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dict:
+    """Name: (images/s, images per second of processor time) of every pass, taking turns."""
+    context = multiprocessing.get_context('spawn')
+    connections, rates = {}, {name: [] for name in pipelines}
+    processes = []
+    for name, (pipeline, *arguments) in pipelines.items():
+        connections[name], other = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(other, pipeline, arguments, cores)))
+        processes[-1].start()
+    for i in range(repeats + 1):
+        for name, connection in connections.items():
+            connection.send(images // BATCH)
+            rate = connection.recv()
+            if i:  # the first pass warms up
+                rates[name].append(rate)
+    for connection in connections.values():
+        connection.send(0)
+    for process in processes:
+        process.join()
+    return rates
+
+
+def columns(results: dict) -> dict[str, dict[str, list[float]]]:
+    """Column of the table: pipeline: rates of the passes."""
+    made = {'a core of processor time': {
+        name: [cpu for _, cpu in passes] for name, passes in results[1].items()}}
+    for n, by_name in results.items():
+        made[f'{n} core{"s" * (n > 1)}'] = {
+            name: [rate for rate, _ in passes] for name, passes in by_name.items()}
+    return made
+
+
+def table(made: dict[str, dict[str, list[float]]]) -> str:
+    """Medians in images/s and their ratio to the first row, a row a pipeline."""
+    lines = ['| images/s | ' + ' | '.join(f'{name} | ratio' for name in made) + ' |',
+             '|---|' + '---:|' * (2 * len(made))]
+    first = next(iter(made.values()))
+    for name in first:
+        cells = []
+        for rates in made.values():
+            own, reference = (statistics.median(rates[x]) for x in (name, next(iter(first))))
+            cells += [f'{own:.0f}', f'{own / reference:.2f}']
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main(argv) -> None:
+    del argv
+    if not _files(PATH.value):
+        raise app.UsageError('--path must name an image folder with a split called test or val.')
+    with tempfile.TemporaryDirectory() as folder:
+        from resnet_jax.data.folder import open_folder
+        from resnet_jax.data.shard_writer import prepare
+
+        available = sorted(os.sched_getaffinity(0))
+        prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
+                shorter_side=SHORTER_SIDE, quality=QUALITY, images_per_shard=1000,
+                processes=1, skip_unreadable=False)
+        pipelines = {'this pipeline': (ours, 'folder', PATH.value),
+                     'this pipeline, prepared shards': (ours, 'shards', folder)}
+        if importlib.util.find_spec('tensorflow'):
+            pipelines['tf.data, fused decode and crop'] = (tf_data, PATH.value)
+        if importlib.util.find_spec('torch'):
+            pipelines['PyTorch DataLoader, Pillow'] = (data_loader, PATH.value)
+        results = {n: measure(pipelines, available[:n], REPEATS.value, IMAGES.value)
+                   for n in sorted({1, min(2, len(available)), len(available)})}
+    made = columns(results)
+    print(table(made))
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps({
+            'unit': 'images/s', 'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
+            'rates': {column: {name: {'median': round(statistics.median(rates), 1),
+                                      'passes': [round(rate, 1) for rate in rates]}
+                               for name, rates in by_name.items()}
+                      for column, by_name in made.items()}}, indent=1))
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,106 @@
+"""Arrays on disk that are there whole or not at all."""
+
+import os
+import pathlib
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+
+from resnet_jax.data import decode
+from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
+
+CHUNK = 256  # images that one thread decodes at a time
+
+
+class UnequalSizesError(Exception):
+    """An image that does not have the size that all must have to lie in one array."""
+
+
+def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes a .npz beside the path and renames it. Where that fails, it only says so in the log.
+
+    A cache saves time; a full or read-only disk is no reason to stop.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.writing-',
+                                         delete=False) as file:
+            temporary = file.name
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning('%s was not cached: %s', path, error)
+        if temporary:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a .npz, or none where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logging.warning('%s is made anew, since it cannot be read: %s', path, error)
+        return None
+
+
+def decoded(source: Source, size: int, folder: str, *, skip_unreadable: bool) -> ArraySource:
+    """All images of a split, decoded once in parallel, and from then on read from the cache.
+
+    Args:
+      source: whose images are encoded and all of one size.
+      size: their height and width.
+      folder: of the cache; '': none.
+      skip_unreadable: leave out images that cannot be decoded, and log them, instead of an error.
+
+    Raises:
+      UnequalSizesError: an image has another size.
+      UnreadableImageError: an image cannot be decoded.
+    """
+    key = digest(cache_key(source), size, skip_unreadable)
+    path = pathlib.Path(folder).expanduser() / f'images-{key}.npz' if folder else None
+    arrays = load(path) if path else None
+    if arrays is None:
+        arrays = _decode_all(source, size, skip_unreadable)
+        if path:
+            save(path, **arrays)
+    return ArraySource(arrays['images'], arrays['labels'], source.num_classes, 'cached images',
+                       source.fingerprint, key)
+
+
+def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, np.ndarray]:
+    images = np.empty((len(source), size, size, 3), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    good = np.ones(len(source), bool)
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + CHUNK, len(source))):
+            item = source[i]
+            try:
+                pixels = decode.decode(item.image, item.name)
+            except UnreadableImageError as error:
+                if not skip_unreadable:
+                    raise
+                good[i] = False
+                logging.warning('Skipped %s', error)
+                continue
+            if pixels.shape != (size, size, 3):
+                raise UnequalSizesError(
+                    f'{item.name} has {pixels.shape[1]} x {pixels.shape[0]} pixels')
+            images[i], labels[i] = pixels, item.label
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # Consumed, so that an error in a thread is raised here.
+        for _ in pool.map(fill, range(0, len(source), CHUNK)):
+            pass
+    if not good.all():
+        logging.warning('Skipped %d unreadable images of %d', np.sum(~good), len(good))
+        images, labels = images[good], labels[good]
+    return {'images': images, 'labels': labels}

@@ -1,0 +1,263 @@
+"""Encoded images to pixels: any JPEG, PNG or WebP image as RGB uint8, and parts of it, cheaply.
+
+The entropy-coded data of a JPEG file can only be read from the top, so a region costs at least the
+rows above its lower edge, but none below it, and a region that is sampled down costs less when the
+inverse transform already yields fewer pixels. simplejpeg (libjpeg-turbo) decodes JPEG, Pillow the
+rest; cykooz-resizer resamples with Pillow's kernels, to within one grey level of it, four times as
+fast. Orientation tags are not followed, as in the references' pipelines.
+"""
+
+import io
+import math
+import struct
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from cykooz_resizer import (
+    CropBox,
+    FilterType,
+    ImageData,
+    PixelType,
+    ResizeAlg,
+    ResizeOptions,
+    Resizer,
+)
+from PIL import Image
+
+from resnet_jax.errors import UserError
+
+# What a header may claim. A legitimate file cannot hold more pixels than this for each of its
+# bytes: a JPEG block of 64 pixels takes at least a bit, and deflate shrinks at most 1032 times.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+MAX_PIXELS_PER_BYTE = {'JPEG': 64 * 8, 'PNG': 1032 * 8, 'WEBP': math.inf}
+# Warnings of libjpeg after which every pixel is still as it was encoded.
+HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
+# Rows that decoding a row of the crop may look at below it: chroma is upsampled from neighbours.
+ROWS_BELOW = 4
+BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
+ALL_OF_IT = ResizeOptions(resize_alg=BILINEAR, use_alpha=False)
+PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
+
+_of_thread = threading.local()  # its resizer, and its scratch memory for decoded rows
+
+
+class UnreadableImageError(UserError):
+    """An image file that cannot be decoded; the sentence names it."""
+
+
+class Region(NamedTuple):
+    """A rectangle in the pixels of the whole image; its edges may be fractional.
+
+    `closed` regions are cut out before they are resampled; from others the kernel also sees the
+    pixels around them, as when the whole image is resized and then cropped.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    closed: bool
+
+
+def image_format(data: bytes) -> str:
+    """'JPEG', 'PNG' or 'WEBP', from the first bytes, whatever the file is called."""
+    if data[:3] == b'\xff\xd8\xff':
+        return 'JPEG'
+    if data[:8] == b'\x89PNG\r\n\x1a\n':
+        return 'PNG'
+    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
+        return 'WEBP'
+    raise ValueError('it is empty' if not data else 'it is not a JPEG, PNG or WebP image')
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) from the header, without decoding.
+
+    Raises:
+      UnreadableImageError: there is no such header, or it claims what the file cannot hold.
+    """
+    try:
+        return _open(data)[:2]
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def decode(data: bytes, name: str, *, strict: bool = False) -> np.ndarray:
+    """The whole image, uint8 [H, W, 3].
+
+    Args:
+      data: the encoded image.
+      name: what an error message calls it.
+      strict: whether stray bytes in a JPEG are damage too. Some intact images have them, but they
+        are also the only trace that many a flipped bit leaves.
+
+    Raises:
+      UnreadableImageError: the data is damaged, or not an image.
+    """
+    try:
+        height, width, pillow = _open(data)
+        if pillow is not None:
+            return _pillow_pixels(pillow)
+        return _jpeg_rows(data, height, width, height, 1, strict=strict)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str, *,
+                  reduce: bool) -> np.ndarray:
+    """A region of an encoded image, resampled: uint8 [*size, 3].
+
+    Args:
+      data: the encoded image.
+      region: inside the image; see `image_size`.
+      size: (height, width) of the result, in pixels.
+      name: what an error message calls the image.
+      reduce: whether to decode a JPEG at 1/2, 1/4 or 1/8 scale where the region is at least so
+        many times larger than the result.
+
+    Raises:
+      UnreadableImageError: the data that the region needs is damaged, or not an image.
+    """
+    try:
+        height, width, pillow = _open(data)
+        if pillow is not None:
+            return resample(_pillow_pixels(pillow), region, size)
+        shrink = min(region.height / size[0], region.width / size[1])
+        scale = 2 ** min(3, int(math.log2(shrink))) if reduce and shrink >= 2 else 1
+        margin = 0 if region.closed else _margin(region.height, size[0])
+        rows = min(height, math.ceil(region.top + region.height) + margin)
+        pixels = _jpeg_rows(data, height, width, rows, scale, scratch=True)
+        return resample(pixels, Region(*(x / scale for x in region[:4]), region.closed), size)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.ndarray:
+    """A region, resampled with the antialiased bilinear kernel, as Pillow does.
+
+    Args:
+      pixels: uint8 [H, W, C], C 1 or 3.
+      region: inside it.
+      size: (height, width) of the result.
+
+    Returns:
+      uint8 [*size, C].
+    """
+    height, width, channels = pixels.shape
+    margin_y = 0 if region.closed else _margin(region.height, size[0])
+    margin_x = 0 if region.closed else _margin(region.width, size[1])
+    top = max(0, math.floor(region.top) - margin_y)
+    left = max(0, math.floor(region.left) - margin_x)
+    bottom = min(height, math.ceil(region.top + region.height) + margin_y)
+    right = min(width, math.ceil(region.left + region.width) + margin_x)
+    pixels = pixels[top:bottom, left:right]
+    if region.height == size[0] and region.width == size[1] and pixels.shape[:2] == size:
+        return pixels.copy()
+    # Reduced decoding rounds the image's size up, so the far edge may be a hair outside.
+    box_height = min(region.height, pixels.shape[0] - (region.top - top))
+    box_width = min(region.width, pixels.shape[1] - (region.left - left))
+    kind = PIXEL_TYPES[channels]
+    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
+    target = ImageData(size[1], size[0], kind)
+    options = ALL_OF_IT
+    if (box_height, box_width) != pixels.shape[:2]:
+        options = ResizeOptions(
+            resize_alg=BILINEAR, use_alpha=False,
+            crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
+    if not hasattr(_of_thread, 'resizer'):
+        _of_thread.resizer = Resizer()
+    _of_thread.resizer.resize(source, target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def _margin(length: float, size: int) -> int:
+    """Pixels beside a region of this length that the kernel sees when it gets this size."""
+    return math.ceil(max(length / size, 1)) + 1
+
+
+def _unreadable(name: str, error: Exception) -> UnreadableImageError:
+    reason = str(error).strip().rstrip('.') or type(error).__name__
+    return UnreadableImageError(f'{name} cannot be read: {reason}.')
+
+
+def _open(data: bytes) -> tuple[int, int, Image.Image | None]:
+    """(height, width, None or the image as Pillow opened it), the header being plausible."""
+    kind = image_format(data)
+    pillow = None
+    if kind == 'JPEG':
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    elif kind == 'PNG':
+        width, height = struct.unpack_from('>II', data, 16)
+    else:
+        pillow = Image.open(io.BytesIO(data), formats=(kind,))
+        width, height = pillow.size
+    if height * width > min(MAX_PIXELS, MAX_PIXELS_PER_BYTE[kind] * len(data)):
+        raise ValueError(f'its header claims {width} x {height} pixels, but the file has '
+                         f'{len(data)} bytes')
+    if kind == 'PNG' or (kind == 'JPEG' and colorspace not in ('YCbCr', 'RGB', 'Gray')):
+        pillow = Image.open(io.BytesIO(data), formats=(kind,))
+    return height, width, pillow
+
+
+def _pillow_pixels(image: Image.Image) -> np.ndarray:
+    """RGB of any mode. 16-bit grey keeps its high byte, as 16-bit colour does in Pillow."""
+    if image.mode.startswith('I'):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.asarray(image.convert('RGB'))
+
+
+def _scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of this thread, uint8, until its next use: fresh pages cost 2 % of decoding."""
+    size = math.prod(shape)
+    if getattr(_of_thread, 'scratch', np.empty(0)).size < size:
+        _of_thread.scratch = np.empty(size, np.uint8)
+    return _of_thread.scratch[:size].reshape(shape)
+
+
+def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int, *,
+               strict: bool = False, scratch: bool = False) -> np.ndarray:
+    """At least the first rows of a JPEG at 1/scale, uint8 [>= rows / scale, W / scale, 3]."""
+    rows_decoded = min(height, rows + ROWS_BELOW)
+    cut = _cut_below(data, rows_decoded) if rows_decoded < height else None
+    if cut is not None:
+        height, data = rows_decoded, cut
+    # libjpeg rounds up; the width alone then selects exactly this scale.
+    shape = (-(-height // scale), -(-width // scale), 3)
+    pixels = _scratch(shape) if scratch else np.empty(shape, np.uint8)
+    arguments = {'buffer': pixels, 'min_width': pixels.shape[1] if scale > 1 else 0}
+    try:
+        simplejpeg.decode_jpeg(data, 'RGB', **arguments)
+    except ValueError as error:
+        if strict or not any(warning in str(error) for warning in HARMLESS_WARNINGS):
+            raise
+        # The data below the cut is what the decoder finds too much, once all rows are there.
+        if cut is None:
+            simplejpeg.decode_jpeg(data, 'RGB', **arguments, strict=False)
+    return pixels
+
+
+def _cut_below(data: bytes, rows: int) -> bytearray | None:
+    """The same JPEG with a lower height in its header, or None where that would not be the same.
+
+    The decoder then stops after the last row that it needs. This holds for one sequential scan
+    without restart markers, which almost all files are, that is not cut off before its end.
+    """
+    position, frame, components = 2, 0, 0
+    while data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (0xC0, 0xC1):
+            frame, components = position, data[position + 9]
+        elif marker == 0xDD or (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return None
+        elif marker == 0xDA:
+            whole_scan = frame and data[position + 4] == components
+            if not whole_scan or data.rfind(b'\xff\xd9', position) < 0:
+                return None
+            cut = bytearray(data)
+            cut[frame + 5:frame + 7] = rows.to_bytes(2, 'big')
+            return cut
+        position += 2 + int.from_bytes(data[position + 2:position + 4], 'big')
+    return None

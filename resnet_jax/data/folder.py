@@ -1,0 +1,184 @@
+"""Image folders: `root/split/class/image`, and ImageNet's flat validation folder.
+
+The classes are the sub-folders of the training split, sorted by name, unless a list gives another
+order. Images are sorted by name within a class.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_jax.data.sources import Item, digest
+from resnet_jax.errors import UserError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
+SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
+LISTING_THREADS = 16  # the folders of a network file system are listed side by side
+
+
+class File(NamedTuple):
+    """An image file, relative to its split's folder."""
+
+    path: str
+    size: int
+    modified: int
+
+
+class Folder:
+    """One split of an image folder; items hold the encoded files.
+
+    Attributes:
+      num_classes: labels are in [0, num_classes).
+      class_names: of the labels, in order.
+      fingerprint: of the classes, and of every file's name and size.
+      cache_key: changes with the files' times too.
+      labels: int32 [N].
+    """
+
+    def __init__(self, root: pathlib.Path, files: Sequence[File], labels: np.ndarray,
+                 class_names: Sequence[str]):
+        self._root, self._paths = str(root), [file.path for file in files]
+        self.labels = labels.astype(np.int32)
+        self.class_names = tuple(class_names)
+        self.num_classes = len(class_names)
+        sizes = np.array([file.size for file in files])
+        self.fingerprint = digest(self.class_names, '\n'.join(self._paths), sizes, self.labels)
+        self.cache_key = digest(self.fingerprint, np.array([file.modified for file in files]))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Item:
+        path = os.path.join(self._root, self._paths[index])
+        try:
+            with open(path, 'rb', buffering=0) as file:  # read at once
+                return Item(file.read(), int(self.labels[index]), path)
+        except OSError as error:
+            raise UserError(f'{path} cannot be read: {error.strerror}; the data changed since '
+                            'this run listed it.') from error
+
+
+def open_folder(path: str, split: str, class_list: str = '', label_file: str = '') -> Folder:
+    """The split 'train' or 'test' of an image folder.
+
+    Args:
+      path: the root, which holds a folder a split. The evaluation split may be called test, val
+        or validation.
+      split: 'train' or 'test'.
+      class_list: '' or a file that names one class a line, in label order. Of a line with tabs,
+        an index may come first and a description last.
+      label_file: '' or a file for an evaluation split without class folders; see `_flat`.
+
+    Raises:
+      UserError: something is missing, empty or contradicts the class list.
+    """
+    folder = _split_folder(path, split)
+    if class_list:
+        classes = read_class_list(class_list)
+    else:
+        # The training split names the classes of both, so that a label means the same in both.
+        try:
+            classes = _class_folders(_split_folder(path, 'train'))
+        except UserError:
+            classes = _class_folders(folder)
+    if split == 'test' and label_file:
+        return _flat(folder, classes, label_file)
+    unknown = sorted(set(_class_folders(folder)) - set(classes))
+    if unknown:
+        raise UserError(f'{folder} holds the class {unknown[0]!r}, which is not among the '
+                        f'{len(classes)} classes of '
+                        f'{class_list or "the training split"}.')
+    if not classes:
+        raise UserError(f'{folder} holds no class folders; images must lie in split/class/image, '
+                        'or, for a flat evaluation split, data.label_file must name their labels.')
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        found = list(pool.map(lambda name: _images(folder, name), classes))
+    for name, images in zip(classes, found, strict=True):
+        if not images:
+            raise UserError(f'the class {name!r} has no images in {folder}; add some, or remove '
+                            'it from both splits.')
+    labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])
+    return Folder(folder, [file for images in found for file in images], labels, classes)
+
+
+def read_class_list(path: str) -> list[str]:
+    """Class names, one a line: the first column, or the second after a column of indices."""
+    names = []
+    for i, line in enumerate(_lines(path, 'data.class_list')):
+        columns = line.split('\t')
+        names.append(columns[1 if len(columns) > 1 and columns[0] == str(i) else 0].strip())
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f'{path} names the class {twice!r} twice.')
+    return names
+
+
+def _flat(folder: pathlib.Path, classes: Sequence[str], label_file: str) -> Folder:
+    """A split whose images lie in one folder, with a file of labels.
+
+    Each line of the file is `image label`, or only `label`, for the images in the order of their
+    names. A label is a class's name or its index from 0 in the order of the classes.
+    """
+    images = _images(folder, '')
+    lines = [line.split() for line in _lines(label_file, 'data.label_file')]
+    if any(len(line) > 2 for line in lines):
+        raise UserError(f'{label_file} must have lines `image label`, or only `label`.')
+    if lines and len(lines[0]) == 2:
+        by_name = {pathlib.PurePath(line[0]).stem: line[-1] for line in lines}
+        missing = [x.path for x in images if pathlib.PurePath(x.path).stem not in by_name]
+        if missing:
+            raise UserError(f'{label_file} has no label for {missing[0]}.')
+        names = [by_name[pathlib.PurePath(x.path).stem] for x in images]
+    else:
+        names = [line[0] for line in lines]
+    if not images or len(names) != len(images):
+        raise UserError(f'{label_file} has {len(names)} labels, but {folder} has {len(images)} '
+                        'images.')
+    index = {name: i for i, name in enumerate(classes)}
+    index |= {str(i): i for i in range(len(classes)) if str(i) not in index}
+    for image, name in zip(images, names, strict=True):
+        if name not in index:
+            raise UserError(f'the label {name!r} of {image.path} in {label_file} is not one of '
+                            f'the {len(classes)} classes, nor an index below that.')
+    return Folder(folder, images, np.array([index[name] for name in names]), classes)
+
+
+def _split_folder(path: str, split: str) -> pathlib.Path:
+    root = pathlib.Path(path).expanduser()
+    how = ('unpack the images as split/class/image, or prepare a TFDS dataset with `python -m '
+           'resnet_jax.data.prepare`.')
+    if not path or not root.is_dir():
+        raise UserError(f'data.path must be the folder of the dataset, and {path!r} is none: '
+                        + how)
+    for name in SPLIT_NAMES[split]:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}: ' + how)
+
+
+def _class_folders(folder: pathlib.Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(x.name for x in entries if x.is_dir() and not x.name.startswith('.'))
+
+
+def _images(folder: pathlib.Path, name: str) -> list[File]:
+    """The image files in a class's folder, sorted by name; none where there is no such folder."""
+    if not (folder / name).is_dir():
+        return []
+    with os.scandir(folder / name) as entries:
+        files = [(x.name, x.stat()) for x in entries
+                 if x.name.lower().endswith(EXTENSIONS) and not x.name.startswith('.')]
+    return sorted(File(os.path.join(name, x), stat.st_size, stat.st_mtime_ns)
+                  for x, stat in files)
+
+
+def _lines(path: str, field: str) -> list[str]:
+    try:
+        text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{field} names {path}, which cannot be read as text.') from error
+    return [line for line in text.splitlines() if line.strip()]

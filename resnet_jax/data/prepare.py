@@ -1,0 +1,57 @@
+"""Writes a dataset as ArrayRecord shards, smaller where wanted, and verifies them.
+
+    python -m resnet_jax.data.prepare --path=IMAGENET --output=DIR --shorter_side=256
+
+An interrupted run goes on where it stopped. The result is read with `data.source=shards`; its
+format is told in `resnet_jax.data.shards`.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from resnet_jax.data import command
+from resnet_jax.data.shard_writer import prepare, verify
+from resnet_jax.data.shards import Shards
+from resnet_jax.errors import UserError
+
+OUTPUT = flags.DEFINE_string('output', '', 'Folder of the shards.')
+SHORTER_SIDE = flags.DEFINE_integer(
+    'shorter_side', 0, 'Images with a longer shorter side are resized to this one, and saved as '
+    'JPEG; 0: every file stays as it is.')
+QUALITY = flags.DEFINE_integer('quality', 92, 'JPEG quality of resized images.', 1, 100)
+IMAGES_PER_SHARD = flags.DEFINE_integer('images_per_shard', 1000, 'Images a shard.', 1)
+PROCESSES = flags.DEFINE_integer('processes', 0, 'Processes; 0: one for each core.', 0)
+SKIP_UNREADABLE = flags.DEFINE_bool(
+    'skip_unreadable', False, 'Leave out images that cannot be decoded, and name them.')
+VERIFY = flags.DEFINE_bool('verify', False, 'Only verify the shards in --output.')
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if not OUTPUT.value:
+        raise UserError('--output must name the folder of the shards.')
+    output = pathlib.Path(OUTPUT.value).expanduser()
+    processes = PROCESSES.value or len(os.sched_getaffinity(0))
+    for split in command.SPLITS.value:
+        if VERIFY.value:
+            info = Shards(OUTPUT.value, split).info
+            verify(info, split, output, processes)
+        else:
+            info = prepare(
+                command.source_from_flags(split), split, output,
+                shorter_side=SHORTER_SIDE.value, quality=QUALITY.value,
+                images_per_shard=IMAGES_PER_SHARD.value, processes=processes,
+                skip_unreadable=SKIP_UNREADABLE.value)
+        counts, skipped = info['class_counts'], [x for s in info['shards'] for x in s['skipped']]
+        for error in skipped:
+            print(f'skipped: {error}')
+        print(f'{split}: {info["num_images"]} images in {len(info["shards"])} shards, '
+              f'{sum(s["bytes"] for s in info["shards"]) / 1e6:.1f} MB, {len(counts)} classes of '
+              f'{min(counts)} to {max(counts)} images, {len(skipped)} skipped; verified.')
+
+
+if __name__ == '__main__':
+    command.run(main)

@@ -1,0 +1,232 @@
+"""Writes a split of a dataset as ArrayRecord shards, in parallel, resumable, and verified.
+
+Every shard is there whole or not at all, and a journal describes those that are finished, so that
+an interrupted run goes on with the others.
+"""
+
+import functools
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+from tqdm import tqdm
+
+from resnet_jax.data import crops, decode, shards
+from resnet_jax.data.decode import Region, UnreadableImageError
+from resnet_jax.data.sources import Item, Source, digest
+from resnet_jax.errors import UserError
+
+UNFINISHED = '.unfinished-'  # of shards that are being written
+READ_AT_ONCE = 64  # records
+
+
+def shrink(item: Item, shorter_side: int, quality: int) -> Item:
+    """The item with its image resized, if its shorter side is longer than that.
+
+    The image is decoded in any case, so that a damaged file is found.
+
+    Args:
+      item: with an encoded image.
+      shorter_side: in pixels; 0: no limit.
+      quality: of the JPEG, from 1 to 100.
+
+    Raises:
+      UnreadableImageError: the image is damaged.
+    """
+    height, width = decode.image_size(item.image, item.name)
+    if not shorter_side or min(height, width) <= shorter_side:
+        decode.decode(item.image, item.name)
+        return item
+    pixels = decode.decode_region(
+        item.image, Region(0, 0, height, width, closed=True),
+        crops.resized(height, width, shorter_side), item.name, reduce=True)
+    return item._replace(image=simplejpeg.encode_jpeg(pixels, quality, 'RGB', '420'))
+
+
+def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, shorter_side: int,
+                quality: int, skip_unreadable: bool) -> dict[str, Any]:
+    """Writes the items [start, stop) of a source; the file is there whole or not at all.
+
+    Returns:
+      The shard's description: name, num_images, bytes, checksum, class_counts, skipped.
+    """
+    temporary = path.with_name(UNFINISHED + path.name)
+    writer = ArrayRecordWriter(str(temporary), shards.WRITER_OPTIONS)
+    checksum, counts, skipped = 0, np.zeros(source.num_classes, int), []
+    for i in range(start, stop):
+        item = source[i]
+        if isinstance(item.image, np.ndarray):
+            item = item._replace(image=_png(item.image))
+        try:
+            item = shrink(item, shorter_side, quality)
+        except UnreadableImageError as error:
+            if not skip_unreadable:
+                raise
+            skipped.append(str(error))
+            continue
+        record = shards.pack(item)
+        writer.write(record)
+        checksum = zlib.crc32(record, checksum)
+        counts[item.label] += 1
+    writer.close()
+    os.replace(temporary, path)
+    return {'name': path.name, 'num_images': int(counts.sum()), 'bytes': path.stat().st_size,
+            'checksum': checksum, 'class_counts': counts.tolist(), 'skipped': skipped}
+
+
+def verify_shard(folder: pathlib.Path, shard: dict[str, Any]) -> str:
+    """Reads a shard and compares it with its description: '' or what is wrong."""
+    path = folder / shard['name']
+    checksum, counts = 0, np.zeros(len(shard['class_counts']), int)
+    try:
+        if path.stat().st_size != shard['bytes']:
+            return f'{path} has {path.stat().st_size} bytes and not {shard["bytes"]}'
+        reader = ArrayRecordReader(str(path))
+        for start in range(0, reader.num_records(), READ_AT_ONCE):
+            for record in reader.read(range(start, min(start + READ_AT_ONCE,
+                                                       reader.num_records()))):
+                checksum = zlib.crc32(record, checksum)
+                counts[shards.unpack(record).label] += 1
+    except Exception as error:  # the reader raises whatever the damage leads to
+        return f'{path} cannot be read: {error}'
+    if checksum != shard['checksum'] or counts.tolist() != shard['class_counts']:
+        return f'{path} does not hold what was written'
+    return ''
+
+
+def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: int, quality: int,
+            images_per_shard: int, processes: int, skip_unreadable: bool) -> dict[str, Any]:
+    """Writes what is missing of a prepared split, verifies all of it, and describes it.
+
+    Args:
+      source: of encoded images.
+      split: its name in the output, 'train' or 'test'.
+      output: the folder.
+      shorter_side, quality: see `shrink`.
+      images_per_shard: of the source.
+      processes: that write; as many threads verify.
+      skip_unreadable: leave out damaged images instead of an error.
+
+    Returns:
+      The description that is written to `split.json`.
+
+    Raises:
+      UserError: an image is damaged, or a shard is not as it was written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for leftover in output.glob(f'{UNFINISHED}{split}-*'):
+        leftover.unlink()
+    num_shards = -(-len(source) // images_per_shard)
+    job = digest(source.fingerprint, shorter_side, quality, images_per_shard, skip_unreadable)
+    journal = output / f'.{split}-{job}.jsonl'
+    done = _done(output, split, job, journal)
+    tasks = {}
+    for i in range(num_shards):
+        name = shards.shard_name(split, i, num_shards)
+        if name not in done:
+            start = i * images_per_shard
+            tasks[name] = functools.partial(
+                write_shard, output / name, source, start,
+                min(start + images_per_shard, len(source)), shorter_side, quality,
+                skip_unreadable)
+    with (tqdm(total=len(source), initial=len(source) - sum(
+                   task.args[3] - task.args[2] for task in tasks.values()),
+               desc=f'{split}: write', unit=' images') as bar,
+          journal.open('a', encoding='utf-8') as file):
+        for name, shard in _each(tasks, processes):
+            done[name] = shard
+            file.write(json.dumps(shard) + '\n')
+            file.flush()
+            bar.update(tasks[name].args[3] - tasks[name].args[2])
+    ordered = [done[shards.shard_name(split, i, num_shards)] for i in range(num_shards)]
+    counts = np.sum([shard['class_counts'] for shard in ordered], axis=0)
+    info = {
+        'format': shards.FORMAT, 'job': job, 'source_fingerprint': source.fingerprint,
+        'shorter_side': shorter_side, 'quality': quality,
+        'num_images': int(counts.sum()), 'class_names': list(source.class_names),
+        'class_counts': counts.tolist(), 'shards': ordered,
+    }
+    verify(info, split, output, processes)
+    if info['num_images'] + sum(len(x['skipped']) for x in ordered) != len(source):
+        raise UserError(f'{output} holds {info["num_images"]} of {len(source)} images.')
+    temporary = output / f'{UNFINISHED}{split}.json'
+    temporary.write_text(json.dumps(info, indent=1))
+    os.replace(temporary, output / f'{split}.json')
+    journal.unlink()
+    return info
+
+
+def verify(info: dict[str, Any], split: str, output: pathlib.Path, threads: int) -> None:
+    """Reads all shards of a split again.
+
+    Raises:
+      UserError: a shard is not as it was written; it is named, and deleted to be written anew.
+    """
+    tasks = {shard['name']: functools.partial(verify_shard, output, shard)
+             for shard in info['shards']}
+    problems = {}
+    with (tqdm(total=len(tasks), desc=f'{split}: verify', unit=' shards') as bar,
+          ThreadPoolExecutor(threads) as pool):  # reading and checksums leave the interpreter
+        futures = {pool.submit(task): name for name, task in tasks.items()}
+        for future in as_completed(futures):
+            if future.result():
+                problems[futures[future]] = future.result()
+            bar.update()
+    for name in problems:
+        (output / name).unlink(missing_ok=True)
+    if problems:
+        raise UserError(f'{"; ".join(problems.values())}. The damaged shards were deleted: run '
+                        f'`{shards.PREPARE}` again as before, which writes only these.')
+
+
+def _done(output: pathlib.Path, split: str, job: str,
+          journal: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Descriptions of the shards of this very job that are there in full, by name."""
+    described = []
+    description = output / f'{split}.json'
+    if description.is_file():
+        info = json.loads(description.read_text())
+        if info.get('job') == job:
+            described += info['shards']
+    if journal.is_file():
+        for line in journal.read_text(encoding='utf-8').splitlines():
+            try:
+                described.append(json.loads(line))
+            except ValueError:  # cut off by the interruption
+                continue
+    return {shard['name']: shard for shard in described
+            if (output / shard['name']).is_file()
+            and (output / shard['name']).stat().st_size == shard['bytes']}
+
+
+def _each(tasks: dict[str, Callable[[], Any]], processes: int) -> Iterator[tuple[str, Any]]:
+    """(name, result) of every task, as they finish."""
+    if processes == 1 or len(tasks) <= 1:
+        for name, task in tasks.items():
+            yield name, task()
+        return
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(min(processes, len(tasks)), context) as pool:
+        futures = {pool.submit(task): name for name, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """Lossless, for sources that hold pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, 'PNG')
+    return file.getvalue()
