@@ -3,8 +3,10 @@
   python -m resnet_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
       --config.model.depth=101
 
-ResNet-50 by default. Reproduces tables 2, 3 and 4; the files imagenet_r*.py name their rows. Not
-run.
+ResNet-50 by default. The data is prepared once by
+`tfds build imagenet2012 --file_format=array_record`; an image folder or prepared shards are read by
+--config.data.source=folder or shards, and --config.data.path=DIR. Reproduces tables 2, 3 and 4; the
+files imagenet_r*.py name their rows. Not run.
 """
 
 from resnet_jax import config as config_lib
@@ -21,8 +23,12 @@ def get_config():
     config.model.virtual_batch_size = 32
 
     config.data.source = 'tfds'
+    config.data.tfds_name = 'imagenet2012'
     config.data.image_size = 224
+    config.data.eval_resize = 256
+    config.data.train_crop = 'scale_jitter'
     config.data.flip = True
+    config.data.color_noise = 0.1
     config.data.normalization = 'per_pixel_mean'
 
     config.schedule.name = 'plateau'

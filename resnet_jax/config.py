@@ -66,7 +66,11 @@ def default() -> ConfigDict:
     data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
     data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
     data.image_size = placeholder(int)  # height and width that the network sees
+<<<<<<< HEAD
     data.channels = 3
+=======
+    data.channels = 3  # of the images: 1 or 3
+>>>>>>> main
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
@@ -152,14 +156,24 @@ def default() -> ConfigDict:
 
 # Fields that may be empty in a run; every other one must have a value.
 OPTIONAL_FIELDS = (
+<<<<<<< HEAD
     'model.virtual_batch_size', 'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.eval_resize',
     'data.threads',
+=======
+    'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
+    'optimizer.ema_decay',
+    'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
+>>>>>>> main
 )
 # Fields that count something, and the least that they may be.
 LEAST = {
     'num_steps': 1, 'batch_size': 1, 'data.image_size': 1, 'data.channels': 1,
-    'data.crop_padding': 0, 'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
+    'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
+    'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
+    'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
+    'data.chunk_size': 1, 'data.batches_ahead': 1, 'model.virtual_batch_size': 1,
+    'optimizer.accumulation_steps': 1,
     'schedule.plateau_window': 1, 'schedule.plateau_patience': 1, 'schedule.warmup_steps': 0,
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,

@@ -39,7 +39,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
 
     Args:
       state: see `TrainState`.
-      batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N].
+      batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N]; of
+        mixed images also 'mix_label' int32 [N] and 'mix_weight' float32 [N].
       model, optimizer, schedule: what the state was created with.
       config: the fields `seed`, `init`, `loss` and `optimizer` are read.
       data_shards: devices along the batch, so that the parts of an accumulated batch are spread
@@ -56,7 +57,7 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
         logits, updates = model.apply(
             {**state.variables, 'params': params}, part['image'], train=True,
             rngs={'dropout': key}, mutable=['batch_stats'])
-        losses = cross_entropy(logits, part['label'], config.loss.label_smoothing)
+        losses = _losses(logits, part, config.loss.label_smoothing)
         with jax.named_scope('loss'):
             mean = (losses * part['mask']).sum() / total
         return mean, (updates.get('batch_stats', {}), Metrics.of_batch(logits, part, losses))
@@ -84,6 +85,15 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
             new_state.variables, state.ema, 1 - config.optimizer.ema_decay))
     return new_state, StepReport(
         metrics, rate, optax.tree.norm(grads), optax.tree.norm(params))
+
+
+def _losses(logits, batch: Batch, label_smoothing: float):
+    """Cross-entropy, float32 [N]; of a mixed image, weighted over both of its labels."""
+    losses = cross_entropy(logits, batch['label'], label_smoothing)
+    if 'mix_label' not in batch:
+        return losses
+    mixed_in = cross_entropy(logits, batch['mix_label'], label_smoothing)
+    return batch['mix_weight'] * losses + (1 - batch['mix_weight']) * mixed_in
 
 
 def _accumulate(gradient, batch: Batch, key, parts: int, data_shards: int) -> tuple[Any, Any, Any]:

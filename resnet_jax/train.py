@@ -1,12 +1,15 @@
 """The training loop: restore, step, log, evaluate, save."""
 
+import contextlib
 import functools
+import itertools
 import json
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,10 @@ from ml_collections import ConfigDict
 
 from resnet_jax import compilation_cache, sharding
 from resnet_jax import config as config_lib
+<<<<<<< HEAD
+=======
+from resnet_jax import data, sharding
+>>>>>>> main
 from resnet_jax.checkpoint import ERROR, Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Meter, Metrics
@@ -48,8 +55,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
 
     Args:
       config: see `resnet_jax.config`.
-      workdir: made if it is not there. Afterwards it holds config.json, metrics.jsonl, TensorBoard
-        files, and checkpoints/<step>/.
+      workdir: made if it is not there. Afterwards it holds config.json, data.json (fingerprints
+        of the data), metrics.jsonl, TensorBoard files, and checkpoints/<step>/.
 
     Returns:
       The values of the last evaluation, under their TensorBoard tags.
@@ -62,27 +69,46 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
     workdir.mkdir(parents=True, exist_ok=True)
-    _check_workdir(config, workdir)
+    _check_workdir(program, workdir)
     with StopRequest() as stop:
         return Run(program, workdir, stop).to_the_end()
 
 
+<<<<<<< HEAD
 def _check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Compares the config with that of the checkpoints in the workdir, and writes it down."""
     path = workdir / 'config.json'
+=======
+def _use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder; the environment variable of JAX goes first."""
+    if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
+
+
+def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
+    """Compares config and data with those of the checkpoints in the workdir, and notes them."""
+    config_path, data_path = workdir / 'config.json', workdir / 'data.json'
+    sources = {'the training data': program.train_data.source,
+               'the evaluation data': program.eval_data.source}
+>>>>>>> main
     if any((workdir / 'checkpoints').glob('[0-9]*')):
         try:
-            stored = config_lib.leaves(ConfigDict(json.loads(path.read_text())))
+            stored = config_lib.leaves(ConfigDict(json.loads(config_path.read_text())))
+            fingerprints = json.loads(data_path.read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f'{workdir} holds checkpoints, but its config.json cannot be read '
+            raise UserError(f'{workdir} holds checkpoints, but not what they were made from '
                             f'({error}); choose another --workdir.') from error
-        changed = config_lib.differences(config, stored)
+        changed = config_lib.differences(program.config, stored)
         if changed:
             raise UserError(
                 f'{workdir} holds a run of another config ({"; ".join(changed)}); choose another '
                 '--workdir, or give the same config to go on.')
+        for name, source in sources.items():
+            data.check_unchanged(fingerprints[name], source, name)
     if jax.process_index() == 0:
-        write_whole(path, config.to_json(indent=2) + '\n')
+        write_whole(config_path, program.config.to_json(indent=2) + '\n')
+        write_whole(data_path, json.dumps(
+            {name: source.fingerprint for name, source in sources.items()}, indent=2) + '\n')
 
 
 class StopRequest:
@@ -127,6 +153,7 @@ class Run:
         self.evaluated = {row['step']: row for row in rows
                           if ERROR in row and row['step'] <= self.start_step}
         self.writer = MetricsWriter(workdir, self.start_step)
+        self._eval_step: Callable | None = None  # compiled for the first evaluation
 
     def to_the_end(self) -> dict[str, float]:
         """Restores or creates the state, and trains; see `train`."""
@@ -171,8 +198,11 @@ class Run:
         return compiled
 
     def _loop(self, state: TrainState) -> None:
+        with contextlib.closing(self.program.train_data.inputs(self.start_step)) as feed:
+            self._steps(state, feed)
+
+    def _steps(self, state: TrainState, feed: Iterator[Any]) -> None:
         config, step = self.config, self.start_step
-        feed = self.program.train_data.inputs(step)
         inputs = next(feed)
         train_step = self._compile('training step', self.program.train_step, state, inputs,
                                    donate=(0,), out_shardings=(self.program.shardings, None))
@@ -246,43 +276,38 @@ class Run:
             self.checkpoints.save(state, step, values[ERROR])
         return state
 
-    @functools.cached_property
-    def _eval_step(self) -> Callable:
-        program = self.program
-        return self._compile(
-            'evaluation step', program.eval_step, program.state,
-            next(program.eval_data.inputs(0)), *program.no_sums(), donate=(2, 3),
-            out_shardings=program.everywhere)
-
     def _evaluate(self, state: TrainState) -> dict[str, float] | None:
         """The metrics over every image of the evaluation split, or None if a signal comes."""
-        eval_step, (index, sums) = self._eval_step, self.program.no_sums()
+        index, sums = self.program.no_sums()
         evaluation = self.program.eval_data
-        feed = evaluation.inputs(0)
-        for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
-            if self.stop.signal is not None:
-                return None
-            with jax.transfer_guard('disallow'):
-                index, sums = eval_step(state, next(feed), index, sums)
+        with contextlib.closing(evaluation.inputs(0)) as feed:
+            for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
+                if self.stop.signal is not None:
+                    return None
+                inputs = next(feed)
+                if self._eval_step is None:
+                    self._eval_step = self._compile(
+                        'evaluation step', self.program.eval_step, state, inputs, index, sums,
+                        donate=(2, 3), out_shardings=self.program.everywhere)
+                with jax.transfer_guard('disallow'):
+                    index, sums = self._eval_step(state, inputs, index, sums)
         return {f'eval/{name}': value for name, value in sums.report().items()}
 
     def _recalibrate(self, state: TrainState) -> TrainState:
         """Running statistics as a strict average over the training batches that would follow."""
         batches = self.config.eval.recalibrate_batches
-        feed = self.program.train_data.inputs(self.config.num_steps)
-        index = jnp.copy(state.step)
-        inputs = next(feed)
-        statistics = self._compile('recalibration', self.program.batch_statistics, state, inputs,
-                                   index, out_shardings=self.program.everywhere)
 
-        def collect():
-            nonlocal index, inputs
-            for _ in range(batches):
-                index, result = statistics(state, inputs, index)
+        def collect(feed):
+            index, compiled = jnp.copy(state.step), None
+            for inputs in itertools.islice(feed, batches):
+                compiled = compiled or self._compile(
+                    'recalibration', self.program.batch_statistics, state, inputs, index,
+                    out_shardings=self.program.everywhere)
+                index, result = compiled(state, inputs, index)
                 yield result
-                inputs = next(feed)
 
-        batch_stats = recalibrate(collect())
+        with contextlib.closing(self.program.train_data.inputs(self.config.num_steps)) as feed:
+            batch_stats = recalibrate(collect(feed))
         say(f'running statistics recalibrated over {batches} batches')
         if state.ema is None:
             return state.replace(batch_stats=batch_stats)
