@@ -66,11 +66,7 @@ def default() -> ConfigDict:
     data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
     data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
     data.image_size = placeholder(int)  # height and width that the network sees
-<<<<<<< HEAD
-    data.channels = 3
-=======
     data.channels = 3  # of the images: 1 or 3
->>>>>>> main
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
@@ -156,15 +152,9 @@ def default() -> ConfigDict:
 
 # Fields that may be empty in a run; every other one must have a value.
 OPTIONAL_FIELDS = (
-<<<<<<< HEAD
-    'model.virtual_batch_size', 'optimizer.clip_norm', 'optimizer.ema_decay',
-    'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.eval_resize',
-    'data.threads',
-=======
     'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
     'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
->>>>>>> main
 )
 # Fields that count something, and the least that they may be.
 LEAST = {

@@ -15,12 +15,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import compilation_cache, sharding
+from resnet_jax import compilation_cache, data, sharding
 from resnet_jax import config as config_lib
-<<<<<<< HEAD
-=======
-from resnet_jax import data, sharding
->>>>>>> main
 from resnet_jax.checkpoint import ERROR, Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Meter, Metrics
@@ -74,23 +70,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         return Run(program, workdir, stop).to_the_end()
 
 
-<<<<<<< HEAD
-def _check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Compares the config with that of the checkpoints in the workdir, and writes it down."""
-    path = workdir / 'config.json'
-=======
-def _use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder; the environment variable of JAX goes first."""
-    if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
-
-
 def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
     """Compares config and data with those of the checkpoints in the workdir, and notes them."""
     config_path, data_path = workdir / 'config.json', workdir / 'data.json'
     sources = {'the training data': program.train_data.source,
                'the evaluation data': program.eval_data.source}
->>>>>>> main
     if any((workdir / 'checkpoints').glob('[0-9]*')):
         try:
             stored = config_lib.leaves(ConfigDict(json.loads(config_path.read_text())))

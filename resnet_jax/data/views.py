@@ -8,8 +8,6 @@ from resnet_jax.data import crops, decode
 from resnet_jax.data.sources import Item
 from resnet_jax.data.transforms import EvalTransform
 
-PROTOCOLS = ('center_crop', 'ten_crop', 'multi_scale')
-SCALES = (224, 256, 384, 480, 640)
 STRIDE = 32  # pixels of the image that one position of the last feature map stands for
 MAX_ASPECT = 2  # longer over shorter side; of a longer image the middle is seen
 
@@ -27,7 +25,7 @@ class Views(NamedTuple):
     protocol: str
     size: int
     resize: int
-    scales: tuple[int, ...] = SCALES
+    scales: tuple[int, ...] = ()
 
     def __call__(self, item: Item) -> list[np.ndarray]:
         """Groups of views of one shape, uint8 [views, H, W, C]; each group counts alike.
