@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import models, optim, sharding, train
+from resnet_jax import data, models, optim, sharding, train
 from resnet_jax.errors import UserError
 from resnet_jax.program import build
 from resnet_jax.summary import summarize
@@ -102,6 +102,12 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     for name, warmup in (('plateau', 'error'), ('cosine', 'linear'), ('steps', 'none')):
         config.schedule.update(name=name, warmup=warmup, plateau_window=1)
         optim.create_schedule(config)
+    for source in ('folder', 'tfds', 'shards'):
+        config.data.source = source
+        with pytest.raises(UserError):  # there is no such data
+            data.create_source(config, 'train')
+    config.data.update(source='digits', pipeline='host', holdout=100, eval_split='holdout')
+    data.create_pipelines(config, sharding.create_mesh(config))
     config.model.update(family='vgg', depth=16)
     models.create(config.model)
 
