@@ -1,6 +1,7 @@
 """Checkpoints of the training state: Orbax, written in the background, whole or not at all."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -9,57 +10,48 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
 
-ERROR = 'eval/top1_error'  # what the best checkpoint has the lowest of
-
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder/<step>/`.
+    """The checkpoints of one run, in `folder/<step>/`."""
 
-    Attributes:
-      best_error: the lowest top-1 error that a kept checkpoint was evaluated to, or infinity.
-    """
-
-    def __init__(self, folder: pathlib.Path, keep_last: int, keep_best: bool):
+    def __init__(self, folder: pathlib.Path, keep_last: int,
+                 errors: Mapping[int, float] | None = None):
         """Opens the folder, and clears away what an interrupted run left half-written.
 
         Args:
           folder: made if it is not there.
           keep_last: the newest so many are kept.
-          keep_best: the one with the lowest error is kept as well.
+          errors: top-1 error of each step that has been evaluated; looked at after every save, so
+            it may grow. The checkpoint with the lowest is kept as well. None: it is not.
         """
         policies = [preservation_policy.LatestN(keep_last)]
-        if keep_best:
-            policies.append(preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[ERROR], reverse=True, n=1,
-                keep_checkpoints_without_metrics=False))
+        if errors is not None:
+            policies.append(KeepBest(errors))
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[ERROR], best_mode='min',
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True))
-        measured = [self._manager.metrics(step) for step in self._manager.all_steps()]
-        self.best_error = min((m[ERROR] for m in measured if m), default=float('inf'))
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in ascending order."""
+        return sorted(self._manager.all_steps())
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, if there is one."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, error: float | None = None) -> None:
+    def save(self, state: TrainState, step: int) -> None:
         """Copies the state off the devices and returns; writing goes on in the background.
 
         Args:
           state: its buffers may be donated as soon as this returns.
           step: its name; nothing is done where this step has been saved.
-          error: top-1 error in percent, if the state has been evaluated.
         """
-        if step == self.latest_step:
-            return
-        if error is not None:
-            self.best_error = min(self.best_error, error)
-        self._manager.save(step, args=ocp.args.StandardSave(state),
-                           metrics=None if error is None else {ERROR: error})
+        if step != self.latest_step:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> TrainState:
         """The newest checkpoint.
@@ -84,3 +76,16 @@ class Checkpoints:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class KeepBest(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoint whose step has the lowest error; of equal ones, the newest."""
+
+    def __init__(self, errors: Mapping[int, float]):
+        self._errors = errors
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = min((checkpoint.step for checkpoint in checkpoints
+                    if checkpoint.step in self._errors),
+                   key=lambda step: (self._errors[step], -step), default=None)
+        return [checkpoint.step == best for checkpoint in checkpoints]

@@ -65,7 +65,7 @@ class Program:
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
         return steps.train_step(
             train_state, batch, model=self.model, optimizer=self.optimizer,
-            schedule=self.schedule, config=self.config, data_shards=self.mesh.shape['data'])
+            schedule=self.schedule, config=self.config)
 
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
         """Adds the batch of this index to the sums: (index + 1, sums)."""

@@ -34,7 +34,7 @@ class StepReport:
 
 def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
                optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule,
-               config: ConfigDict, data_shards: int) -> tuple[TrainState, StepReport]:
+               config: ConfigDict) -> tuple[TrainState, StepReport]:
     """One update: the gradient of the mean loss over the batch, the rate, the optimizer.
 
     Args:
@@ -42,9 +42,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
       batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N]; of
         mixed images also 'mix_label' int32 [N] and 'mix_weight' float32 [N].
       model, optimizer, schedule: what the state was created with.
-      config: the fields `seed`, `init`, `loss` and `optimizer` are read.
-      data_shards: devices along the batch, so that the parts of an accumulated batch are spread
-        over all of them.
+      config: the fields `seed`, `init`, `loss` and `optimizer` are read, and the size of
+        virtual batches.
 
     Returns:
       The state after the update, and the report.
@@ -70,7 +69,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
     if accumulation == 1:
         grads, batch_stats, metrics = gradient(batch, key)
     else:
-        grads, batch_stats, metrics = _accumulate(gradient, batch, key, accumulation, data_shards)
+        grads, batch_stats, metrics = _accumulate(
+            gradient, batch, key, accumulation, config.model.virtual_batch_size or 1)
 
     error = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
     schedule_state, rate = schedule.update(state.schedule_state, state.step, error)
@@ -96,15 +96,23 @@ def _losses(logits, batch: Batch, label_smoothing: float):
     return batch['mix_weight'] * losses + (1 - batch['mix_weight']) * mixed_in
 
 
-def _accumulate(gradient, batch: Batch, key, parts: int, data_shards: int) -> tuple[Any, Any, Any]:
+def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any, Any, Any]:
     """The same sums over the batch, in parts that follow one another.
 
-    With virtual batches that lie within the parts the result is that of the whole batch: every
-    part starts from the same running statistics, and theirs are averaged.
+    Virtual batches stay whole, so that the result is that of the whole batch: every part starts
+    from the same running statistics, and theirs are averaged.
+
+    Args:
+      gradient: (part of the batch, key) -> gradients, running statistics and metrics.
+      batch: see `train_step`.
+      key: of the step.
+      parts: how many.
+      unit: images that stay together. They are dealt out in turn, so that every device has its
+        share of each part, and which images make up a part does not depend on the mesh.
     """
     def split(x):
-        # Every device keeps the images that it has: [N] -> [shards, parts, n] -> [parts, N / parts]
-        x = x.reshape(data_shards, parts, -1, *x.shape[1:])
+        # [N] -> [N / (parts * unit), parts, unit] -> [parts, N / parts]
+        x = x.reshape(-1, parts, unit, *x.shape[1:])
         return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
 
     def step(sums, part_and_key):

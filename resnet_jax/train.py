@@ -1,7 +1,7 @@
 """The training loop: restore, step, log, evaluate, save."""
 
+import collections
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -17,21 +17,14 @@ from ml_collections import ConfigDict
 
 from resnet_jax import compilation_cache, data, sharding
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import ERROR, Checkpoints
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
-from resnet_jax.metrics import Meter, Metrics
+from resnet_jax.monitor import IN_FLIGHT, Profiler, StepLog, StopRequest
 from resnet_jax.program import Program, build
 from resnet_jax.state import TrainState, recalibrate
-from resnet_jax.steps import StepReport
 from resnet_jax.writers import MetricsWriter, duration, read_rows, say, write_whole
 
-# Steps that the host may be ahead of the devices: enough to hide its own work, few enough that a
-# request to stop is answered within a step or two.
-IN_FLIGHT = 2
-
-
-class Diverged(UserError):  # noqa: N818
-    """The loss, the gradient or the parameters are no longer finite."""
+ERROR = 'eval/top1_error'  # what the best checkpoint has the lowest of
 
 
 class Stopped(Exception):  # noqa: N818
@@ -64,10 +57,21 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
-    workdir.mkdir(parents=True, exist_ok=True)
+    _make_folder(workdir)
     _check_workdir(program, workdir)
     with StopRequest() as stop:
         return Run(program, workdir, stop).to_the_end()
+
+
+def _make_folder(workdir: pathlib.Path) -> None:
+    if '://' in str(workdir) or ':/' in str(workdir):
+        raise UserError(f'--workdir must be a folder of a file system, got {workdir}: mount the '
+                        'bucket, for example with Cloud Storage FUSE.')
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--workdir={workdir} cannot be made a folder: {error.strerror}.') from (
+            error)
 
 
 def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
@@ -75,7 +79,7 @@ def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
     config_path, data_path = workdir / 'config.json', workdir / 'data.json'
     sources = {'the training data': program.train_data.source,
                'the evaluation data': program.eval_data.source}
-    if any((workdir / 'checkpoints').glob('[0-9]*')):
+    if any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*')):
         try:
             stored = config_lib.leaves(ConfigDict(json.loads(config_path.read_text())))
             fingerprints = json.loads(data_path.read_text())
@@ -95,32 +99,6 @@ def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
             {name: source.fingerprint for name, source in sources.items()}, indent=2) + '\n')
 
 
-class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered, for the loop to ask after.
-
-    Attributes:
-      signal: the one that came, or None.
-    """
-
-    def __init__(self):
-        self.signal: signal.Signals | None = None
-        self._previous = {}
-
-    def __enter__(self) -> 'StopRequest':
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
-        self.signal = signal.Signals(number)
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
 class Run:
     """One run of a program in its workdir: what is compiled, written to and waited for."""
 
@@ -130,12 +108,17 @@ class Run:
         self.workdir = workdir
         self.stop = stop
         options = self.config.checkpoint
-        self.checkpoints = Checkpoints(
-            workdir / 'checkpoints', options.keep_last, options.keep_best)
-        self.start_step = self.checkpoints.latest_step or 0
         rows = read_rows(workdir / 'metrics.jsonl')
-        self.evaluated = {row['step']: row for row in rows
-                          if ERROR in row and row['step'] <= self.start_step}
+        self.evaluated = {row['step']: row for row in rows if ERROR in row}
+        self.errors = {step: row[ERROR] for step, row in self.evaluated.items()}
+        self.checkpoints = Checkpoints(workdir / 'checkpoints', options.keep_last,
+                                       self.errors if options.keep_best else None)
+        self.start_step = self.checkpoints.latest_step or 0
+        for step in [step for step in self.evaluated if step > self.start_step]:
+            del self.evaluated[step], self.errors[step]
+        if self.start_step > self.config.num_steps:
+            raise UserError(f'{workdir} holds a run of {self.start_step} steps, more than num_steps '
+                            f'({self.config.num_steps}).')
         self.writer = MetricsWriter(workdir, self.start_step)
         self._eval_step: Callable | None = None  # compiled for the first evaluation
 
@@ -182,20 +165,28 @@ class Run:
         return compiled
 
     def _loop(self, state: TrainState) -> None:
-        with contextlib.closing(self.program.train_data.inputs(self.start_step)) as feed:
-            self._steps(state, feed)
+        step, profiler = self.start_step, Profiler(self.config, self.workdir)
+        if step and self._is_due(step, self.config.eval.every_steps) and (
+                step not in self.evaluated):
+            state = self._evaluate_and_save(state, step)  # a signal came before it was done
+        if step < self.config.num_steps and not self.stop.asked():
+            with contextlib.closing(self.program.train_data.inputs(step)) as feed:
+                try:
+                    state, step = self._steps(state, feed, profiler)
+                finally:
+                    profiler.close()
+        if (number := self.stop.asked()) and step not in self.evaluated:
+            self._stop(state, step, number)
 
-    def _steps(self, state: TrainState, feed: Iterator[Any]) -> None:
+    def _steps(self, state: TrainState, feed: Iterator[Any],
+               profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.start_step
         inputs = next(feed)
         train_step = self._compile('training step', self.program.train_step, state, inputs,
                                    donate=(0,), out_shardings=(self.program.shardings, None))
         log = StepLog(config, step)
-        profiler = Profiler(config, self.workdir)
-        if step and self._is_due(step, config.eval.every_steps) and step not in self.evaluated:
-            state = self._evaluate_and_save(state, step)  # a signal came before it was done
         log.meter.start()
-        while step < config.num_steps and self.stop.signal is None:
+        while step < config.num_steps and not self.stop.asked(step):
             profiler.before(step)
             with jax.transfer_guard('disallow'):
                 state, report = train_step(state, inputs)
@@ -216,21 +207,18 @@ class Run:
                 else:
                     self.checkpoints.save(state, step)
                 log.meter.start()
-        profiler.close()
         log.settle(self.checkpoints.latest_step)
-        if self.stop.signal is not None:
-            self._stop(state, step)
+        return state, step
 
     def _is_due(self, step: int, every: int | None) -> bool:
         return step == self.config.num_steps or bool(every and step % every == 0)
 
-    def _stop(self, state: TrainState, step: int) -> None:
+    def _stop(self, state: TrainState, step: int, number: signal.Signals) -> None:
         if step:
             self.checkpoints.save(state, step)
         raise Stopped(
-            f'stopped by {self.stop.signal.name} after step {step}'
-            + (', which is saved; the same command goes on from there.' if step else '.'),
-            self.stop.signal)
+            f'stopped by {number.name} after step {step}'
+            + (', which is saved; the same command goes on from there.' if step else '.'), number)
 
     def _write_log(self, log: 'StepLog', step: int) -> None:
         log.settle(self.checkpoints.latest_step)
@@ -250,31 +238,37 @@ class Run:
         values = self._evaluate(state)
         if values is None:  # a signal came; the loop saves
             return state
-        self.evaluated[step] = values
+        best = values[ERROR] < min(
+            (self.errors[s] for s in self.checkpoints.steps if s in self.errors), default=math.inf)
+        self.evaluated[step], self.errors[step] = values, values[ERROR]
         self.writer.write(step, values)
         say(f'evaluation at step {step:,}: loss {values["eval/loss"]:.4f}  '
             f'top-1 error {values[ERROR]:.2f} %  top-5 error {values["eval/top5_error"]:.2f} %  '
             f'on {values["eval/count"]:,} images')
-        best = self.config.checkpoint.keep_best and values[ERROR] < self.checkpoints.best_error
-        if best or self._is_due(step, self.config.checkpoint.every_steps):
-            self.checkpoints.save(state, step, values[ERROR])
+        if (best and self.config.checkpoint.keep_best) or (
+                self._is_due(step, self.config.checkpoint.every_steps)):
+            self.checkpoints.save(state, step)
         return state
 
     def _evaluate(self, state: TrainState) -> dict[str, float] | None:
         """The metrics over every image of the evaluation split, or None if a signal comes."""
         index, sums = self.program.no_sums()
         evaluation = self.program.eval_data
+        under_way = collections.deque()
         with contextlib.closing(evaluation.inputs(0)) as feed:
             for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
-                if self.stop.signal is not None:
+                if self.stop.asked():
                     return None
                 inputs = next(feed)
                 if self._eval_step is None:
                     self._eval_step = self._compile(
                         'evaluation step', self.program.eval_step, state, inputs, index, sums,
-                        donate=(2, 3), out_shardings=self.program.everywhere)
+                        out_shardings=self.program.everywhere)
                 with jax.transfer_guard('disallow'):
                     index, sums = self._eval_step(state, inputs, index, sums)
+                under_way.append(index)
+                if len(under_way) > IN_FLIGHT:
+                    jax.block_until_ready(under_way.popleft())
         return {f'eval/{name}': value for name, value in sums.report().items()}
 
     def _recalibrate(self, state: TrainState) -> TrainState:
@@ -286,95 +280,18 @@ class Run:
             for inputs in itertools.islice(feed, batches):
                 compiled = compiled or self._compile(
                     'recalibration', self.program.batch_statistics, state, inputs, index,
-                    out_shardings=self.program.everywhere)
+                    out_shardings=(self.program.everywhere, self.program.shardings.batch_stats))
                 index, result = compiled(state, inputs, index)
-                yield result
+                yield jax.block_until_ready(result)
+                if self.stop.asked():
+                    return
 
         with contextlib.closing(self.program.train_data.inputs(self.config.num_steps)) as feed:
-            batch_stats = recalibrate(collect(feed))
+            batch_stats = jax.device_put(
+                recalibrate(collect(feed)), self.program.shardings.batch_stats)
+        if self.stop.asked():  # before all batches were seen; the next run begins again
+            return state
         say(f'running statistics recalibrated over {batches} batches')
         if state.ema is None:
             return state.replace(batch_stats=batch_stats)
         return state.replace(ema={**state.ema, 'batch_stats': batch_stats})
-
-
-class StepLog:
-    """The reports of the steps since the last line of the log.
-
-    Attributes:
-      meter: times the steps.
-    """
-
-    def __init__(self, config: ConfigDict, step: int):
-        self.meter = Meter()
-        self._batch_size = config.batch_size
-        self._settled_step = step
-        self._pending: list[StepReport] = []  # on the devices
-        self._reports: list[StepReport] = []  # on the host
-
-    def add(self, report: StepReport) -> None:
-        self._pending.append(report)
-        if len(self._pending) > IN_FLIGHT:
-            jax.block_until_ready(self._pending[-IN_FLIGHT - 1])
-
-    def settle(self, last_checkpoint: int | None) -> None:
-        """Waits for the pending steps and sees that they went well.
-
-        Raises:
-          Diverged: a step did not.
-        """
-        reports = jax.device_get(self._pending)
-        for report in reports:
-            self._settled_step += 1
-            measured = {'loss': report.metrics.loss.total, 'gradient': report.gradient_norm,
-                        'norm of the parameters': report.parameter_norm}
-            for name, value in measured.items():
-                if not math.isfinite(value):
-                    kept = (f'the checkpoint of step {last_checkpoint} is intact'
-                            if last_checkpoint is not None else 'no checkpoint had been written')
-                    raise Diverged(
-                        f'the {name} became {value} in step {self._settled_step}; {kept}. Lower '
-                        'schedule.learning_rate, warm up, or set optimizer.clip_norm, with another '
-                        '--workdir.')
-        self._reports += reports
-        self._pending = []
-
-    def read(self) -> dict[str, float]:
-        """A row for the log; starts anew. To be called when all is settled."""
-        metrics = functools.reduce(Metrics.merge, (r.metrics for r in self._reports)).report()
-        last = self._reports[-1]
-        self._reports = []
-        return {
-            'train/loss': metrics['loss'],
-            'train/top1_error': metrics['top1_error'],
-            'train/learning_rate': float(last.learning_rate),
-            'train/gradient_norm': float(last.gradient_norm),
-            'train/parameter_norm': float(last.parameter_norm),
-            **self.meter.read(self._batch_size),
-        }
-
-
-class Profiler:
-    """Traces a range of steps into workdir/profile, for TensorBoard or Perfetto."""
-
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-        self._first = config.profile.start_step
-        self._last = self._first + config.profile.num_steps
-        self._folder = workdir / 'profile'
-        self._running = False
-
-    def before(self, step: int) -> None:
-        if self._first <= step < self._last and not self._running:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def after(self, step: int, report: StepReport) -> None:
-        if self._running and step >= self._last:
-            jax.block_until_ready(report)
-            self.close()
-
-    def close(self) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            say(f'wrote a trace of steps up to {self._last} to {self._folder}')
-            self._running = False

@@ -1,6 +1,7 @@
 """Where measurements go: metrics.jsonl, TensorBoard files and the terminal."""
 
 import json
+import math
 import os
 import pathlib
 
@@ -26,10 +27,11 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir), purge_step=start_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One row: `step` and the values under their TensorBoard tags."""
+        """One row: `step` and the values under their tags; what is not finite reads null."""
         if self._file is None:
             return
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
+        row = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+        self._file.write(json.dumps({'step': step, **row}) + '\n')
         self._file.flush()
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
