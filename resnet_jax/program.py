@@ -54,11 +54,11 @@ class Program:
           UserError: the weights to start from cannot be read, or are another network's.
         """
         created = jax.jit(self.create_state, out_shardings=self.shardings)()
-        init = self.config.init
-        if not init.checkpoint:
+        checkpoint, new_head = self.config.init.checkpoint, self.config.init.new_head
+        if not checkpoint:
             return created
-        weights = stored.read(pathlib.Path(init.checkpoint))
-        return state.with_weights(created, weights.variables, weights.normalization, init.new_head)
+        weights = stored.read(pathlib.Path(checkpoint))
+        return state.with_weights(created, weights.variables, weights.normalization, new_head)
 
     def train_step(self, train_state: TrainState, inputs: Any):
         """(state, inputs of the training pipeline) -> (state, report)."""
