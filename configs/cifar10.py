@@ -34,6 +34,6 @@ def get_config():
     config.schedule.boundaries = (32_000, 48_000)
 
     config.eval.every_steps = 2_000
-    config.eval.batch_size = 500
+    config.eval.batch_size = 512
     config.checkpoint.every_steps = 2_000
     return config

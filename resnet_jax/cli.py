@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import itertools
 import pathlib
 import runpy
 import sys
@@ -95,6 +96,9 @@ def fail(message: str) -> None:
 
 def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     """Parses the flags; whatever is wrong with them ends in one sentence."""
+    path = _values(argv).get('config')
+    if path:  # config files import one another, from whichever folder the command is given in
+        sys.path.append(str(pathlib.Path(path).resolve().parent.parent))
     try:
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
@@ -102,7 +106,8 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         fail(f'there is no flag --{error.flagname}' + _hint(f'--{close[0]}' if close else None))
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
+            ValueError) as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
             raise
@@ -116,7 +121,7 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
 
 def _config_problem(argv: Sequence[str]) -> str | None:
     """What is wrong with --config or an override, if that can be told."""
-    values = dict(arg.lstrip('-').split('=', 1) for arg in argv[1:] if '=' in arg)
+    values = _values(argv)
     if 'config' not in values:
         if any(name.startswith('config.') for name in values):
             return 'fields of the config can only be set after --config=FILE.'
@@ -124,7 +129,11 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     path = pathlib.Path(values['config'])
     if not path.is_file():
         return f'there is no config file {path}; those that come with the project lie in configs/.'
-    known = leaves(runpy.run_path(str(path))['get_config']())
+    try:
+        known = leaves(runpy.run_path(str(path))['get_config']())
+    except (AttributeError, ImportError, KeyError, SyntaxError) as error:
+        return (f'{path} is no config file: a Python file with a function get_config() '
+                f'({type(error).__name__}: {error}).')
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
         if any(name.startswith(field + '.') for name in known):
             return f'{field} is a section of the config; set one of its fields.'
@@ -132,6 +141,16 @@ def _config_problem(argv: Sequence[str]) -> str | None:
             close = difflib.get_close_matches(field, known, 1, 0.5)
             return f'the config has no field {field}' + _hint(close[0] if close else None)
     return None
+
+
+def _values(argv: Sequence[str]) -> dict[str, str]:
+    """The flags of the command line, given as --name=value or as --name value."""
+    values = {}
+    for arg, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=''):
+        if arg.startswith('-'):
+            name, equals, value = arg.lstrip('-').partition('=')
+            values[name] = value if equals else following
+    return values
 
 
 def _hint(suggestion: str | None) -> str:

@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 from resnet_jax.errors import UserError
 
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
-# run goes on from its checkpoint when they change.
+# run goes on from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
 EXECUTION_FIELDS = (
     'num_steps', 'model.unroll', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
     'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
@@ -147,7 +147,7 @@ def default() -> ConfigDict:
 
     # Folder of compiled programs, shared by all runs; '' switches it off.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
-    return config
+    return config.lock()  # a misspelt field in a config file is an error
 
 
 # Fields that may be empty in a run; every other one must have a value.
@@ -168,7 +168,15 @@ LEAST = {
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,
     'log.every_steps': 1, 'profile.start_step': 0, 'profile.num_steps': 0,
+    'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'optimizer.lars_trust_coefficient': 0,
+    'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
+    'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
 }
+# Fields that are a share, at least 0 and below 1.
+SHARES = (
+    'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'optimizer.momentum',
+    'optimizer.ema_decay', 'optimizer.adamw_b1', 'optimizer.adamw_b2', 'schedule.factor',
+)
 
 
 def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
@@ -193,18 +201,7 @@ def check(config: ConfigDict, data_shards: int) -> None:
       UserError: the sentence names the fields.
     """
     fields = leaves(config)
-    for name, value in fields.items():
-        if value is None and name not in OPTIONAL_FIELDS:
-            raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
-        if value is not None and name in LEAST and value < LEAST[name]:
-            raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
-    decay = config.optimizer.ema_decay
-    if decay is not None and not 0 <= decay < 1:
-        raise UserError(f'optimizer.ema_decay must be in [0, 1) or none, got {decay}.')
-    if not 0 <= config.loss.label_smoothing < 1:
-        raise UserError(
-            f'loss.label_smoothing must be in [0, 1), got {config.loss.label_smoothing}.')
-
+    check_ranges(fields)
     parts = config.optimizer.accumulation_steps
     for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
         if fields[name] % divisor:
@@ -223,6 +220,29 @@ def check(config: ConfigDict, data_shards: int) -> None:
                         'normalisation.')
 
 
+def check_ranges(fields: dict[str, Any]) -> None:
+    """Checks every field by itself.
+
+    Args:
+      fields: values by path, see `leaves`.
+
+    Raises:
+      UserError: a field is empty or out of its range.
+    """
+    for name, value in fields.items():
+        if value is None:
+            if name not in OPTIONAL_FIELDS:
+                raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
+            continue
+        if name in LEAST and value < LEAST[name]:
+            raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
+        if name in SHARES and not 0 <= value < 1:
+            raise UserError(f'{name} must be at least 0 and below 1, got {value}.')
+    boundaries = fields.get('schedule.boundaries', ())
+    if any(not isinstance(step, int) for step in boundaries):
+        raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
+
+
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
     """Fields that a run cannot go on with, since they change what it computes.
 
@@ -235,6 +255,11 @@ def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
     """
     new = leaves(config)
     return [f'{name}: {stored.get(name)} -> {new.get(name)}' for name in {**stored, **new}
-            if stored.get(name) != new.get(name)
-            and not any(name == field or name.startswith(field + '.')
-                        for field in EXECUTION_FIELDS)]
+            if stored.get(name) != new.get(name) and not _is_free(name, config)]
+
+
+def _is_free(name: str, config: ConfigDict) -> bool:
+    """Whether a run may go on with another value of this field."""
+    if name == 'num_steps' and config.schedule.name == 'cosine':
+        return False
+    return any(name == field or name.startswith(field + '.') for field in EXECUTION_FIELDS)

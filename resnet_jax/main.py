@@ -20,6 +20,11 @@ WORKDIR = cli.flag(
     'Folder of the run; a run whose checkpoints it holds is continued.')
 flags.adopt_module_key_flags(cli)
 flags.mark_flag_as_required('workdir')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'Address and port of process 0, of a job of several processes that '
+    'neither Cloud TPU nor SLURM nor Open MPI started.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of such a job.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 
 
 def main(_) -> None:
@@ -27,7 +32,7 @@ def main(_) -> None:
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import sharding, train
 
-    sharding.start_distributed()
+    sharding.start_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         train.train(config, pathlib.Path(WORKDIR.value))
     except train.Stopped as stopped:

@@ -45,8 +45,9 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArg
     if o.name == 'sgd':
         parts += [decay, rate, momentum] if o.momentum_form == 'paper' else [decay, momentum, rate]
     elif o.name == 'lars':
-        # Y. You et al., "Large Batch Training of Convolutional Networks", 2017, algorithm 1. The
-        # rate is inside the momentum; biases and batch normalisation are not rescaled.
+        # Y. You et al., "Large Batch Training of Convolutional Networks", 2017. As in optax, the
+        # norm is that of the gradient with the decay, and the rate is inside the momentum; biases
+        # and batch normalisation are not rescaled.
         trust = per_layer(optax.scale_by_trust_ratio(
             trust_coefficient=o.lars_trust_coefficient))
         parts += [decay, optax.masked(trust, weights_only), rate, momentum]

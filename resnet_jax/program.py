@@ -98,6 +98,9 @@ def create_model(config: ConfigDict) -> nn.Module:
     Raises:
       UserError: there is no such network, or it cannot take these images.
     """
+    config_lib.check_ranges({
+        name: value for name, value in config_lib.leaves(config).items()
+        if name.startswith('model.') or name in ('data.image_size', 'data.channels')})
     size = config.data.image_size
     try:
         model = models.create(config.model)

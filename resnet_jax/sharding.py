@@ -18,15 +18,30 @@ FSDP_FIELDS = ('params', 'opt_state', 'ema')  # of the training state
 FSDP_MIN_SIZE = 1024  # smaller arrays cost more to gather than they save
 
 
-def start_distributed() -> None:
-    """Connects the processes of this job, where the environment says that there may be several.
+def start_distributed(coordinator: str | None = None, num_processes: int | None = None,
+                      process_id: int | None = None) -> None:
+    """Connects the processes of this job, where flags or the environment tell of several.
 
     `jax.distributed.initialize` finds the others by itself on Cloud TPU, also where there are none,
     under SLURM and under Open MPI.
+
+    Args:
+      coordinator: address and port of process 0; None: by the environment.
+      num_processes: of the job; with a coordinator.
+      process_id: of this process, from 0; with a coordinator.
+
+    Raises:
+      UserError: some of the three are missing.
     """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given):
+        if not all(given):
+            raise UserError('--coordinator, --num_processes and --process_id go together.')
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+        return
     on_tpu = importlib.util.find_spec('libtpu') and (glob.glob('/dev/accel*')
                                                      or glob.glob('/dev/vfio/[0-9]*'))
-    if (on_tpu or int(os.environ.get('SLURM_NTASKS', 1)) > 1
+    if (on_tpu or int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1
             or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1):
         jax.distributed.initialize()
 
@@ -71,8 +86,9 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
 
     A path reads 'params/stage1/first/conv1/kernel', and 'opt_state/…' before the same for the
     optimizer. The first rule whose regular expression is found in the path decides; its axes, one
-    for each dimension from the first on, are names of mesh axes or None. Where no rule is found,
-    'fsdp' splits the largest dimension that the axis 'data' divides, of arrays of at least
+    for each dimension from the first on, are names of mesh axes or None; arrays under 'rest' have a
+    dimension of blocks in front. Where no rule is found, 'fsdp' splits the largest dimension that
+    the axis 'data' divides, of arrays of at least
     FSDP_MIN_SIZE elements, and everything else is replicated. Since the optimizer's arrays and the
     moving average have the paths and shapes of the parameters, they are laid out alike.
 
@@ -87,12 +103,17 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     kind, rules = config.mesh.parameters, config.mesh.rules
     if kind not in ('replicated', 'fsdp'):
         raise UserError(f'mesh.parameters must be replicated or fsdp, got {kind!r}.')
+    try:
+        rules = [(re.compile(pattern), tuple(axes)) for pattern, axes in rules]
+    except (TypeError, ValueError, re.error) as error:
+        raise UserError(f'mesh.rules must be pairs such as ("head/kernel", (None, "model")), got '
+                        f'{rules} ({error}).') from error
 
     def sharding(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         for pattern, axes in rules:
-            if leaf.ndim and re.search(pattern, name):
-                _check_rule(pattern, axes, name, leaf.shape, mesh)
+            if leaf.ndim and pattern.search(name):
+                _check_rule(pattern.pattern, axes, name, leaf.shape, mesh)
                 return NamedSharding(mesh, P(*axes))
         if kind == 'fsdp' and name.split('/')[0] in FSDP_FIELDS and leaf.size >= FSDP_MIN_SIZE:
             return NamedSharding(mesh, _split_largest(leaf.shape, mesh.shape['data']))

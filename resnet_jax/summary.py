@@ -112,7 +112,7 @@ def _count(jaxpr: jex.core.Jaxpr) -> int:
 
 
 def _inner_jaxprs(eqn) -> list[jex.core.Jaxpr]:
-    """The program that a call, a loop or a custom derivative runs; of a branch, the first."""
+    """The program that a call, a scan or a custom derivative runs."""
     for name in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
         if name in eqn.params:
             inner = eqn.params[name]

@@ -117,8 +117,8 @@ class Run:
         for step in [step for step in self.evaluated if step > self.start_step]:
             del self.evaluated[step], self.errors[step]
         if self.start_step > self.config.num_steps:
-            raise UserError(f'{workdir} holds a run of {self.start_step} steps, more than num_steps '
-                            f'({self.config.num_steps}).')
+            raise UserError(f'{workdir} holds a run of {self.start_step} steps, more than the '
+                            f'{self.config.num_steps} of num_steps.')
         self.writer = MetricsWriter(workdir, self.start_step)
         self._eval_step: Callable | None = None  # compiled for the first evaluation
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from resnet_jax.metrics import Metrics, cross_entropy, label_ranks
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 9))
 def test_ranks_are_those_of_a_stable_sort(seed, n, classes):
     rng = np.random.default_rng(seed)
@@ -28,7 +28,7 @@ def test_a_network_that_is_not_a_number_is_wrong():
     assert (label_ranks(logits, jnp.array([0, 5, 9])) >= 1).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 17))
 def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
     rng = np.random.default_rng(n)

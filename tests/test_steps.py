@@ -2,12 +2,14 @@
 
 import functools
 import re
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cifar10_r1202
 from resnet_jax import sharding
 from resnet_jax.program import build
 from resnet_jax.state import recalibrate
@@ -93,8 +95,27 @@ def test_accumulating_in_parts_equals_the_whole_batch(tiny_config):
     for a, b in zip(jax.tree.leaves(parts_state.variables),
                     jax.tree.leaves(whole_state.variables), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
-    tiny_config.mesh.data = 2
-    np.testing.assert_allclose(run(tiny_config, 5)[0], whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize('virtual_batch_size', [16, None])
+def test_the_parts_of_a_batch_do_not_depend_on_the_mesh(slow_config, virtual_batch_size):
+    slow_config.model.virtual_batch_size = virtual_batch_size
+    slow_config.batch_size = 64
+    slow_config.optimizer.accumulation_steps = 4
+    one, _ = run(slow_config, 5)
+    slow_config.mesh.data = 8
+    np.testing.assert_allclose(run(slow_config, 5)[0], one, rtol=1e-4)
+
+
+def test_resnet_1202_traces_and_compiles_its_step_in_under_a_minute():
+    config = cifar10_r1202.get_config()
+    config.data.source = 'synthetic'
+    config.mesh.data = 1
+    program = build(config, sharding.create_mesh(config))
+    inputs = next(program.train_data.inputs(0))
+    start = time.perf_counter()
+    step_function(program).lower(program.state, inputs).compile()
+    assert time.perf_counter() - start < 60
 
 
 def test_the_moving_average_follows_the_parameters(tiny_config):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -11,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from resnet_jax import train
+from resnet_jax import monitor, train
 from resnet_jax.errors import UserError
 from tests import tiny
 
@@ -79,6 +81,32 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
+def test_a_run_that_is_further_than_asked_for_is_refused(finished):
+    config = tiny.config()
+    config.num_steps = 15
+    with pytest.raises(UserError, match='a run of 20 steps, more than the 15 of num_steps'):
+        train.train(config, finished)
+
+
+def test_other_data_than_before_is_refused(finished, tmp_path):
+    workdir = tmp_path / 'copy'
+    shutil.copytree(finished, workdir)
+    fingerprints = json.loads((workdir / 'data.json').read_text())
+    fingerprints['the training data'] = 'other'
+    (workdir / 'data.json').write_text(json.dumps(fingerprints))
+    with pytest.raises(UserError, match='the training data changed since the checkpoint'):
+        train.train(tiny.config(), workdir)
+
+
+@pytest.mark.parametrize('name', ['file', 'file/below', 's3://bucket/run'])
+def test_a_workdir_that_is_no_folder_is_named(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'--workdir'):
+        train.train(tiny.config(), pathlib.Path(name))
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finished):
     before = (finished / 'config.json').read_text(), rows(finished)
     config = tiny.config()
@@ -95,12 +123,15 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(finished, tmp_p
     config.checkpoint.every_steps = None
 
     def stop_soon():
+        end = time.monotonic() + 120
         while not ((tmp_path / 'metrics.jsonl').exists() and rows(tmp_path)):
             time.sleep(0.001)
+            if time.monotonic() > end:
+                return
         os.kill(os.getpid(), number)
 
     config.num_steps = 10**6
-    thread = threading.Thread(target=stop_soon)
+    thread = threading.Thread(target=stop_soon, daemon=True)
     thread.start()
     with pytest.raises(train.Stopped) as stopped:
         train.train(config, tmp_path)
@@ -128,7 +159,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     stored = json.loads((tmp_path / 'config.json').read_text())
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
     (tmp_path / 'config.json').write_text(json.dumps(stored))
-    with pytest.raises(train.Diverged, match=(
+    with pytest.raises(monitor.Diverged, match=(
             r'became (nan|inf) in step 1\d; the checkpoint of step 10 is intact')):
         train.train(config, tmp_path)
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']

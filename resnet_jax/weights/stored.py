@@ -46,7 +46,7 @@ def write(folder: pathlib.Path, weights: Weights, classes: list[str] | None = No
         raise UserError(f'{folder} holds checkpoints already; choose another folder.')
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(folder / 'checkpoints', keep_last=1, keep_best=False)
+        checkpoints = Checkpoints(folder / 'checkpoints', keep_last=1)
         checkpoints.save(weights_state(weights.variables, weights.normalization), 0)
         checkpoints.close()
         if classes:

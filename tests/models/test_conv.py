@@ -32,6 +32,22 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 2), (3, 1), (3, 2), (7, 2)])
+def test_gradients_in_bfloat16_are_those_of_float32_to_its_precision(kernel_size, stride):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 9, 6, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)), jnp.float32)
+
+    def loss(x, kernel):
+        return jnp.sin(conv2d(x, kernel, stride).astype(jnp.float32)).sum()
+
+    exact = jax.grad(loss, (0, 1))(x, kernel)
+    half = jax.grad(loss, (0, 1))(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    for a, b in zip(half, exact, strict=True):
+        assert a.dtype == jnp.bfloat16 and a.shape == b.shape
+        assert jnp.linalg.norm(a - b) < 0.05 * jnp.linalg.norm(b)
+
+
 @pytest.mark.parametrize(('kernel_size', 'size', 'stride', 'out'), [
     (7, 224, 2, 112), (3, 56, 2, 28), (3, 7, 2, 4), (1, 56, 2, 28), (1, 7, 2, 4), (3, 9, 1, 9)])
 def test_padding_is_half_the_kernel_on_every_side(kernel_size, size, stride, out):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_jax import config as config_lib
@@ -75,6 +75,7 @@ def test_a_depth_that_the_paper_does_not_have_is_an_error(depth):
         models.create(model_config(depth=depth))
 
 
+@settings(deadline=None)
 @given(st.integers(-10, 2000))
 def test_cifar_depths_are_6n_plus_2(depth):
     if depth >= 8 and depth % 6 == 2:
