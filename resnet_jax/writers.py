@@ -1,5 +1,6 @@
 """Where measurements go: metrics.jsonl, TensorBoard files and the terminal."""
 
+import contextlib
 import json
 import math
 import os
@@ -63,9 +64,10 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 def say(message: str) -> None:
-    """A line on the terminal, from the first process only."""
+    """A line on the terminal, from the first process only; nobody need be listening."""
     if jax.process_index() == 0:
-        print(message, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(message, flush=True)
 
 
 def duration(seconds: float) -> str:

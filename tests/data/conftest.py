@@ -5,9 +5,9 @@ import pathlib
 import tarfile
 
 import pytest
-from data_helpers import write_folder
 
 from resnet_jax import config as config_lib
+from tests.data.data_helpers import write_folder
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import zlib
 
 import numpy as np
 import pytest
-from data_helpers import encoded, photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_jax.data import crops, decode
 from resnet_jax.data.decode import Region, UnreadableImageError
+from tests.data.data_helpers import encoded, photograph
 
 PIXELS = photograph(37, 53)
 GREY16 = (PIXELS[..., 0].astype(np.uint16) << 8) + 7

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from data_helpers import encoded, photograph, write_folder
 from jax.sharding import Mesh
 
 from resnet_jax.data import check_unchanged, create_pipelines, create_source
@@ -11,6 +10,7 @@ from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.host import Host
 from resnet_jax.data.resident import Resident
 from resnet_jax.errors import UserError
+from tests.data.data_helpers import encoded, photograph, write_folder
 
 
 def mesh(devices=1):

@@ -9,7 +9,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from data_helpers import encoded, photograph, write_folder
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -18,6 +17,7 @@ from resnet_jax.data import check, create_pipelines, shard_writer, shards
 from resnet_jax.data.folder import open_folder
 from resnet_jax.data.shards import Shards
 from resnet_jax.errors import UserError
+from tests.data.data_helpers import encoded, photograph, write_folder
 
 
 def test_labels_follow_the_names_of_the_classes_or_the_list(folder, tmp_path):
