@@ -103,7 +103,7 @@ def test_narrow_networks_equal_transformers(depth, stride_in, tmp_path):
     assert_parity(found, network, [(2, 64, 64, 3), (1, 64, 96, 3)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(('depth', 'stride_in'), VARIANTS)
 def test_networks_of_the_paper_equal_transformers(depth, stride_in, tmp_path):
     network = hugging_face(depth, stride_in)
