@@ -141,8 +141,7 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     state = state.replace(params=found.variables['params'],
                           batch_stats=found.variables['batch_stats'])
     step = jax.jit(functools.partial(
-        steps.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config,
-        data_shards=1))
+        steps.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config))
     ours = []
     for x, labels in batches:
         state, report = step(state, {'image': x, 'label': labels, 'mask': np.ones(32, np.float32)})
