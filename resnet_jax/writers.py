@@ -5,9 +5,22 @@ import json
 import math
 import os
 import pathlib
+import sys
 
 import jax
-from tensorboardX import SummaryWriter
+
+
+def _summary_writer_class() -> type:
+    """tensorboardX's, without PyTorch, which it would import where that is installed."""
+    absent = 'torch' not in sys.modules
+    if absent:
+        sys.modules['torch'] = None  # an import of it fails, as if it were not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules['torch']
+    return SummaryWriter
 
 
 class MetricsWriter:
@@ -25,7 +38,7 @@ class MetricsWriter:
         write_whole(path, ''.join(
             json.dumps(row) + '\n' for row in read_rows(path) if row['step'] <= start_step))
         self._file = path.open('a')
-        self._board = SummaryWriter(str(workdir), purge_step=start_step + 1)
+        self._board = _summary_writer_class()(str(workdir), purge_step=start_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One row: `step` and the values under their tags; what is not finite reads null."""
