@@ -32,6 +32,7 @@ IMAGES = flags.DEFINE_integer('images', 1000, 'Images a pass.', 1)
 SIZE = 224
 BATCH = 50
 SHORTER_SIDE, QUALITY = 256, 92  # of the prepared shards
+PAUSE = 0.3  # seconds
 DISCARDED = 10  # batches: more than any of the pipelines keeps ahead
 
 
@@ -133,6 +134,14 @@ def _processor_seconds() -> float:
     return ticks / os.sysconf('SC_CLK_TCK')
 
 
+def _settle() -> None:
+    """Waits until the batches ahead are made: that work must not fall into another's pass."""
+    before = float('-inf')
+    while (now := _processor_seconds()) - before > 0.1 * PAUSE:
+        before = now
+        time.sleep(PAUSE)
+
+
 def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
     """A process that times a pass whenever it is told how many batches to take."""
     os.sched_setaffinity(0, cores)
@@ -145,6 +154,7 @@ def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
         for _ in range(num_batches):
             next(batches)
         seconds, cpu_seconds = time.perf_counter() - begin, _processor_seconds() - begin_cpu
+        _settle()
         connection.send((num_batches * BATCH / seconds, num_batches * BATCH / cpu_seconds))
     os._exit(0)  # whatever the pipeline still has running
 
