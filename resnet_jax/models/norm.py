@@ -16,7 +16,7 @@ class BatchNorm(nn.Module):
     does not depend on how many devices there are. Where each group lies on one device, the batch
     statistics need no communication.
 
-    All statistics are computed and kept in float32.
+    All statistics are computed and kept in float32 (in float64 for float64 images).
 
     Attributes:
       train: normalise by the statistics of the batch and update the running ones; otherwise
@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
         groups = x.reshape(-1, size, *x.shape[1:])  # [G, n, H, W, C]
         with jax.named_scope('batch_statistics'):
             # One pass over the activations: the mean of the squares, less the squared mean.
-            pixels = groups.astype(jnp.float32)
+            pixels = groups.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean = pixels.mean((1, 2, 3), keepdims=True)
             var = jnp.square(pixels).mean((1, 2, 3), keepdims=True) - jnp.square(mean)
             var = jnp.maximum(var, 0)

@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         for i, num_blocks in enumerate(self.stage_sizes):
             x = Stage(block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
                       unroll=self.unroll, name=f'stage{i + 1}')(x)
-        x = x.astype(jnp.float32).mean((1, 2))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)
 
 

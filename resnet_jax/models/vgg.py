@@ -81,5 +81,5 @@ class VGG(nn.Module):
         x = nn.Dense(self.width * 64, dtype=self.dtype, kernel_init=he_normal, name='dense2')(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(x))
         # The scores are linear in these features: averaging either gives the same.
-        x = x.astype(jnp.float32).mean((1, 2))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)

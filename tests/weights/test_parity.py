@@ -39,25 +39,34 @@ def classifier(found):
 
 def torch_gradients(network, x, labels):
     network.zero_grad()
-    logits = network(to_torch(x))
+    logits = network(to_torch(x).to(next(network.parameters()).dtype))
     logits = getattr(logits, 'logits', logits)
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).backward()
     grads = {name: p.grad.numpy() for name, p in network.named_parameters()}
     return recognise.canonical(grads)[0]
 
 
-def our_gradients(found, x, labels):
-    model = models.create(found.config.model)
+def our_gradients(found, x, labels, dtype):
+    model = models.create(found.config.model).clone(dtype=dtype)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), found.variables)
 
     @jax.jit
     def gradients(params):
         def loss(params):
-            logits = model.apply({**found.variables, 'params': params}, x, train=False)
+            logits = model.apply({**variables, 'params': params}, x.astype(dtype), train=False)
             return cross_entropy(logits, labels, 0.0).mean()
         return jax.grad(loss)(params)
 
     return names.to_torch({'params': jax.tree.map(np.asarray, gradients(
-        found.variables['params']))}, found.config.model)
+        variables['params']))}, found.config.model)
+
+
+def gradient_differences(theirs, mine):
+    """Relative differences: of all gradients together, and of the worst parameter."""
+    assert set(mine) == set(theirs)
+    together = difference(*(np.concatenate([grads[name].ravel() for name in mine])
+                            for grads in (mine, theirs)))
+    return together, max(difference(mine[name], theirs[name]) for name in mine)
 
 
 def assert_parity(found, network, shapes):
@@ -79,17 +88,19 @@ def assert_parity(found, network, shapes):
             report.append(f'stages {max(errors[1:]):.1e}')
     x = images(shapes[0])
     labels = np.arange(len(x), dtype=np.int32)
-    theirs, mine = torch_gradients(network, x, labels), our_gradients(found, x, labels)
-    assert set(mine) == set(theirs)
-    worst = max(difference(mine[name], theirs[name]) for name in mine)
-    error = difference(*(np.concatenate([grads[name].ravel() for name in mine])
-                         for grads in (mine, theirs)))
-    print(found.describe().splitlines()[0], '|', ', '.join(report),
-          f'gradients {error:.1e}, the worst parameter {worst:.1e}')
-    assert error < 1e-3
-    # A ReLU whose input is within rounding of zero lets a pixel through or not, and that shows in
-    # its block: PyTorch's own float32 is up to 2.6e-3 from its float64 on ResNet-152.
-    assert worst < 5e-3
+    together, worst = gradient_differences(
+        torch_gradients(network, x, labels), our_gradients(found, x, labels, np.float32))
+    report.append(f'gradients {together:.1e}, the worst parameter {worst:.1e}')
+    assert together < 1e-3
+    # In float32 a ReLU whose input is within rounding of zero lets a pixel through or not, and that
+    # shows in its block: on ResNet-152 PyTorch's own float32 is up to 2.6e-3 from its float64. So
+    # every single parameter is compared in float64.
+    with jax.enable_x64(True):
+        _, worst = gradient_differences(
+            torch_gradients(network.double(), x, labels),
+            our_gradients(found, x, labels, np.float64))
+    print(found.describe().splitlines()[0], '|', ', '.join(report), f'in float64 {worst:.1e}')
+    assert worst < 1e-9
 
 
 @pytest.mark.parametrize(('depth', 'stride_in'), [(18, 'v1.5'), (50, 'v1'), (50, 'v1.5')])
@@ -107,7 +118,9 @@ def test_narrow_networks_equal_transformers(depth, stride_in, tmp_path):
 @pytest.mark.parametrize(('depth', 'stride_in'), VARIANTS)
 def test_networks_of_the_paper_equal_transformers(depth, stride_in, tmp_path):
     network = hugging_face(depth, stride_in)
-    assert_parity(read(network, tmp_path), network, [(1, 224, 224, 3), (1, 256, 320, 3)])
+    found = read(network, tmp_path)
+    found.config.model.unroll = False  # compiles sooner
+    assert_parity(found, network, [(1, 224, 224, 3), (1, 256, 320, 3)])
 
 
 def test_fifty_steps_of_sgd_equal_torch(tmp_path):
