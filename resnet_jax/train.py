@@ -126,11 +126,10 @@ class Run:
         """Restores or creates the state, and trains; see `train`."""
         try:
             self._announce()
-            state = self._initial_state()
-            if self.start_step >= self.config.num_steps and self.start_step in self.evaluated:
+            if self._is_finished(self.start_step):
                 say(f'the run is finished: {self.start_step} steps are done.')
             else:
-                self._loop(state)
+                self._loop(self._initial_state())
         finally:
             self.checkpoints.close()
             self.writer.close()
@@ -175,7 +174,7 @@ class Run:
                     state, step = self._steps(state, feed, profiler)
                 finally:
                     profiler.close()
-        if (number := self.stop.asked()) and step not in self.evaluated:
+        if (number := self.stop.asked()) and not self._is_finished(step):
             self._stop(state, step, number)
 
     def _steps(self, state: TrainState, feed: Iterator[Any],
@@ -210,6 +209,9 @@ class Run:
         log.settle(self.checkpoints.latest_step)
         return state, step
 
+    def _is_finished(self, step: int) -> bool:
+        return step == self.config.num_steps and step in self.evaluated
+
     def _is_due(self, step: int, every: int | None) -> bool:
         return step == self.config.num_steps or bool(every and step % every == 0)
 
@@ -220,7 +222,7 @@ class Run:
             f'stopped by {number.name} after step {step}'
             + (', which is saved; the same command goes on from there.' if step else '.'), number)
 
-    def _write_log(self, log: 'StepLog', step: int) -> None:
+    def _write_log(self, log: StepLog, step: int) -> None:
         log.settle(self.checkpoints.latest_step)
         row = log.read()
         self.writer.write(step, row)

@@ -15,6 +15,7 @@ import pytest
 
 from resnet_jax import monitor, train
 from resnet_jax.errors import UserError
+from resnet_jax.writers import MetricsWriter
 from tests import tiny
 
 
@@ -146,6 +147,26 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(finished, tmp_p
     train.train(config, straight)
     assert_same_bits(arrays(tmp_path, step + 7), arrays(straight, step + 7))
     assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
+
+
+def test_a_signal_that_comes_with_an_evaluation_does_not_pass_for_the_end(
+        finished, tmp_path, monkeypatch):
+    write = MetricsWriter.write
+
+    def write_and_signal(self, step, values):
+        write(self, step, values)
+        if 'eval/loss' in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny.config()
+    config.checkpoint.every_steps = None
+    config.checkpoint.keep_best = False
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, 'write', write_and_signal)
+        with pytest.raises(train.Stopped, match='after step 10, which is saved'):
+            train.train(config, tmp_path)
+    train.train(config, tmp_path)
+    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
 def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
