@@ -69,10 +69,10 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file such that it is there whole or not at all."""
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 
