@@ -47,7 +47,8 @@ DRY_RUN = cli.flag(flags.DEFINE_bool, 'dry_run', False,
 flags.adopt_module_key_flags(cli)
 
 POLL_SECONDS = 0.1
-PROGRESS_SECONDS = 30.0
+PROGRESS_SECONDS = 30.0  # between lines, or this share of the time so far
+PROGRESS_SHARE = 0.02
 
 
 def say(message: str) -> None:
@@ -233,7 +234,7 @@ class _Runs:
         self.times_asked += 1
 
     def _loop(self) -> None:
-        told = time.monotonic()
+        started = told = time.monotonic()
         while self.running or (self.waiting and self.signal is None):
             while self.free and self.waiting and self.signal is None:
                 self._start()
@@ -244,7 +245,8 @@ class _Runs:
                     run.times_asked += 1
             for run in [run for run in self.running if run.process.poll() is not None]:
                 self._end(run)
-            if time.monotonic() - told > PROGRESS_SECONDS and self.running:
+            pause = max(PROGRESS_SECONDS, PROGRESS_SHARE * (told - started))
+            if time.monotonic() - told > pause and self.running:
                 told = time.monotonic()
                 steps = ', '.join(f'{run.cell.name} at step {run.step():,}' for run in self.running)
                 say(f'running: {steps}; {self._left()}')
