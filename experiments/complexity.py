@@ -119,16 +119,16 @@ def findings(points: Sequence[dict[str, Any]]) -> list[Finding]:
     sizes = {point['network']: types.SimpleNamespace(**point) for point in points
              if point['source'] == 'paper' and point['of'] in (TEN_CROP, BEST)}
     deep, vgg = sizes['ResNet-152'].multiply_adds, sizes['VGG-16'].multiply_adds
-    share = sizes['ResNet-34-B'].multiply_adds / sizes['VGG-19'].multiply_adds
+    share = sizes['plain-34'].multiply_adds / sizes['VGG-19'].multiply_adds
     return [
         Finding('ResNet-152 has fewer multiply-adds than VGG-16 and VGG-19',
                 '11.3 against 15.3 and 19.6 billion (section 4.1)',
                 f'{deep / 1e9:.2f} against {vgg / 1e9:.2f} and '
                 f'{sizes["VGG-19"].multiply_adds / 1e9:.2f} billion',
                 Verdict.HELD if deep < vgg else Verdict.FAILED),
-        Finding('the 34-layer networks have 18 % of the multiply-adds of VGG-19',
+        Finding('plain-34 has 18 % of the multiply-adds of VGG-19, to a point',
                 '3.6 of 19.6 billion, 18 % (section 3.3)', f'{100 * share:.1f} %',
-                Verdict.HELD if 0.175 <= share < 0.19 else Verdict.FAILED),
+                Verdict.HELD if abs(share - 0.18) < 0.01 else Verdict.FAILED),
     ]
 
 
@@ -138,11 +138,14 @@ def chart(points: Sequence[dict[str, Any]]) -> Any:
 
     panels = []
     for of in dict.fromkeys(point['of'] for point in points):
-        shown = [point for point in points if point['of'] == of and point['error'] is not None]
+        shown = sorted((point for point in points if point['of'] == of
+                        and point['error'] is not None), key=lambda point: point['error'])
+        # Names to the left and to the right in turn, since many networks lie above one another.
+        shown = [{**point, 'side': i % 2} for i, point in enumerate(shown)]
         top5 = shown[0]['top5'] is not None
         base = alt.Chart(alt.Data(values=shown)).encode(
             alt.X('multiply_adds:Q', title='multiply-adds of one image',
-                  scale=alt.Scale(type='log', nice=True, padding=25), axis=alt.Axis(format='~s')),
+                  scale=alt.Scale(type='log', nice=False, padding=60), axis=alt.Axis(format='~s')),
             alt.Y('error:Q', title=f'top-{5 if top5 else 1} error, %',
                   scale=alt.Scale(zero=False, padding=20)))
         dots = base.mark_circle(opacity=0.6).encode(
@@ -150,10 +153,11 @@ def chart(points: Sequence[dict[str, Any]]) -> Any:
                      legend=alt.Legend(format='~s')),
             alt.Color('kind:N', title='network', scale=alt.Scale(
                 domain=[PLAIN, RESNET, OTHER], range=['#e45756', '#4c78a8', '#888888'])))
-        panels.append((dots + base.mark_text(dy=-13, fontSize=9).encode(
-            alt.Text('network:N'))).properties(width=420, height=260, title=of))
-    return alt.concat(*panels, columns=2).resolve_scale(size='independent').properties(
-        title='Multiply-adds against error')
+        names = [base.mark_text(align=align, dx=dx, fontSize=9).transform_filter(
+            f'datum.side == {side}').encode(alt.Text('network:N'))
+            for side, align, dx in ((0, 'left', 16), (1, 'right', -16))]
+        panels.append(alt.layer(dots, *names).properties(width=420, height=260, title=of))
+    return alt.concat(*panels, columns=2).properties(title='Multiply-adds against error')
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def main(_) -> None:
 
     points = curves.points(rows, folder)
     study.publish('degradation', folder, {'': curves.chart(points)}, table(groups),
-                  findings(groups), {'runs': rows, 'curves': points})
+                  findings(groups), {'curves': points}, rows)
 
 
 def table(groups: Groups) -> str:

@@ -32,7 +32,7 @@ def main(_) -> None:
     groups = dict(sorted(study.by(rows, 'model.depth').items()))
     numbers = results(groups)
     study.publish('depth', folder, {'': chart(numbers)}, table(numbers), findings(groups),
-                  {'runs': rows, 'networks': numbers})
+                  {'networks': numbers}, rows)
 
 
 def results(groups: Groups) -> list[dict[str, Any]]:

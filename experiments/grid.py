@@ -134,12 +134,12 @@ def rebuild(fields: Mapping[str, Any]) -> ConfigDict:
 
     The network is the same, and quicker to trace.
     """
-    config = ConfigDict()
+    sections: dict[str, Any] = {}
     for path, value in fields.items():
-        *sections, field = path.split('.')
-        section = config
-        for name in sections:
-            section = section.setdefault(name, ConfigDict())
+        *names, field = path.split('.')
+        section = sections
+        for name in names:
+            section = section.setdefault(name, {})
         section[field] = value
-    config.model.unroll = False
-    return config
+    sections['model']['unroll'] = False
+    return ConfigDict(sections)

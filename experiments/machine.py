@@ -56,8 +56,12 @@ def look() -> Machine:
     if process.returncode:
         raise UserError(f'JAX finds no device: {process.stderr.strip().splitlines()[-1]}')
     backend, kind, count = json.loads(process.stdout.splitlines()[-1])
-    cores = tuple(sorted(os.sched_getaffinity(0)))
-    return Machine(backend, _processor() if backend == 'cpu' else kind, count, cores)
+    return Machine(backend, _processor() if backend == 'cpu' else kind, count, cores())
+
+
+def cores() -> tuple[int, ...]:
+    """Those that this process may use."""
+    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def _processor() -> str:

@@ -51,10 +51,10 @@ def main(_) -> None:
                        for seed, row in trained[key].items()}
     points = average(groups)
     study.publish('responses', folder, {'': chart(points)}, table(groups), findings(groups),
-                  {'runs': rows, 'layers': points,
+                  {'layers': points,
                    'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'std': list(values)}
                              for (depth, plain), seeds in groups.items()
-                             for seed, values in seeds.items()]})
+                             for seed, values in seeds.items()]}, rows)
 
 
 def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:

@@ -38,7 +38,7 @@ def main(_) -> None:
     groups = group(rows)
     numbers = results(groups)
     study.publish('shortcuts', folder, {'': chart(numbers)}, table(numbers), findings(groups),
-                  {'runs': rows, 'networks': numbers})
+                  {'networks': numbers}, rows)
 
 
 def group(rows: Sequence[Row]) -> Groups:

@@ -99,7 +99,8 @@ def values(group: Mapping[int, Row], column: str) -> list[float]:
 
 
 def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: str,
-            findings: Sequence[Finding], numbers: Mapping[str, Any]) -> None:
+            findings: Sequence[Finding], numbers: Mapping[str, Any],
+            runs: Sequence[Row] = ()) -> None:
     """Prints the result and writes it: charts as SVG and PNG, numbers as JSON, what was printed.
 
     Args:
@@ -109,6 +110,7 @@ def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: st
       text: the table.
       findings: what became of the claims.
       numbers: what the charts show.
+      runs: their rows, which are written without their configs.
     """
     from experiments import charts as charts_lib
     from resnet_jax.writers import write_whole
@@ -120,7 +122,9 @@ def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: st
     for suffix, chart in charts.items():
         charts_lib.save(chart, folder / f'{name}{suffix}')
     record = {'command': ['python', '-m', f'experiments.{name}', *sys.argv[1:]],
-              'findings': [finding.record() for finding in findings], **numbers}
+              'findings': [finding.record() for finding in findings], **numbers,
+              'runs': [{column: row[column] for column in row if column != 'config'}
+                       for row in runs]}
     write_whole(folder / f'{name}.json', json.dumps(record, indent=1) + '\n')
     write_whole(folder / f'{name}.txt', printed + '\n')
     sweep.say(f'\n{name}.json, .txt, .svg and .png are in {folder}')

@@ -282,23 +282,28 @@ class _Runs:
         return 'time left not known yet' if seconds is None else f'about {duration(seconds)} left'
 
 
+def step_costs(cells: Sequence[Cell]) -> dict[str, int]:
+    """Multiply-adds of a training step of each cell, by its name."""
+    from ml_collections import ConfigDict
+
+    from resnet_jax.summary import summarize
+
+    by_model = {}
+    for cell in cells:
+        model = cell.config.model.to_json()
+        if model not in by_model:
+            looped = ConfigDict(cell.config)
+            looped.model.unroll = False
+            by_model[model] = summarize(looped)['multiply_adds']
+    return {cell.name: by_model[cell.config.model.to_json()] * cell.config.batch_size
+            for cell in cells}
+
+
 class _Progress:
     """The time left, from the multiply-adds that are done and that are not."""
 
     def __init__(self, cells: Sequence[Cell]):
-        from ml_collections import ConfigDict
-
-        from resnet_jax.summary import summarize
-
-        costs = {}
-        self._cost = {}  # of a step, by cell
-        for cell in cells:
-            model = cell.config.model.to_json()
-            if model not in costs:
-                looped = ConfigDict(cell.config)
-                looped.model.unroll = False
-                costs[model] = summarize(looped)['multiply_adds']
-            self._cost[cell.name] = costs[model] * cell.config.batch_size
+        self._cost = step_costs(cells)
         self.left = {cell.name: cell.config.num_steps * self._cost[cell.name] for cell in cells}
         self._done = 0.0
         self._from: dict[str, int] = {}
