@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import grid, paper, study, tables
+from experiments import grid, paper, study, sweep, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
@@ -46,7 +46,7 @@ def main(_) -> None:
     trained = study.by(rows, 'model.depth', 'model.plain')
     groups = {}
     for key in sorted(trained):
-        study.say(f'{paper.name(next(iter(trained[key].values()))["config"])} …')
+        sweep.say(f'{paper.name(next(iter(trained[key].values()))["config"])} …')
         groups[key] = {seed: of_run(row, folder, BATCHES.value)
                        for seed, row in trained[key].items()}
     points = average(groups)
@@ -217,17 +217,17 @@ def chart(points: Sequence[Mapping[str, Any]]) -> Any:
     """Figure 7: above by the index of the layer, below sorted."""
     import altair as alt
 
+    depth = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
+    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(symbolType='stroke'),
+                          scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
+    y = alt.Y('std:Q', title='standard deviation', scale=alt.Scale(zero=False))
     panels = []
     for order, x, title in (('by layer', 'index of the layer', 'in the order of the layers'),
                             ('sorted', 'rank of the layer', 'sorted by size')):
-        panels.append(alt.Chart(alt.Data(
-            values=[point for point in points if point['order'] == order])).mark_line(
-                point=alt.OverlayMarkDef(size=12)).encode(
-            alt.X('layer:Q', title=x), alt.Y('std:Q', title='standard deviation'),
-            alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True)),
-            alt.StrokeDash('kind:N', title='network', scale=alt.Scale(
-                domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))).properties(
-                    width=520, height=200, title=title))
+        shown = alt.Data(values=[point for point in points if point['order'] == order])
+        panels.append(alt.Chart(shown).mark_line(point=alt.OverlayMarkDef(size=12)).encode(
+            alt.X('layer:Q', title=x), y, depth, kind).properties(
+                width=520, height=200, title=title))
     return alt.vconcat(*panels).properties(
         title='Responses of the 3x3 layers, mean over the seeds')
 

@@ -49,6 +49,7 @@ flags.adopt_module_key_flags(cli)
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 30.0  # between lines, or this share of the time so far
 PROGRESS_SHARE = 0.02
+ERROR_LENGTH = 300  # characters of a run's last words
 
 
 def say(message: str) -> None:
@@ -185,10 +186,11 @@ class _Run:
         code = self.process.returncode
         said = (self.folder / 'log.txt').read_bytes()[self._from:].decode(errors='replace')
         lines = [line.strip() for line in said.splitlines() if line.strip()]
+        # The sentence for a user; or the last line of a traceback.
         errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
         how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
         last = (errors or lines or ['it said nothing'])[-1]
-        return f'{last} ({how})'
+        return f'{last[:ERROR_LENGTH]} ({how})'
 
 
 class _Runs:

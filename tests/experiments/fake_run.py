@@ -33,6 +33,7 @@ while step < steps:
         row |= {'eval/top1_error': seed + 0.5}
     with metrics.open('a') as file:
         file.write(json.dumps(row) + '\n')
-    saved.write_text(str(step))
+    saved.with_suffix('.part').write_text(str(step))
+    saved.with_suffix('.part').replace(saved)  # whole at any moment
     time.sleep(0.1)
 (folder / 'checkpoints' / str(steps)).mkdir(parents=True)

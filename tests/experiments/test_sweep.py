@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import grid, ledger, machine, sweep, tables
+from experiments import grid, ledger, machine, responses, sweep, tables
 from resnet_jax.errors import UserError
 from resnet_jax.program import build
 from resnet_jax.sharding import create_mesh
@@ -27,9 +27,11 @@ BASE = ['--config=configs/digits.py', '--config.num_steps=30', '--config.schedul
 
 
 def start(*args, script=(str(FAKE),)):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    environment.pop('XLA_FLAGS', None)  # one device
     return subprocess.Popen(
         [sys.executable, *script, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        stderr=subprocess.PIPE, env=environment)
 
 
 def finish(*args, **kwargs):
@@ -204,6 +206,8 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path):
     assert row['config']['model.width'] == 8 and row['overrides'] == {'seed': 3}
     log = (metrics.parent / 'log.txt').read_text()
     assert 'stopped by SIGINT' in log and 'going on from step' in log
+    deviations = responses.of_run(row, tmp_path / 'sweep', None)
+    assert len(deviations) == 7 and all(0.3 < value < 3 for value in deviations)
 
 
 @pytest.mark.parametrize(('sweeps', 'sentence'), [
