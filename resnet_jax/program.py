@@ -33,7 +33,7 @@ class Program:
       model: the network.
       optimizer, schedule: see `resnet_jax.optim`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
-      create_state: () -> TrainState before the first step.
+      create_state: () -> TrainState before the first step; `seed` replaces the config's.
       state: shapes, dtypes and shardings of the state.
     """
 
@@ -44,7 +44,7 @@ class Program:
     schedule: optim.Schedule
     train_data: data.Pipeline
     eval_data: data.Pipeline
-    create_state: Callable[[], TrainState]
+    create_state: Callable[..., TrainState]
     state: Any
 
     def initial_state(self) -> TrainState:
@@ -53,7 +53,9 @@ class Program:
         Raises:
           UserError: the weights to start from cannot be read, or are another network's.
         """
-        created = jax.jit(self.create_state, out_shardings=self.shardings)()
+        # The seed is no constant of the program, so that runs that differ in it share one.
+        created = jax.jit(self.create_state, out_shardings=self.shardings)(
+            seed=np.uint32(self.config.seed & 0xFFFFFFFF))
         checkpoint, new_head = self.config.init.checkpoint, self.config.init.new_head
         if not checkpoint:
             return created
@@ -124,8 +126,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Program:
     train_data, eval_data, normalization = data.create_pipelines(config, mesh)
     _check_data(config, train_data)
     create_state = functools.partial(
-        state.create_state, model, optimizer, schedule, train_data.image_shape, config.seed,
-        config.optimizer.ema_decay is not None, normalization)
+        state.create_state, model, optimizer, schedule, train_data.image_shape, seed=config.seed,
+        use_ema=config.optimizer.ema_decay is not None, normalization=normalization)
     shapes = jax.eval_shape(create_state)
     shardings = sharding.state_shardings(config, mesh, shapes)
     return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,13 +34,16 @@ class Resident:
             the order of the source.
         """
         everywhere = NamedSharding(mesh, P())
+        seed = augmentation.seed if augmentation is not None else 0
         self.source = source
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
         self.batch_size = batch_size
+        # The seed is an input and no constant, so that runs that differ in it share one program.
         self._inputs = jax.device_put(
-            {'image': source.images, 'label': source.labels}, everywhere)
+            {'image': source.images, 'label': source.labels,
+             'seed': np.uint32(seed & 0xFFFFFFFF)}, everywhere)
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
 
@@ -52,9 +56,10 @@ class Resident:
             self.batch_size, dtype=jnp.uint32)
         position = jax.lax.with_sharding_constraint(position, self._by_batch)
         if self._augmentation is not None:
-            index = image_index(position, self.num_images, self._augmentation.seed)
+            augmentation = self._augmentation._replace(seed=inputs['seed'])
+            index = image_index(position, self.num_images, augmentation.seed)
             batch = augment(inputs['image'][index], inputs['label'][index], step, normalization,
-                            self._augmentation)
+                            augmentation)
             batch['mask'] = jnp.ones(self.batch_size, jnp.float32)
         else:
             # The last batch is filled up with the last image, which the mask then leaves out.
