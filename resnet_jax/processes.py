@@ -277,8 +277,9 @@ class _Watch:
         threading.Thread(target=self._obey, daemon=True).start()
 
     def _obey(self) -> None:
-        if self._program.stdout.readline():
-            os._exit(1)
+        order = self._program.stdout.readline()
+        if order:
+            os._exit(int(order))
 
     def tell(self, message: dict) -> None:
         """Tells it how this process gets on."""

@@ -26,6 +26,9 @@ CONNECT = 20  # seconds in which the watcher of process 0 must be reached
 GRACE = 3  # seconds for a process to tell by itself what another one has already told
 AFTER = 2  # seconds to hear which end was the first, when one's own process has ended as well
 WELCOME = b'\n'  # the answer of the watcher of process 0 to one that knows the secret
+# Exit status where another process died, as if jax had aborted this one: schedulers take it for a
+# fault that another start may mend, and 1 for a mistake.
+DIED = 134
 KILL = 5  # seconds in which a process must follow the order to stop
 
 
@@ -200,10 +203,10 @@ class Watcher:
             for _ in self._messages(0.1):
                 pass
 
-    def stop(self) -> None:
-        """Has the process beside end, by its own hand or by force."""
+    def stop(self, status: int) -> None:
+        """Has the process beside end, by its own hand with this status, or by force."""
         with contextlib.suppress(OSError):
-            print('stop', flush=True)
+            print(status, flush=True)
         end = time.monotonic() + KILL
         while os.getppid() == self.owner_id:
             if time.monotonic() > end:
@@ -246,7 +249,7 @@ def main() -> None:
         print(f'error: {sentence(message, watcher.hosts)}', file=sys.stderr, flush=True)
     watcher.see_off()
     if not ended_by_itself:
-        watcher.stop()
+        watcher.stop(1 if message['why'] else DIED)
 
 
 if __name__ == '__main__':
