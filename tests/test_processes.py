@@ -170,9 +170,9 @@ def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewher
 
 
 GOES_ON = '''
-import json, pathlib, sys
+import json
+import pathlib
 import jax
-from absl import app, flags
 from resnet_jax import cli, processes, sharding, train
 from resnet_jax.program import build
 from tests import test_processes
@@ -190,7 +190,7 @@ def main(arguments):
         here = sum(leaf.addressable_shards[0].data.nbytes for leaf in trees)
         print('share', here / sum(leaf.nbytes for leaf in trees))
 
-app.run(main)
+cli.run(main, takes_files=True)
 '''
 
 
@@ -236,10 +236,17 @@ def test_a_checkpoint_of_two_processes_is_restored_by_one(one, gone_on):
         np.testing.assert_allclose(eight, expected, rtol=1e-3, atol=1e-4)
 
 
+def slurm(process, port):
+    """What srun sets."""
+    return {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_TASKS': '2',
+            'SLURM_NTASKS': '2', 'SLURM_PROCID': str(process), 'SLURM_LOCALID': str(process),
+            'JAX_COORDINATOR_PORT': str(port)}
+
+
 def test_evaluation_over_processes_counts_every_image_once(folder, one):
     confusion = folder / 'confusion.tsv'
     job = Job(folder / 'evaluated', '-m', 'resnet_jax.evaluate', f'--workdir={one}', '--json',
-              f'--confusion={confusion}')
+              f'--confusion={confusion}', flags=False, env=slurm)
     assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     found = json.loads(job.output(0).splitlines()[-1])
     expected = read_rows(one / 'metrics.jsonl')[-1]
@@ -254,9 +261,8 @@ FAILS = '''
 import pathlib
 import jax
 import numpy as np
-from absl import app
 from jax.experimental import multihost_utils
-from resnet_jax import processes
+from resnet_jax import cli, processes
 from resnet_jax.errors import UserError
 
 def main(arguments):
@@ -278,7 +284,7 @@ def main(arguments):
             if me:
                 raise UserError('the disk is full.')
 
-app.run(main)
+cli.run(main, takes_files=True)
 '''
 
 
