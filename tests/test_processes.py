@@ -370,3 +370,44 @@ def test_a_port_that_is_taken_is_told():
     with socket.create_server(('', 0)) as server, pytest.raises(
             UserError, match=r'process 0 cannot open the port .*; choose another one'):
         processes._meet(f'127.0.0.1:{server.getsockname()[1]}', 2, 0)
+
+
+WATCHER = '''
+import sys
+from resnet_jax import watch
+watch.BEAT, watch.SILENCE = 0.1, 2
+connect = watch.Watcher.connect
+watch.Watcher.connect = lambda *args: connect(*args) and not print('connected', file=sys.stderr)
+watch.main()
+'''
+OWNER = f'''
+import json, subprocess, sys
+listener = json.loads(sys.argv[1])['listener']
+watcher = subprocess.Popen(
+    [sys.executable, '-uc', {WATCHER!r}, sys.argv[1]], stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE, pass_fds=[listener] if listener else [])
+print(watcher.pid, flush=True)
+sys.exit(int(watcher.stdout.readline()))
+'''
+
+
+def test_a_machine_that_is_no_longer_heard_of_is_named():
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        told = {'hosts': ['here', 'there'], 'token': 'x', 'addresses': ['127.0.0.1'],
+                'port': listener.getsockname()[1]}
+        owners = [subprocess.Popen(
+            [sys.executable, '-c', OWNER, json.dumps(told | {
+                'process': i, 'listener': None if i else listener.fileno()})],
+            cwd=ROOT, pass_fds=[listener.fileno()], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE) for i in range(2)]
+    watcher = int(owners[0].stdout.readline())
+    try:
+        assert owners[1].stderr.readline() == 'connected\n'
+        os.kill(watcher, signal.SIGSTOP)  # as if its machine stood still
+        assert owners[1].wait(60) == 134
+        assert owners[1].stderr.read() == (
+            'error: process 0 on here was not heard of for 2 s, and this one stops with it; start '
+            'all of them again to go on.\n')
+    finally:
+        os.kill(watcher, signal.SIGKILL)
+        owners[0].kill()
