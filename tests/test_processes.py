@@ -60,7 +60,7 @@ class Job:
 
     def until(self, condition):
         """Waits until a condition holds, while all processes run."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while not condition():
             for i, process in enumerate(self.processes):
                 assert process.poll() is None, self.errors(i)
@@ -70,7 +70,7 @@ class Job:
     def wait(self):
         """The exit statuses of all."""
         try:
-            return [process.wait(300) for process in self.processes]
+            return [process.wait(600) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
