@@ -92,6 +92,16 @@ def json_flag() -> flags.FlagHolder:
     return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
 
 
+def process_flags() -> tuple[flags.FlagHolder, ...]:
+    """The flags --coordinator, --num_processes and --process_id, for `resnet_jax.processes.job`."""
+    return (
+        flag(flags.DEFINE_string, 'coordinator', None,
+             'Address and port of process 0, of a job of several processes that neither Cloud TPU '
+             'nor SLURM nor Open MPI started.'),
+        flag(flags.DEFINE_integer, 'num_processes', None, 'Processes of such a job.'),
+        flag(flags.DEFINE_integer, 'process_id', None, 'Number of this process, from 0.'))
+
+
 def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) -> None:
     """Parses the flags and runs a command.
 

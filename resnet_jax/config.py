@@ -20,6 +20,10 @@ EXECUTION_FIELDS = (
     'mesh', 'compilation_cache',
 )
 
+# Fields that may differ between the processes of one job, each of which has its own disk and cores.
+LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
+                'data.batches_ahead', 'data.cache', 'compilation_cache')
+
 
 def default() -> ConfigDict:
     """A configuration with every field there is. Base recipes fill in those that are empty."""
@@ -188,6 +192,12 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
     return fields
+
+
+def common_fields(config: ConfigDict) -> dict[str, str]:
+    """The fields that must be the same in all processes of a job, as JSON by path."""
+    return {name: json.dumps(value) for name, value in leaves(config).items()
+            if name not in LOCAL_FIELDS}
 
 
 def check(config: ConfigDict, data_shards: int) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import compilation_cache, data, sharding
+from resnet_jax import compilation_cache, data, processes, sharding
 from resnet_jax import config as config_lib
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
@@ -57,7 +57,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
+    processes.check_alike({
+        **config_lib.common_fields(config),
+        'training data': program.train_data.source.fingerprint,
+        'evaluation data': program.eval_data.source.fingerprint})
     _make_folder(workdir)
+    processes.check_shared(workdir)
     _check_workdir(program, workdir)
     with StopRequest() as stop:
         return Run(program, workdir, stop).to_the_end()

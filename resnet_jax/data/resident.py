@@ -41,9 +41,12 @@ class Resident:
         self.image_shape = source.images.shape[1:]
         self.batch_size = batch_size
         # The seed is an input and no constant, so that runs that differ in it share one program.
-        self._inputs = jax.device_put(
-            {'image': source.images, 'label': source.labels,
-             'seed': np.uint32(seed & 0xFFFFFFFF)}, everywhere)
+        arrays = {'image': source.images, 'label': source.labels,
+                  'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
+        # Unlike device_put, this does not send the whole split around to compare it.
+        self._inputs = {
+            name: jax.make_array_from_callback(array.shape, everywhere, array.__getitem__)
+            for name, array in arrays.items()}
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
 
