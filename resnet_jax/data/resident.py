@@ -4,11 +4,13 @@ Shuffling, padding, cropping and flipping happen inside the jitted step, so that
 from the host but the call itself.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +25,7 @@ class Resident:
 
     def __init__(self, source: ArraySource, mesh: Mesh, batch_size: int,
                  augmentation: Augmentation | None):
-        """Copies the images to every device.
+        """Copies nothing yet; `inputs` copies the images to every device.
 
         Args:
           source: the split.
@@ -32,20 +34,31 @@ class Resident:
           augmentation: of training batches, whose order its seed gives; none: an evaluation, in
             the order of the source.
         """
-        everywhere = NamedSharding(mesh, P())
         self.source = source
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
         self.batch_size = batch_size
-        self._inputs = jax.device_put(
-            {'image': source.images, 'label': source.labels}, everywhere)
+        self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
+
+    @property
+    def input_shapes(self) -> Any:
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._everywhere)
+                for name, array in self._arrays.items()}
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         while True:
             yield self._inputs
+
+    @property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {'image': self.source.images, 'label': self.source.labels}
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, jax.Array]:
+        return jax.device_put(self._arrays, self._everywhere)
 
     def batch(self, inputs, step, normalization) -> Batch:
         position = jnp.uint32(self.batch_size) * jnp.asarray(step, jnp.uint32) + jnp.arange(
