@@ -33,21 +33,22 @@ flags.mark_flag_as_required('topology')
 def table(result: dict[str, Any]) -> str:
     """The report for a person to read."""
     memory, capacity = result['memory'], result['memory']['capacity']
-    lines = [f'training step on {result["topology"]}: {result["devices"]} devices',
+    device = result['device']
+    lines = [f'training step on {result["topology"]}: {result["devices"]} devices, each a {device}',
              f'parameters          {result["parameters"]:,}']
     if result['compile_seconds'] is not None:
         lines.append(f'compiled in         {result["compile_seconds"]:,.1f} s')
-    lines += ['', 'memory of one device']
+    lines += ['', f'memory of a {device}']
     for name in ('arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'):
         value = 'not known' if memory[name] is None else (
             f'{memory[name] / MIB:10,.1f} MiB  {memory[name] / capacity:7.1%}')
         lines.append(f'  {name:<17} {value}')
     lines.append(f'  {"fits":<17} {"yes" if result["fits"] else "no"}')
     if result['collectives'] is not None:
-        lines += ['', f'{"collectives":<19} {"count a step":>12} {"bytes a device":>16}']
-        lines += [f'  {name:<17} {total["count"]:>12,} {total["bytes"]:>16,}'
+        lines += ['', f'{"collectives":<19} {"count a step":>12} {"bytes a " + device:>24}']
+        lines += [f'  {name:<17} {total["count"]:>12,} {total["bytes"]:>24,}'
                   for name, total in sorted(result['collectives'].items())] or ['  none']
-        lines += ['', 'one step, over all devices',
+        lines += ['', f'one step, over all {result["devices"]} devices',
                   f'  FLOPs             {result["flops"]:.4g}, the model\'s '
                   f'{result["model_flops"]:.4g}',
                   f'  bytes             {result["bytes"]:.4g}']
@@ -64,9 +65,10 @@ def check_memory(result: dict[str, Any]) -> None:
     memory = result['memory']
     if not result['fits']:
         raise UserError(
-            f'the training step needs {memory["total"] / GIB:.2f} GiB a device, and those of '
-            f'{result["topology"]} have {memory["capacity"] / GIB:.2f}: take a smaller batch_size, '
-            'a larger slice, model.dtype=bfloat16 or a larger optimizer.accumulation_steps.')
+            f'the training step needs {memory["total"] / GIB:.2f} GiB a {result["device"]}, and '
+            f'those of {result["topology"]} have {memory["capacity"] / GIB:.2f}: take a smaller '
+            'batch_size, a larger slice, model.dtype=bfloat16 or a larger '
+            'optimizer.accumulation_steps.')
 
 
 def main(_) -> None:

@@ -28,14 +28,16 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
       devices: see `topology.create`.
 
     Returns:
-      'topology', 'devices' and 'parameters': name and numbers. 'memory': bytes of one device:
-      'arguments', 'outputs' that do not take the place of arguments, 'temporaries', 'code', their
-      sum 'total', and 'capacity'; None where the step did not fit. 'fits'. 'flops' and 'bytes' of a
-      step, over all devices, as XLA counts them, loops included. 'model_flops': 6 for each
-      multiply-add of an image. 'collectives': by name, 'count' in a step and 'bytes' that one
-      device has from them. 'compile_seconds'. 'roofline_seconds': the longer of the times that the
-      FLOPs and the bytes take at the published peaks. 'mfu': the share of the peak FLOPs that the
-      model's are in that time. 'notes': sentences.
+      'topology', 'device' and 'devices': its name, what a device is and how many there are.
+      'parameters': their number. 'memory': bytes of one device: 'arguments', 'outputs' that do not
+      take the place of arguments, 'temporaries', 'code', their sum 'total', and 'capacity'; None
+      for what a step that does not fit left open. 'fits'. 'flops' and 'bytes': of a step, over all
+      devices, as XLA counts them, loops included; the bytes are those that go in and out of every
+      operation, also where they stay in a chip's fast memory. 'model_flops': 6 for each
+      multiply-add of the images. 'collectives': by name, 'count' in a step and 'bytes' of their
+      results on one device. 'compile_seconds'. 'roofline_seconds': the longer of the times that
+      FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs over what the peak
+      allows in that time. 'notes': sentences.
 
     Raises:
       UserError: a field of the config is wrong, or does not fit the devices.
@@ -44,13 +46,13 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     count = program.mesh.size
     memory = dict.fromkeys(('arguments', 'outputs', 'temporaries', 'code', 'total'))
     result = {
-        'topology': devices.name, 'devices': count,
+        'topology': devices.name, 'device': devices.device, 'devices': count,
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
         'memory': memory | {'capacity': devices.memory}, 'fits': False, 'flops': None,
         'model_flops': FLOPS_A_MULTIPLY_ADD * config.batch_size * summarize(config)[
             'multiply_adds'],
         'bytes': None, 'collectives': None, 'compile_seconds': None, 'roofline_seconds': None,
-        'mfu': None, 'notes': list(_batch_norm_notes(program)),
+        'mfu': None, 'notes': list(_batch_norm_notes(program, devices.device)),
     }
     start = time.perf_counter()
     lowered = program.lower_train_step(program.state, program.train_data.input_shapes)
@@ -118,17 +120,17 @@ def _bytes(number: str, unit: str) -> int:
     return round(float(number) * 1024**' KMGT'.index(unit or ' '))
 
 
-def _batch_norm_notes(program: Program) -> list[str]:
+def _batch_norm_notes(program: Program, device: str) -> list[str]:
     """Whether batch statistics need communication, and what would spare it."""
     config, shards = program.config, program.mesh.shape['data']
     size = config.model.virtual_batch_size
     images = config.batch_size // config.optimizer.accumulation_steps // shards
     normalised = config.model.family != 'vgg' or config.model.batch_norm
-    if shards == 1 or not normalised or (size and images % size == 0):
+    if shards == 1 or not normalised or config.init.freeze_bn or (size and images % size == 0):
         return []
     most = min(size or images, images)
     best = max(n for n in range(1, most + 1) if images % n == 0)
     named = 'the whole batch' if size is None else f'{size} images'
-    return [f'batch normalisation takes its statistics over {named}, and a device has {images} at '
-            f'a time: every layer communicates. --config.model.virtual_batch_size={best} would '
-            'spare it.']
+    return [f'batch normalisation takes its statistics over {named}, and a {device} has {images} '
+            'at a time: every layer communicates. '
+            f'--config.model.virtual_batch_size={best} would spare it.']

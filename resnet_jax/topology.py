@@ -24,7 +24,7 @@ class Chip:
       memory: bytes.
       dimensions: of the network that links the chips of a slice.
       largest: chips of the largest slice.
-      devices: that JAX sees in a chip, which share all of the above.
+      devices: that JAX sees in a chip, one or two, which share all of the above.
       options: that libtpu wants to know of this generation.
     """
 
@@ -60,6 +60,7 @@ class Topology:
     Attributes:
       name: such as 'v5e:4x4' or 'cpu:8'.
       devices: of JAX; only to compile for, unless they are CPUs.
+      device: what one of them is: 'chip', 'half chip' or 'simulated device'.
       peak: bfloat16 FLOPs a second of one device; None: not known.
       bandwidth: of one device's memory, bytes a second; None: not known.
       memory: bytes of one device.
@@ -67,6 +68,7 @@ class Topology:
 
     name: str
     devices: list[jax.Device]
+    device: str
     peak: float | None
     bandwidth: float | None
     memory: int
@@ -97,8 +99,9 @@ def create(name: str) -> Topology:
         raise UserError(
             f'there is no topology {name!r}: a slice of {kind} has {chip.dimensions} dimensions '
             f'and from 1 to {chip.largest:,} chips.')
-    return Topology(name, _tpu_devices(name, shape, chip), chip.peak / chip.devices,
-                    chip.bandwidth / chip.devices, chip.memory // chip.devices)
+    part = chip.devices
+    return Topology(name, _tpu_devices(name, shape, chip), 'half chip' if part == 2 else 'chip',
+                    chip.peak / part, chip.bandwidth / part, chip.memory // part)
 
 
 def _simulated(name: str, count: int) -> Topology:
@@ -109,7 +112,7 @@ def _simulated(name: str, count: int) -> Topology:
         raise UserError(f'--topology={name} needs {count} simulated devices, and JAX has started '
                         f'with {len(devices)} in this process.')
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Topology(name, devices[:count], None, None, memory // count)
+    return Topology(name, devices[:count], 'simulated device', None, None, memory // count)
 
 
 def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> list[jax.Device]:
