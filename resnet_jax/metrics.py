@@ -34,9 +34,13 @@ class Metrics(clu_metrics.Collection):
           losses: float32 [N].
         """
         ranks = label_ranks(logits, batch['label'])
-        return cls.single_from_model_output(
+        sums = cls.single_from_model_output(
             loss=losses, top1_error=(ranks >= 1).astype(jnp.float32),
             top5_error=(ranks >= TOP_K).astype(jnp.float32), mask=batch['mask'])
+        # Counted in float32, as all else is summed: devices add up numbers of one type in one go.
+        count = batch['mask'].sum().astype(jnp.int32)
+        return sums.replace(**{name: getattr(sums, name).replace(count=count)
+                               for name in ('loss', 'top1_error', 'top5_error')})
 
     @classmethod
     def zero(cls) -> 'Metrics':

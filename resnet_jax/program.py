@@ -69,6 +69,15 @@ class Program:
             train_state, batch, model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
 
+    def lower_train_step(self, train_state: Any, inputs: Any) -> jax.stages.Lowered:
+        """The training step as it is run: the new state takes the place of the old one.
+
+        Args:
+          train_state, inputs: arrays of the mesh, or their shapes.
+        """
+        return jax.jit(self.train_step, donate_argnums=0,
+                       out_shardings=(self.shardings, None)).lower(train_state, inputs)
+
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
         """Adds the batch of this index to the sums: (index + 1, sums)."""
         batch = self.eval_data.batch(inputs, index, train_state.normalization)
@@ -113,8 +122,14 @@ def create_model(config: ConfigDict) -> nn.Module:
     return model.clone(bn_frozen=config.init.freeze_bn)
 
 
-def build(config: ConfigDict, mesh: Mesh) -> Program:
+def build(config: ConfigDict, mesh: Mesh,
+          create_pipelines: Callable = data.create_pipelines) -> Program:
     """Builds the program that a config describes; compiles nothing.
+
+    Args:
+      config: see `resnet_jax.config`.
+      mesh: see `sharding.create_mesh`.
+      create_pipelines: `data.blank_pipelines` for a program that is compiled but not run.
 
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
@@ -123,7 +138,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Program:
     model = create_model(config)
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
-    train_data, eval_data, normalization = data.create_pipelines(config, mesh)
+    train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_data(config, train_data)
     create_state = functools.partial(
         state.create_state, model, optimizer, schedule, train_data.image_shape, seed=config.seed,

@@ -159,12 +159,10 @@ class Run:
             return self.checkpoints.restore(self.program.state)
         return self.program.initial_state()
 
-    def _compile(self, name: str, function: Callable, *args, donate: tuple[int, ...] = (),
-                 out_shardings=None) -> Callable:
+    def _compile(self, name: str, lower: Callable[..., jax.stages.Lowered], *args) -> Callable:
         """Compiles ahead of time: a second compilation cannot slip in later."""
         start = time.perf_counter()
-        compiled = jax.jit(function, donate_argnums=donate,
-                           out_shardings=out_shardings).lower(*args).compile()
+        compiled = lower(*args).compile()
         say(f'compiled the {name} in {time.perf_counter() - start:.1f} s')
         return compiled
 
@@ -186,8 +184,7 @@ class Run:
                profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.start_step
         inputs = next(feed)
-        train_step = self._compile('training step', self.program.train_step, state, inputs,
-                                   donate=(0,), out_shardings=(self.program.shardings, None))
+        train_step = self._compile('training step', self.program.lower_train_step, state, inputs)
         log = StepLog(config, step)
         log.meter.start()
         while step < config.num_steps and not self.stop.asked(step):
@@ -261,6 +258,7 @@ class Run:
         """The metrics over every image of the evaluation split, or None if a signal comes."""
         index, sums = self.program.no_sums()
         evaluation = self.program.eval_data
+        eval_step = jax.jit(self.program.eval_step, out_shardings=self.program.everywhere)
         under_way = collections.deque()
         with contextlib.closing(evaluation.inputs(0)) as feed:
             for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
@@ -269,8 +267,7 @@ class Run:
                 inputs = next(feed)
                 if self._eval_step is None:
                     self._eval_step = self._compile(
-                        'evaluation step', self.program.eval_step, state, inputs, index, sums,
-                        out_shardings=self.program.everywhere)
+                        'evaluation step', eval_step.lower, state, inputs, index, sums)
                 with jax.transfer_guard('disallow'):
                     index, sums = self._eval_step(state, inputs, index, sums)
                 under_way.append(index)
@@ -281,13 +278,14 @@ class Run:
     def _recalibrate(self, state: TrainState) -> TrainState:
         """Running statistics as a strict average over the training batches that would follow."""
         batches = self.config.eval.recalibrate_batches
+        batch_statistics = jax.jit(self.program.batch_statistics, out_shardings=(
+            self.program.everywhere, self.program.shardings.batch_stats))
 
         def collect(feed):
             index, compiled = jnp.copy(state.step), None
             for inputs in itertools.islice(feed, batches):
                 compiled = compiled or self._compile(
-                    'recalibration', self.program.batch_statistics, state, inputs, index,
-                    out_shardings=(self.program.everywhere, self.program.shardings.batch_stats))
+                    'recalibration', batch_statistics.lower, state, inputs, index)
                 index, result = compiled(state, inputs, index)
                 yield jax.block_until_ready(result)
                 if self.stop.asked():

@@ -132,13 +132,20 @@ class Host:
         self.skipped = 0
         self._transform, self._augmentation = transform, augmentation
         self._sharding = NamedSharding(mesh, P('data'))
-        self._rows = _local_rows(self._sharding, batch_size)
         self._threads, self._workers = threads, workers
         self._chunk_size, self._batches_ahead = chunk_size, batches_ahead
         self._skip_unreadable = skip_unreadable
 
+    @property
+    def input_shapes(self) -> Any:
+        return {name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
+                                           sharding=self._sharding)
+                for name, shape, dtype in (('image', self.image_shape, np.uint8),
+                                           ('label', (), np.int32), ('mask', (), np.float32))}
+
     def inputs(self, start_step: int) -> Iterator[Any]:
-        chunks = Chunks(self.source, self._transform, self.batch_size, self._rows,
+        rows = _local_rows(self._sharding, self.batch_size)
+        chunks = Chunks(self.source, self._transform, self.batch_size, rows,
                         self._chunk_size, start_step, skip_unreadable=self._skip_unreadable)
         ahead = self._batches_ahead * chunks.parts
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(

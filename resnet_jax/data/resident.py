@@ -4,6 +4,7 @@ Shuffling, padding, cropping and flipping happen inside the jitted step, so that
 from the host but the call itself.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ class Resident:
 
     def __init__(self, source: ArraySource, mesh: Mesh, batch_size: int,
                  augmentation: Augmentation | None):
-        """Copies the images to every device.
+        """Copies nothing yet; `inputs` copies the images to every device.
 
         Args:
           source: the split.
@@ -33,26 +34,36 @@ class Resident:
           augmentation: of training batches, whose order its seed gives; none: an evaluation, in
             the order of the source.
         """
-        everywhere = NamedSharding(mesh, P())
-        seed = augmentation.seed if augmentation is not None else 0
         self.source = source
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
         self.batch_size = batch_size
-        # The seed is an input and no constant, so that runs that differ in it share one program.
-        arrays = {'image': source.images, 'label': source.labels,
-                  'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
-        # Unlike device_put, this does not send the whole split around to compare it.
-        self._inputs = {
-            name: jax.make_array_from_callback(array.shape, everywhere, array.__getitem__)
-            for name, array in arrays.items()}
+        self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
+
+    @property
+    def input_shapes(self) -> Any:
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._everywhere)
+                for name, array in self._arrays.items()}
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         while True:
             yield self._inputs
+
+    @property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        # The seed is an input and no constant, so that runs that differ in it share one program.
+        seed = self._augmentation.seed if self._augmentation is not None else 0
+        return {'image': self.source.images, 'label': self.source.labels,
+                'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, jax.Array]:
+        # Unlike device_put, this does not send the whole split around to compare it.
+        return {name: jax.make_array_from_callback(array.shape, self._everywhere, array.__getitem__)
+                for name, array in self._arrays.items()}
 
     def batch(self, inputs, step, normalization) -> Batch:
         position = jnp.uint32(self.batch_size) * jnp.asarray(step, jnp.uint32) + jnp.arange(
