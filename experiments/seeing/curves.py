@@ -1,0 +1,56 @@
+"""Charts of something measured block by block, one line a network or a quantity."""
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import numpy as np
+
+WIDTH, HEIGHT = 640, 240  # pixels
+# Of the networks and of quantities; told apart on white and on black, and by the colour-blind
+# (M. Okabe and K. Ito, "Color Universal Design", 2008, made a little stronger).
+COLORS = ('#0b7fc7', '#d95f02', '#1a9a6c', '#b8549a')
+
+
+def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, legend: str, *,
+          domain: tuple[float, float] | None = None, scale: str = 'linear') -> alt.LayerChart:
+    """A line for each name, over the steps of a network.
+
+    Args:
+      steps: names of the steps, in order: T of them.
+      values: [T] for each name.
+      title: of the vertical axis, with the unit.
+      legend: its title, what the names are.
+      domain: of the vertical axis.
+      scale: of the vertical axis, 'linear' or 'log'.
+    """
+    rows = [{'step': step, 'name': name, 'value': round(float(value), 5)}
+            for name, series in values.items()
+            for step, value in zip(steps, series, strict=True)]
+    names = list(values)
+    vertical = alt.Scale(type=scale, zero=False) if domain is None else alt.Scale(
+        type=scale, domain=list(domain))
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
+                axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
+        y=alt.Y('value:Q', title=title, scale=vertical),
+        color=alt.Color('name:N', title=legend, sort=names,
+                        scale=alt.Scale(domain=names, range=list(COLORS[:len(names)]))),
+        tooltip=[alt.Tooltip('step:O'), alt.Tooltip('name:N', title=legend),
+                 alt.Tooltip('value:Q', format='.4')])
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(
+        shape=alt.Shape('name:N', title=legend, sort=names))
+    return (base.mark_line(strokeWidth=2) + points).properties(width=WIDTH, height=HEIGHT)
+
+
+def table(steps: Sequence[str], columns: Mapping[str, np.ndarray],
+          digits: int = 3) -> tuple[list[str], list[list]]:
+    """Heads and rows of a table: a row a step."""
+    return (['step', *columns],
+            [[step, *(round(float(column[i]), digits) for column in columns.values())]
+             for i, step in enumerate(steps)])
+
+
+def ends(steps: Sequence[str], blocks: Sequence[str]) -> list[int]:
+    """The positions among the steps of the last block of every stage."""
+    last = {name.split('.')[0]: name for name in blocks}
+    return [list(steps).index(name) for name in last.values()]
