@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import numpy as np
 
-WIDTH, HEIGHT = 640, 240  # pixels
-# Of the networks and of quantities; told apart on white and on black, and by the colour-blind
-# (M. Okabe and K. Ito, "Color Universal Design", 2008, made a little stronger).
-COLORS = ('#0b7fc7', '#d95f02', '#1a9a6c', '#b8549a')
+HEIGHT = 230  # pixels
 
 
 def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, legend: str, *,
@@ -27,19 +24,19 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
             for name, series in values.items()
             for step, value in zip(steps, series, strict=True)]
     names = list(values)
-    vertical = alt.Scale(type=scale, zero=False) if domain is None else alt.Scale(
-        type=scale, domain=list(domain))
+    vertical = alt.Scale(type=scale, **({} if scale == 'log' else {'zero': False}),
+                         **({} if domain is None else {'domain': list(domain)}))
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
                 axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
         y=alt.Y('value:Q', title=title, scale=vertical),
         color=alt.Color('name:N', title=legend, sort=names,
-                        scale=alt.Scale(domain=names, range=list(COLORS[:len(names)]))),
+                        legend=alt.Legend(orient='top', columns=2)),
         tooltip=[alt.Tooltip('step:O'), alt.Tooltip('name:N', title=legend),
                  alt.Tooltip('value:Q', format='.4')])
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
         shape=alt.Shape('name:N', title=legend, sort=names))
-    return (base.mark_line(strokeWidth=2) + points).properties(width=WIDTH, height=HEIGHT)
+    return (base.mark_line(strokeWidth=2) + points).properties(width='container', height=HEIGHT)
 
 
 def table(steps: Sequence[str], columns: Mapping[str, np.ndarray],

@@ -88,27 +88,25 @@ def section(networks: Mapping[str, Lesions]) -> Section:
     rows = [{'block': block, 'network': name, 'error': round(float(value), 3)}
             for name, lesions in networks.items()
             for block, value in zip(lesions.blocks, lesions.deleted, strict=True)]
-    color = alt.Color('network:N', sort=names, scale=alt.Scale(
-        domain=names, range=list(curves.COLORS[:len(names)])))
     charts = {'deletion': alt.Chart(alt.Data(values=rows)).mark_bar().encode(
         x=alt.X('block:O', sort=list(first.blocks), title='deleted block (stage.block)',
                 axis=alt.Axis(labelAngle=0, labelOverlap='greedy')),
         xOffset=alt.XOffset('network:N', sort=names),
-        y=alt.Y('error:Q', title='top-1 error without it (%)'), color=color,
+        y=alt.Y('error:Q', title='top-1 error without it (%)'),
+        color=alt.Color('network:N', sort=names, legend=alt.Legend(orient='top')),
         tooltip=['block:O', 'network:N', alt.Tooltip('error:Q', format='.2f')],
-    ).properties(width=curves.WIDTH, height=curves.HEIGHT)}
-    described = {'deletion': 'Bar chart of the error without each block. ' + ' '.join(
+    ).properties(width='container', height=curves.HEIGHT)}
+    described = {'deletion': 'The error without each block. ' + ' '.join(
         _deletion(name, lesions) for name, lesions in networks.items())}
     if first.swapped:
         charts['swapping'] = alt.hconcat(*(_swaps(name, x) for name, x in networks.items()))
-        described['swapping'] = 'Heat map of the error with two blocks swapped. ' + ' '.join(
+        described['swapping'] = 'The error with two blocks swapped. ' + ' '.join(
             _swapping(name, lesions) for name, lesions in networks.items())
     return Section(
         'Deleting and swapping blocks',
         'If every block only refines what it is given, the others should cope without it, or with '
         'it in another place. A deleted block lets pass what it carries; no weight is trained '
-        'again. Blocks that change the shape are deleted too, but are not swapped.\n\n'
-        + ' '.join(f'{_deletion(name, x)} {_swapping(name, x)}' for name, x in networks.items()),
+        'again. Blocks that change the shape are deleted too, but are not swapped.',
         REFERENCE, charts, described,
         numbers={f'{key}_{name}': value for name, lesions in networks.items() for key, value in {
             'error': lesions.whole,

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.seeing import pictures
-from experiments.seeing.activations import SCORES, channel_means, intervene, looped, on_device
+from experiments.seeing.activations import SCORES, channel_means, looped, on_device
 from experiments.seeing.section import Picture, Section
 from resnet_jax.pretrained import BATCH_SIZE, Classifier, normalized
 

@@ -4,7 +4,7 @@ The ratio of the branch and what is carried is the response of section 4.2 and f
 relative to the signal that it is added to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,20 +29,17 @@ def section(networks: Mapping[str, Representation]) -> Section:
               'branch_cosine': 'cosine of branch and carried'}
     charts = {f'movement_{key}': curves.lines(steps, means[key], title, 'network')
               for key, title in titles.items()}
-    sentences = [_sentence(name, network) for name, network in networks.items()]
     return Section(
         'How far each block moves the images',
         'A block adds its branch to what its shortcut carries over from its input. Short branches '
         'that point the same way for every image change little; long ones that turn the signal '
-        'change much.' + (' A plain block carries nothing; its input, in the shape of its output, '
-                          'stands in for that.' if len(networks) > 1 else '')
-        + '\n\n' + ' '.join(sentences),
+        'change much. All values are averages over the images.'
+        + (' A plain block carries nothing; its input, in the shape of its output, stands in for '
+           'that.' if 'plain' in networks else ''),
         REFERENCE, charts,
-        {name: f'Line chart, one point a block: {titles[name.removeprefix("movement_")]}. '
-               + ' '.join(f'{key}: from {series[0]:.2f} in the first block to {series[-1]:.2f} in '
-                          'the last.' for key, series in means[
-                              name.removeprefix('movement_')].items())
-         for name in charts},
+        {f'movement_{key}': ' '.join(
+            f'{titles[key].capitalize()} in the {name} network: {_told(series, steps)}'
+            for name, series in by_name.items()) for key, by_name in means.items()},
         numbers={f'{quantity}_{name}_median': float(np.median(getattr(network, field)))
                  for quantity, field in quantities.items()
                  for name, network in networks.items()},
@@ -51,14 +48,11 @@ def section(networks: Mapping[str, Representation]) -> Section:
             for name, series in by_name.items()})})
 
 
-def _sentence(name: str, network: Representation) -> str:
-    ratio, cosine = network.ratio.mean(1), network.output_cosine.mean(1)
-    largest, smallest = int(ratio.argmax()), int(ratio.argmin())
-    return (f'In the {name} network the branch is {ratio.min():.2f} (block '
-            f'{network.blocks[smallest]}) to {ratio.max():.2f} (block {network.blocks[largest]}) '
-            f'times as long as what is carried, on average over the images, and the output keeps '
-            f'a cosine of {cosine.min():.2f} to {cosine.max():.2f} with it. Over the depth the '
-            f'ratio {_trend(ratio)}.')
+def _told(series: np.ndarray, steps: Sequence[str]) -> str:
+    lowest, highest = int(series.argmin()), int(series.argmax())
+    return (f'{series[lowest]:.2f} (block {steps[lowest]}) to {series[highest]:.2f} (block '
+            f'{steps[highest]}), {np.median(series):.2f} in the median; over the depth it '
+            f'{_trend(series)}.')
 
 
 def _trend(series: np.ndarray) -> str:

@@ -58,9 +58,10 @@ def _umap(features: np.ndarray, start: np.ndarray) -> np.ndarray:
     """[N, D] -> [N, 2], from points [N, 2] of the step before; always the same."""
     import warnings
 
+    from threadpoolctl import threadpool_limits
     from umap import UMAP
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):
         # It says that a seed keeps it to one thread, which is what a seed is for.
         warnings.filterwarnings('ignore', message='n_jobs value')
         return UMAP(n_neighbors=min(NEIGHBOURS, len(features) - 1), n_epochs=EPOCHS,

@@ -1,6 +1,6 @@
 """How well the classes can be told apart after every step: probe, neighbours, scatter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,22 +33,21 @@ def section(networks: Mapping[str, Representation]) -> Section:
         {f'{part}, {name}': getattr(network, f'{part}_share')
          for name, network in networks.items() for part in ('carried', 'branch')},
         'share of the variance between classes', 'part of the block', domain=(0, 1))
-    sentences = [_sentence(name, network) for name, network in networks.items()]
-    described = {name: 'Line chart over the steps of the network. ' + ' '.join(
-        f'{key}: {values[0]:.3g} in the pixels, {values[-1]:.3g} after the last block.'
-        for key, values in series[name.removeprefix('separability_')].items())
-        for name in charts if name != 'class_share'}
-    described['class_share'] = 'Line chart, one point a block. ' + ' '.join(
-        _branches(name, network) for name, network in networks.items())
+    described = {
+        f'separability_{key}': f'{measures[key][1].capitalize()}. ' + ' '.join(
+            _told(name, values, steps) for name, values in by_name.items())
+        for key, by_name in series.items()}
+    described['class_share'] = ('The part of the variance that lies between the classes. '
+                                + ' '.join(_branches(name, network)
+                                           for name, network in networks.items()))
     return Section(
         'How the classes come apart',
-        f'Four views of the same question, on {count} held-out images: a logistic regression '
-        'fitted to training images, once on the whole feature map and once on its average over '
-        'all positions, which is all that the last layer sees; the class of the nearest other '
-        'image; and the scatter between the classes over the scatter within them. Last, which '
-        'part of the variance lies between the classes in what a block carries and in what its '
-        'branch adds.\n\n' + ' '.join(sentences) + '\n\n'
-        + ' '.join(_branches(name, network) for name, network in networks.items()),
+        f'Four views of one question, on {count} held-out images: a logistic regression fitted to '
+        'training images, once on the whole feature map and once on its average over all '
+        'positions, which is all that the last layer sees; the class of the nearest other image; '
+        'and the scatter between the classes over the scatter within them. Last, which part of '
+        'the variance lies between the classes in what a block carries, and in what its branch '
+        'adds.',
         REFERENCE, charts, described,
         numbers={f'{key}_{name}_{end}': float(values[i])
                  for key, by_name in series.items() for name, values in by_name.items()
@@ -62,16 +61,12 @@ def section(networks: Mapping[str, Representation]) -> Section:
                 for name, network in networks.items() for part in ('carried', 'branch')})})
 
 
-def _sentence(name: str, network: Representation) -> str:
-    gains = np.diff(network.share)
-    best = int(gains.argmax())
-    return (f'In the {name} network the probe of the map goes from {network.probe_map[0]:.1f} % on '
-            f'the pixels to {network.probe_map[-1]:.1f} %, that of the average from '
-            f'{network.probe_mean[0]:.1f} % to {network.probe_mean[-1]:.1f} %, the nearest '
-            f'neighbour from {network.neighbours[0]:.1f} % to {network.neighbours[-1]:.1f} %, and '
-            f'the ratio of the scatters from {network.scatter[0]:.2f} to '
-            f'{network.scatter[-1]:.2f}; the share of the variance between the classes grows most '
-            f'in step {network.steps[best + 1]}, by {100 * gains[best]:.0f} points.')
+def _told(name: str, values: np.ndarray, steps: Sequence[str]) -> str:
+    gains = np.diff(values)
+    most = int(gains.argmax())
+    return (f'{name.capitalize()}: {values[0]:.3g} in the pixels, {values[1]:.3g} after the stem, '
+            f'{values[-1]:.3g} after the last block; most is gained in {steps[most + 1]} '
+            f'(+{gains[most]:.3g}).')
 
 
 def _branches(name: str, network: Representation) -> str:

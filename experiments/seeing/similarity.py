@@ -29,18 +29,20 @@ def section(networks: Mapping[str, Representation]) -> Section:
     maps = alt.hconcat(*(_heatmap(name, network) for name, network in networks.items()))
     pixels = {name: network.cka[0] for name, network in networks.items()}
     level = {name: chance(network) for name, network in networks.items()}
-    sentences = [_sentence(name, network, level[name]) for name, network in networks.items()]
+    near = ' '.join(_with_pixels(name, network, level[name])
+                    for name, network in networks.items())
     return Section(
         'Does the representation stay near the input space?',
         'CKA compares the inner products of all pairs of images in two representations: 1 means '
-        'equal but for a rotation and a scale. The maps show every pair of steps, the curve the '
-        'first row of each map: the likeness to the pixels themselves.\n\n' + ' '.join(sentences),
+        'equal but for a rotation and a scale. The maps show every pair of steps; the curve is the '
+        'first row of each map, the likeness to the pixels themselves.',
         REFERENCE,
-        {'cka': maps,
-         'cka_with_pixels': curves.lines(steps, pixels, 'CKA with the pixels', 'network',
-                                         domain=(0, 1))},
-        {'cka': 'Heat map of the CKA of every pair of steps. ' + ' '.join(sentences),
-         'cka_with_pixels': 'Line chart of the CKA with the pixels. ' + ' '.join(sentences)},
+        {'cka_with_pixels': curves.lines(steps, pixels, 'CKA with the pixels', 'network',
+                                         domain=(0, 1)),
+         'cka': maps},
+        {'cka_with_pixels': f'The likeness to the pixels. {near}',
+         'cka': 'The CKA of every pair of steps. ' + ' '.join(
+             _from_step_to_step(name, network) for name, network in networks.items())},
         numbers={
             **{f'cka_pixels_last_{name}': float(series[-1]) for name, series in pixels.items()},
             **{f'cka_pixels_shuffled_{name}': value for name, value in level.items()}},
@@ -62,11 +64,17 @@ def _heatmap(name: str, network: Representation) -> alt.Chart:
     ).properties(width=SIDE, height=SIDE)
 
 
-def _sentence(name: str, network: Representation, level: float) -> str:
+def _with_pixels(name: str, network: Representation, level: float) -> str:
     with_pixels = network.cka[0]
     stages = ', '.join(f'{with_pixels[i]:.2f} after stage {network.steps[i].split(".")[0]}'
                        for i in curves.ends(network.steps, network.blocks))
-    neighbours = [network.cka[i, i + 1] for i in range(1, len(network.steps) - 1)]
-    return (f'In the {name} network the CKA with the pixels is {with_pixels[1]:.2f} after the stem, '
-            f'{stages}; images mixed up at random would give {level:.2f}. One block to the next '
-            f'it is at least {min(neighbours):.2f}.')
+    return (f'In the {name} network it is {with_pixels[1]:.2f} after the stem, {stages}; images '
+            f'mixed up at random would give {level:.2f}.')
+
+
+def _from_step_to_step(name: str, network: Representation) -> str:
+    following = np.diag(network.cka, 1)
+    lowest = int(following.argmin())
+    return (f'In the {name} network two steps in a row have at least {following[lowest]:.2f} '
+            f'({network.steps[lowest]} and {network.steps[lowest + 1]}), and the stem and the last '
+            f'block {network.cka[1, -1]:.2f}.')
