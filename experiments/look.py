@@ -36,6 +36,10 @@ TRAIN_IMAGES = cli.flag(
 flags.adopt_module_key_flags(cli)
 
 
+PICTURES = 5  # sections of `pictures`
+WEIGHT = 8  # each takes about as long as so many blocks
+
+
 def main(argv) -> None:
     from resnet_jax import compilation_cache, pretrained
     from resnet_jax.writers import say, write_whole
@@ -53,7 +57,7 @@ def main(argv) -> None:
         (output / 'figures').mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
-    paragraphs, sections, facts = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
+    sections, facts, paragraphs, highlights = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
 
     from experiments import report
     from experiments.seeing.answer import QUESTION
@@ -64,7 +68,7 @@ def main(argv) -> None:
     write_whole(output / 'numbers.json', json.dumps(
         {'facts': facts, 'summary': paragraphs, **numbers}, indent=1, ensure_ascii=False) + '\n')
     report.write(output / 'report.html', title=title(first), facts=facts, question=QUESTION,
-                 paragraphs=paragraphs, sections=sections)
+                 paragraphs=paragraphs, highlights=highlights, sections=sections)
     for paragraph in paragraphs:
         say(f'{paragraph}\n')
     size = (output / 'report.html').stat().st_size / 1e6
@@ -95,7 +99,7 @@ def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
 
 
 def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
-         ) -> tuple[list[str], list[Any], dict[str, str]]:
+         ) -> tuple[list[Any], dict[str, str], list[str], tuple[list[str], list[list]]]:
     """Everything that is measured.
 
     Args:
@@ -105,7 +109,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
       train_count: training images for the probes.
 
     Returns:
-      The summary's paragraphs, the sections, and facts by name.
+      The sections, facts by name, and the paragraphs and the table of the summary.
     """
     import jax
 
@@ -126,7 +130,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
     test = images.choose(first, config, count, held_out=True)
     train = images.choose(first, config, train_count, held_out=False)
     depth = len(blocks(first))
-    bar = progress(len(networks) * (3 * depth + 5) + 5)
+    bar = progress(len(networks) * (3 * depth + 5) + WEIGHT * PICTURES)
     seen, lesions, projections = {}, {}, {}
     for name, network in networks.items():
         bar.set_description_str(f'{name}: block by block')
@@ -140,7 +144,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
     for title_, make in pictures(networks, test, train):
         bar.set_description_str(title_)
         sections.append(make())
-        bar.update()
+        bar.update(WEIGHT)
     bar.close()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(first.variables['params']))
     facts = {'network': ' and '.join(f'{name} {network.config.model.depth}'
@@ -150,7 +154,8 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
              'images': f'{len(test.labels)} held out; {len(train.labels)} for the probes',
              'top-1 error on them': ', '.join(f'{name} {x.error:.2f} %'
                                               for name, x in seen.items())}
-    return answer.answer(seen, lesions), sections, facts
+    return (sections, facts, answer.answer(seen, lesions),
+            answer.highlights(seen, lesions))
 
 
 def pictures(networks, test, train) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,8 @@ PICTURE_WIDTH = 760  # pixels that a picture is enlarged to, at most
 
 
 def write(path: pathlib.Path, *, title: str, facts: dict[str, str], question: str,
-          paragraphs: Sequence[str], sections: Sequence[Section]) -> None:
+          paragraphs: Sequence[str], highlights: tuple[list[str], list[list]],
+          sections: Sequence[Section]) -> None:
     """Writes the page, with everything that it needs inside.
 
     Args:
@@ -30,6 +31,7 @@ def write(path: pathlib.Path, *, title: str, facts: dict[str, str], question: st
       facts: what was looked at, and how, by name.
       question: that the summary answers.
       paragraphs: of the summary.
+      highlights: heads and rows of the summary's table.
       sections: in order.
     """
     import vl_convert
@@ -39,7 +41,7 @@ def write(path: pathlib.Path, *, title: str, facts: dict[str, str], question: st
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template('page.html').render(
         title=title, facts=facts, question=question, paragraphs=paragraphs,
-        sections=[_view(section, i) for i, section in enumerate(sections)],
+        highlights=highlights, sections=[_view(section, i) for i, section in enumerate(sections)],
         style=_inline((HERE / 'page.css').read_text()),
         script=_inline((HERE / 'page.js').read_text()),
         library=_inline(vl_convert.javascript_bundle()),
@@ -79,7 +81,7 @@ def _view(section: Section, number: int) -> dict[str, Any]:
         spec.pop('config', None)  # the page's theme has the last word
         charts.append({
             'name': name, 'spec': _json(spec), 'text': section.descriptions[name],
-            'wide': spec.get('width') != 'container',
+            'wide': spec.get('width') != 'container', 'fluid': spec.get('width') == 'container',
             'steps': spec.get('usermeta', {}).get('steps', [])})
     pictures = [{
         'name': name, 'alt': picture.alt, 'caption': picture.caption,
@@ -87,6 +89,9 @@ def _view(section: Section, number: int) -> dict[str, Any]:
         'height': picture.pixels.shape[0] * _times(picture.pixels),
         'data': base64.b64encode(png(picture.pixels)).decode(),
     } for name, picture in section.pictures.items()]
+    narrow = [chart for chart in charts if not chart['wide']]
+    if len(narrow) % 2:
+        narrow[-1]['wide'] = True  # nothing would stand beside it
     return {'id': f'section-{number}', 'title': section.title,
             'paragraphs': section.caption.split('\n\n'), 'reference': section.reference,
             'charts': charts, 'pictures': pictures,

@@ -20,14 +20,37 @@ NOTICEABLE = 5.0  # points of error that the loss of a block may cost and still 
 
 
 def answer(networks: Mapping[str, Representation], lesions: Mapping[str, Lesions]) -> list[str]:
-    """Paragraphs of plain text: each network by itself, then the two side by side."""
-    paragraphs = []
-    for name, network in networks.items():
-        paragraphs += [_nearness(name, network), _disentangling(name, network),
-                       _dependence(name, lesions[name])]
+    """Paragraphs of plain text: the first network by itself, then the two side by side."""
+    name, network = next(iter(networks.items()))
+    paragraphs = [_nearness(name, network), _disentangling(network),
+                  _dependence(name, lesions[name])]
     if len(networks) > 1:
-        paragraphs.append(_compared(networks, lesions))
+        other = list(networks)[1]
+        paragraphs += [_compared(networks, lesions), _dependence(other, lesions[other])]
     return paragraphs
+
+
+def highlights(networks: Mapping[str, Representation], lesions: Mapping[str, Lesions],
+               ) -> tuple[list[str], list[list]]:
+    """The numbers behind the answer as a table: heads and rows, a column a network."""
+    rows = {
+        'cosine of a block\'s output and what it carries, median': lambda x, _:
+            f'{np.median(x.output_cosine.mean(1)):.2f}',
+        'norm of branch / norm of carried, median block': lambda x, _:
+            f'{np.median(x.ratio.mean(1)):.2f}',
+        'CKA of the last block with the pixels': lambda x, _: f'{x.cka[0, -1]:.2f}',
+        'variance between classes: pixels → last block': lambda x, _:
+            f'{x.share[0]:.2f} → {x.share[-1]:.2f}',
+        'probe of the map: pixels → last block': lambda x, _:
+            f'{x.probe_map[0]:.1f} → {x.probe_map[-1]:.1f} %',
+        'probe of its average: stem → last block': lambda x, _:
+            f'{x.probe_mean[1]:.1f} → {x.probe_mean[-1]:.1f} %',
+        'top-1 error': lambda x, cut: f'{cut.whole:.2f} %',
+        'top-1 error without the median block': lambda x, cut: f'{np.median(cut.deleted):.2f} %',
+    }
+    return (['measure', *networks],
+            [[what, *(told(x, lesions[name]) for name, x in networks.items())]
+             for what, told in rows.items()])
 
 
 def _nearness(name: str, network: Representation) -> str:
@@ -50,7 +73,7 @@ def _nearness(name: str, network: Representation) -> str:
             f'the input itself, {level:.2f} images mixed up at random).')
 
 
-def _disentangling(name: str, network: Representation) -> str:
+def _disentangling(network: Representation) -> str:
     share = network.share
     more = int((network.branch_share > network.carried_share).sum())
     count = len(network.blocks)
@@ -88,15 +111,14 @@ def _dependence(name: str, lesions: Lesions) -> str:
     cheap = int((cost < NOTICEABLE).sum())
     count = len(lesions.blocks)
     dear = [lesions.blocks[i] for i in np.argsort(-cost) if cost[i] >= NOTICEABLE]
-    if cheap > count / 2:
-        first = f'Most blocks of the {name} network are refinements that can be missed'
-    elif cheap:
-        first = f'Most blocks of the {name} network cannot be missed'
-    else:
-        first = f'No block of the {name} network can be missed'
-    return (f'{first}: without {cheap} of its {count} blocks, one at a time, the error rises by '
-            f'less than {NOTICEABLE:.0f} points from {lesions.whole:.2f} %'
-            + (f'; the dearest is {dear[0]} with {lesions.deleted.max():.1f} %.' if dear else '.'))
+    if not cheap:
+        return (f'No block of the {name} network can be missed: without any one of them the error '
+                f'rises from {lesions.whole:.2f} % to {lesions.deleted.min():.1f} % at least, and '
+                f'to {lesions.deleted.max():.1f} % without block {dear[0]}.')
+    first = ('Most blocks can be missed' if cheap > count / 2 else 'Most blocks cannot be missed')
+    return (f'{first}: without {cheap} of the {count} blocks of the {name} network, one at a time, '
+            f'the error rises by less than {NOTICEABLE:.0f} points from {lesions.whole:.2f} %'
+            + (f'; without block {dear[0]} it is {lesions.deleted.max():.1f} %.' if dear else '.'))
 
 
 def _compared(networks: Mapping[str, Representation], lesions: Mapping[str, Lesions]) -> str:

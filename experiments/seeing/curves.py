@@ -26,16 +26,18 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
     names = list(values)
     vertical = alt.Scale(type=scale, **({} if scale == 'log' else {'zero': False}),
                          **({} if domain is None else {'domain': list(domain)}))
+    # Alike for color and shape: otherwise there are two legends.
+    named, key = alt.Scale(domain=names), alt.Legend(orient='top', columns=2)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
                 axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
-        y=alt.Y('value:Q', title=title, scale=vertical),
-        color=alt.Color('name:N', title=legend, sort=names,
-                        legend=alt.Legend(orient='top', columns=2)),
+        y=alt.Y('value:Q', title=title, scale=vertical, axis=alt.Axis(
+            tickCount=5, grid=scale != 'log')),
+        color=alt.Color('name:N', title=legend, scale=named, legend=key),
         tooltip=[alt.Tooltip('step:O'), alt.Tooltip('name:N', title=legend),
                  alt.Tooltip('value:Q', format='.4')])
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
-        shape=alt.Shape('name:N', title=legend, sort=names))
+        shape=alt.Shape('name:N', title=legend, scale=named, legend=key))
     return (base.mark_line(strokeWidth=2) + points).properties(width='container', height=HEIGHT)
 
 

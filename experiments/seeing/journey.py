@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import altair as alt
 import numpy as np
 
+from experiments.seeing.curves import ends
 from experiments.seeing.images import Images
 from experiments.seeing.projection import Projections
 from experiments.seeing.representation import Representation
@@ -36,13 +37,16 @@ def section(images: Images, networks: Mapping[str, Representation],
         f'{len(images.labels)} held-out images as points: first the pixels, then the stem, then '
         'every block. Left, the two principal components of each step, turned to lie as near to '
         'the step before as a rotation can bring them; right, UMAP, started from the step before. '
-        'Every step is scaled to the same mean distance from the centre. The names stand at the '
-        'centres of the classes; point at an image to see it.',
+        'Every step is scaled to the same mean distance from the centre. The names stand above '
+        'the centres of the classes; point at a point to see its image.',
         REFERENCE,
         {'journey': _moving(images, steps, projections), 'journey_stills': _stills(
             images, networks, projections)},
         {'journey': described,
-         'journey_stills': 'The same, by principal components, where a stage ends. ' + described},
+         'journey_stills': 'The principal components of the pixels, behind the stem and where a '
+                           'stage ends. ' + ' '.join(
+                               _still(name, networks[name], projections[name])
+                               for name in networks)},
         numbers={f'pca_variance_{name}_{end}': float(points.variance[i])
                  for name, points in projections.items() for end, i in (('pixels', 0),
                                                                         ('last', -1))},
@@ -62,9 +66,8 @@ def _moving(images: Images, steps, projections: Mapping[str, Projections]) -> al
     for number, points in enumerate(panels.values()):
         for row, path in zip(rows, np.round(points, 3).transpose(1, 2, 0).tolist(), strict=True):
             row[f'x{number}'], row[f'y{number}'] = path
-    charts = [_panel(number, f'{name}: {method}', _reach(
-                  *(other for (_, kind), other in panels.items() if kind == method)), images)
-              for number, (name, method) in enumerate(panels)]
+    charts = [_panel(number, f'{name}: {method}', _reach(points), images)
+              for number, ((name, method), points) in enumerate(panels.items())]
     lines = [alt.hconcat(*charts[i:i + 2], spacing=14) for i in range(0, len(charts), 2)]
     return alt.vconcat(*lines, data=alt.Data(values=rows), spacing=14,
                        usermeta={'steps': list(steps)}).add_params(
@@ -84,14 +87,12 @@ def _panel(number: int, title: str, reach: float, images: Images) -> alt.LayerCh
     centres = base.transform_aggregate(x='mean(x)', y='mean(y)', groupby=['class']).encode(
         x=alt.X('x:Q', scale=domain, axis=None), y=alt.Y('y:Q', scale=domain, axis=None),
         text='class:N')
-    return (points + centres.mark_text(style='halo', tooltip=None)
-            + centres.mark_text(style='name', tooltip=None)).properties(width=SIDE, height=SIDE)
+    return (points + centres.mark_text(style='halo', dy=-17, tooltip=None)
+            + centres.mark_text(style='name', dy=-17, tooltip=None)).properties(width=SIDE, height=SIDE)
 
 
 def _stills(images: Images, networks, projections) -> alt.TopLevelMixin:
     """Principal components of the pixels, the stem and the ends of the stages."""
-    from experiments.seeing.curves import ends
-
     first = next(iter(networks.values()))
     shown = [0, 1, *ends(first.steps, first.blocks)]
     names = _names(images)
@@ -112,10 +113,9 @@ def _stills(images: Images, networks, projections) -> alt.TopLevelMixin:
 def _classes(images: Images) -> dict:
     present = list(dict.fromkeys(images.classes[i] for i in sorted(set(images.labels.tolist()))))
     present = [_short(name) for name in present]
-    return {'color': alt.Color('class:N', sort=present, title='class'),
-            'shape': alt.Shape('class:N', sort=present, title='class',
-                               scale=alt.Scale(domain=present,
-                                               range=list(SHAPES[:len(present)])))}
+    return {'color': alt.Color('class:N', title='class', scale=alt.Scale(domain=present)),
+            'shape': alt.Shape('class:N', title='class', scale=alt.Scale(
+                domain=present, range=list(SHAPES[:len(present)])))}
 
 
 def _names(images: Images) -> list[str]:
@@ -151,6 +151,13 @@ def _sentence(name: str, network: Representation, points: Projections) -> str:
             f'picture has the same class for {crowd[0]:.0f} % of the images at first and '
             f'{crowd[1]:.0f} % at last by principal components, and for {crowd[2]:.0f} % and '
             f'{crowd[3]:.0f} % by UMAP.')
+
+
+def _still(name: str, network: Representation, points: Projections) -> str:
+    parts = [f'{100 * _same_class(points.pca[i], network.labels):.0f} % ({network.steps[i]})'
+             for i in [0, 1, *ends(network.steps, network.blocks)]]
+    return (f'In the {name} network the nearest point has the same class for '
+            f'{", ".join(parts)} of the images.')
 
 
 def _same_class(points: np.ndarray, labels: np.ndarray) -> float:

@@ -96,11 +96,11 @@ def section(networks: Mapping[str, Lesions]) -> Section:
         color=alt.Color('network:N', sort=names, legend=alt.Legend(orient='top')),
         tooltip=['block:O', 'network:N', alt.Tooltip('error:Q', format='.2f')],
     ).properties(width='container', height=curves.HEIGHT)}
-    described = {'deletion': 'The error without each block. ' + ' '.join(
+    described = {'deletion': ' '.join(
         _deletion(name, lesions) for name, lesions in networks.items())}
     if first.swapped:
         charts['swapping'] = alt.hconcat(*(_swaps(name, x) for name, x in networks.items()))
-        described['swapping'] = 'The error with two blocks swapped. ' + ' '.join(
+        described['swapping'] = ' '.join(
             _swapping(name, lesions) for name, lesions in networks.items())
     return Section(
         'Deleting and swapping blocks',
@@ -148,9 +148,9 @@ def _deletion(name: str, lesions: Lesions) -> str:
 
 def _swapping(name: str, lesions: Lesions) -> str:
     if not lesions.swapped:
-        return 'No two of its blocks can be swapped.'
+        return f'No two blocks of the {name} network can be swapped.'
     values = list(lesions.swapped.values())
     (i, j), worst = max(lesions.swapped.items(), key=lambda item: item[1])
-    return (f'With two of its blocks swapped, one pair of {len(values)} at a time, it is '
-            f'{np.median(values):.2f} % in the median and {worst:.2f} % at worst (blocks '
-            f'{lesions.blocks[i]} and {lesions.blocks[j]}).')
+    return (f'With two blocks of the {name} network swapped, one pair of {len(values)} at a time, '
+            f'the error is {np.median(values):.2f} % in the median and {worst:.2f} % at worst '
+            f'(blocks {lesions.blocks[i]} and {lesions.blocks[j]}).')

@@ -15,6 +15,7 @@ from experiments.seeing.representation import Representation
 COMPONENTS = 50  # that UMAP sees; the rest of the variance is noise to it
 NEIGHBOURS = 15  # UMAP's default
 EPOCHS = 200
+DISTANCE = 0.5  # between neighbours, so that the points of a class can be seen singly
 SEED = 0
 
 
@@ -64,5 +65,6 @@ def _umap(features: np.ndarray, start: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings(), threadpool_limits(1):
         # It says that a seed keeps it to one thread, which is what a seed is for.
         warnings.filterwarnings('ignore', message='n_jobs value')
-        return UMAP(n_neighbors=min(NEIGHBOURS, len(features) - 1), n_epochs=EPOCHS,
-                    init=10 * start.astype(np.float32), random_state=SEED).fit_transform(features)
+        return UMAP(
+            n_neighbors=min(NEIGHBOURS, len(features) - 1), min_dist=DISTANCE, n_epochs=EPOCHS,
+            init=10 * start.astype(np.float32), random_state=SEED).fit_transform(features)

@@ -64,9 +64,9 @@ def section(networks: Mapping[str, Representation]) -> Section:
 def _told(name: str, values: np.ndarray, steps: Sequence[str]) -> str:
     gains = np.diff(values)
     most = int(gains.argmax())
-    return (f'{name.capitalize()}: {values[0]:.3g} in the pixels, {values[1]:.3g} after the stem, '
-            f'{values[-1]:.3g} after the last block; most is gained in {steps[most + 1]} '
-            f'(+{gains[most]:.3g}).')
+    return (f'{name.capitalize()}: {values[0]:.2f} in the pixels, {values[1]:.2f} after the stem, '
+            f'{values[-1]:.2f} after the last block; most is gained in {steps[most + 1]} '
+            f'(+{gains[most]:.2f}).')
 
 
 def _branches(name: str, network: Representation) -> str:
