@@ -1,4 +1,7 @@
-"""A network whose evidence is known: class 3 is red, class 5 is green, wherever it is seen."""
+"""A network whose evidence is known, wherever it is seen.
+
+Class 3 is red, and green speaks against it; class 5 is green.
+"""
 
 import numpy as np
 
@@ -31,7 +34,7 @@ def network() -> Classifier:
     params['stem']['conv']['kernel'][1, 1, [0, 1, 2], [0, 1, 2]] = 1
     # Option A pads 4 channels by 2 on either side, and then 8 by 4.
     params['head']['kernel'][...] = params['head']['bias'][...] = 0
-    params['head']['kernel'][[6, 7], [RED, GREEN]] = 500
+    params['head']['kernel'][[6, 7, 7], [RED, RED, GREEN]] = 625, -125, 500
     return Classifier(config, variables, {
         'mean': np.zeros(3, np.float32), 'std': np.ones(3, np.float32)}, tuple('abcdefghij'))
 
