@@ -6,6 +6,7 @@ V. Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", 2018, sect
 import altair as alt
 import numpy as np
 
+from experiments.seeing.lines import lines
 from resnet_jax.pretrained import Classifier
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -70,15 +71,9 @@ def told(curves: dict[str, np.ndarray]) -> str:
 
 def chart(curves: dict[str, np.ndarray]) -> alt.Chart:
     """The curves as lines."""
-    rows = [{'pixels taken away (%)': 100 * share, 'mean probability': float(value),
-             'order': name} for name, curve in curves.items()
-            for share, value in zip(SHARES, curve, strict=True)]
-    return alt.Chart(alt.Data(values=rows), width='container', height=240).mark_line(
-        point=True).encode(
-            x=alt.X('pixels taken away (%):Q'),
-            y=alt.Y('mean probability:Q', scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color('order:N', sort=None, legend=alt.Legend(orient='bottom')),
-            shape=alt.Shape('order:N', sort=None))
+    return lines([100 * share for share in SHARES], curves, x_title='pixels taken away (%)',
+                 y_title='mean probability', series_title='order of the pixels',
+                 scale=alt.Scale(domain=[0, 1]))
 
 
 def table(curves: dict[str, np.ndarray]) -> tuple[list[str], list[list]]:

@@ -74,7 +74,7 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
     side = images.shape[1:3]
     curves = deletion.compare(network, images, predicted, {
         stage: pictures.resized(found, *side) for stage, found in maps.items()})
-    sizes = ', '.join(f'{found.shape[1]} x {found.shape[2]} behind {stage}'
+    sizes = ', '.join(f'{found.shape[1]} x {found.shape[2]} positions behind {stage}'
                       for stage, found in maps.items())
     tiles = [pictures.enlarged(pictures.to_rgb(images[:len(shown)]))]
     tiles += [pictures.overlaid(images[:len(shown)], found[:len(shown)]) for found in maps.values()]
@@ -82,9 +82,10 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
              float(curve[deletion.SHARES.index(deletion.TOLD)]) for name, curve in curves.items()}
     return Section(
         title='Where the evidence lies: Grad-CAM',
-        caption=f'The evidence for the class that the network predicts, as feature maps of {sizes} '
-                f'positions can place it. {deletion.told(curves)} {len(images)} test images, of '
-                f'which {int((predicted == labels).sum())} are classified correctly.',
+        caption=f'The evidence for the class that the network predicts. A map is no finer than the '
+                f'features it is made of: {sizes}, spread over {side[0]} x {side[1]} '
+                f'pixels.\n\n{deletion.told(curves)} These are means over {len(images)} test '
+                f'images, of which {int((predicted == labels).sum())} are classified correctly.',
         reference='R. Selvaraju et al., Grad-CAM, 2017; deletion: V. Petsiuk et al., RISE, 2018',
         charts={'gradcam_deletion': deletion.chart(curves)},
         descriptions={'gradcam_deletion': 'Mean probability of the predicted class against the '

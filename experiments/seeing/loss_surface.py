@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.seeing.activations import looped, on_device
+from experiments.seeing.lines import lines
 from experiments.seeing.section import Section
 from resnet_jax.metrics import cross_entropy
 from resnet_jax.pretrained import Classifier, logits
@@ -160,7 +161,7 @@ def section(networks: Mapping[str, Classifier], images: np.ndarray, labels: np.n
             f'and {values["highest"]:.3g} at the highest point; {values["local_minima"]} local '
             f'{"minimum" if values["local_minima"] == 1 else "minima"}')
     chance = math.log(next(iter(networks.values())).config.model.num_classes)
-    summary = f'The loss {". ".join(told)}.'
+    summary = f'Loss of {". ".join(told)}.'
     caption = (
         f'The loss over {len(images)} training images on a plane through the trained network, '
         f'along two random directions that move every filter by up to {radius:g} times its own '
@@ -191,19 +192,16 @@ def _maps(found: Mapping[str, Surface]) -> alt.TopLevelMixin:
         x=alt.X('first direction:O', axis=axis),
         y=alt.Y('second direction:O', sort='descending', axis=axis),
         color=alt.Color('loss:Q', scale=alt.Scale(type='threshold', domain=list(LEVELS),
-                                                  scheme='viridis')),
-        column=alt.Column('network:N', sort=None, title=None),
+                                                  scheme='viridis'),
+                        legend=alt.Legend(type='symbol', symbolType='square')),
+        column=alt.Column('network:N', sort=list(found), title=None),
         tooltip=['network:N', 'first direction:O', 'second direction:O', 'loss:Q'])
 
 
 def _profile(found: Mapping[str, Surface]) -> alt.TopLevelMixin:
-    rows = [{'network': name, 'along the first direction': round(float(x), 3),
-             'loss': float(f'{loss:.4g}')}
-            for name, surface in found.items() for x, loss in zip(
-                surface.positions, surface.loss[:, len(surface.positions) // 2], strict=True)]
-    return alt.Chart(alt.Data(values=rows), width='container', height=240).mark_line(
-        point=True).encode(
-            x='along the first direction:Q',
-            y=alt.Y('loss:Q', scale=alt.Scale(type='log')),
-            color=alt.Color('network:N', sort=None, legend=alt.Legend(orient='bottom')),
-            shape=alt.Shape('network:N', sort=None))
+    first = next(iter(found.values()))
+    return lines(
+        first.positions, {name: surface.loss[:, len(surface.positions) // 2]
+                          for name, surface in found.items()},
+        x_title='along the first direction', y_title='loss', series_title='network',
+        scale=alt.Scale(type='log'))

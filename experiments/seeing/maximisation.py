@@ -45,7 +45,7 @@ class Maximised(NamedTuple):
 
 def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np.ndarray,
              shape: tuple[int, int, int], key: jax.Array, *, steps: int = STEPS,
-             decay: float = 1e-3, blur: float = 1e-2) -> Maximised:
+             decay: float = 0.03, blur: float = 0.03) -> Maximised:
     """Optimises one image for each target channel.
 
     Args:
@@ -59,17 +59,30 @@ def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np
       decay: share of every wave that is taken away at each step, which pulls pixels to mid-grey.
       blur: the share more that the fastest waves lose, the slower ones less by the square.
     """
-    ascend_key, noise_key = jax.random.split(key)
-    images = _ascend(model, weights, stage, jnp.asarray(targets, jnp.int32), shape, ascend_key,
-                     steps, jnp.float32(decay), jnp.float32(blur))
-    activation, random_activation = _compare(
-        model, weights, stage, jnp.asarray(targets, jnp.int32), images, noise_key)
-    return Maximised(*map(np.asarray, (images, activation, random_activation)))
+    found = _maximise(model, weights, stage, jnp.asarray(targets, jnp.int32), shape, key, steps,
+                      jnp.float32(decay), jnp.float32(blur))
+    return Maximised(*map(np.asarray, found))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'stage', 'shape', 'steps'))
-def _ascend(model, weights, stage, targets, shape, key, steps, decay, blur):
-    height, width, channels = shape
+def _maximise(model, weights, stage, targets, shape, key, steps, decay, blur):
+    """What `Maximised` holds."""
+    first_key, jitter_key, noise_key = jax.random.split(key, 3)
+
+    def activation(images):
+        means = channel_means(model, weights, images, stage)
+        return jnp.take_along_axis(means, targets[:, None], 1)[:, 0]
+
+    images = _ascend(lambda images: activation(images).sum(), (len(targets), *shape), first_key,
+                     jax.random.split(jitter_key, steps), decay, blur)
+    noise = jax.lax.map(lambda key: activation(noise_of_length(key, images, weights[1])),
+                        jax.random.split(noise_key, RANDOM_IMAGES))
+    return images, activation(images), noise.T
+
+
+def _ascend(objective, shape, first_key, jitter_keys, decay, blur):
+    """Images from 0 to 1, float32 [n, H, W, C], one step for each of the keys of the jitter."""
+    n, height, width, channels = shape
     frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.rfftfreq(width)[None, :])
     slowest = 1 / max(height, width)
     # Waves as natural images have them: their amplitude falls with their frequency.
@@ -84,9 +97,7 @@ def _ascend(model, weights, stage, targets, shape, key, steps, decay, blur):
         return jax.nn.sigmoid(CONTRAST * image)
 
     def loss(waves, shift):
-        images = jnp.roll(pixels(waves), shift, (1, 2))
-        means = channel_means(model, weights, images, stage)
-        return -jnp.take_along_axis(means, targets[:, None], 1).sum()
+        return -objective(jnp.roll(pixels(waves), shift, (1, 2)))
 
     optimizer = optax.adam(RATE)
 
@@ -98,35 +109,28 @@ def _ascend(model, weights, stage, targets, shape, key, steps, decay, blur):
         waves = optax.apply_updates(waves, updates)
         return (jax.tree.map(lambda x: x * kept, waves), opt_state), None
 
-    first_key, jitter_key = jax.random.split(key)
-    size = (2, len(targets), *frequency.shape, channels)
+    size = (2, n, *frequency.shape, channels)
     waves = tuple(0.1 * jax.random.normal(first_key, size))
-    (waves, _), _ = jax.lax.scan(
-        step, (waves, optimizer.init(waves)), jax.random.split(jitter_key, steps))
+    (waves, _), _ = jax.lax.scan(step, (waves, optimizer.init(waves)), jitter_keys)
     return pixels(waves)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'stage'))
-def _compare(model, weights, stage, targets, images, key):
-    """The activations of images and of noise of their lengths: [n], [n, RANDOM_IMAGES]."""
-    def activation(images):
-        means = channel_means(model, weights, images, stage)
-        return jnp.take_along_axis(means, targets[:, None], 1)[:, 0]
+def noise_of_length(key: jax.Array, images: jax.Array, normalization) -> jax.Array:
+    """Gaussian noise that is as long as the images, as the first layer sees both.
 
-    def of_noise(key):
-        noise = jax.random.normal(key, images.shape)
-        return activation(denormalized(noise * (length(images_seen) / length(noise)), weights[1]))
+    Args:
+      key: of the noise.
+      images: from 0 to 1, float32 [N, H, W, C], of the size that a mean image has.
+      normalization: 'mean' and 'std'.
 
+    Returns:
+      Pixels in units of the full range, float32 [N, H, W, C]; they may lie outside of it.
+    """
     def length(x):
         return jnp.sqrt(jnp.square(x).sum((1, 2, 3), keepdims=True))
 
-    images_seen = normalized(images, weights[1])
-    noise = jax.lax.map(of_noise, jax.random.split(key, RANDOM_IMAGES))
-    return activation(images), noise.T
-
-
-def denormalized(seen: jax.Array, normalization) -> jax.Array:
-    """The images that the first layer sees so: the inverse of `normalized`, for its own size."""
+    noise = jax.random.normal(key, images.shape)
+    seen = noise * (length(normalized(images, normalization)) / length(noise))
     return seen * normalization['std'] + normalization['mean']
 
 
