@@ -57,7 +57,8 @@ def main(argv) -> None:
         (output / 'figures').mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
-    sections, facts, paragraphs, highlights = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
+    sections, facts, paragraphs, highlights = look(
+        networks, config, IMAGES.value, TRAIN_IMAGES.value)
 
     from experiments import report
     from experiments.seeing.answer import QUESTION

@@ -54,7 +54,8 @@ class Pass(NamedTuple):
     output: jax.Array
 
 
-def blocks(network: Classifier) -> list[Block]:
+@functools.lru_cache(maxsize=8)  # the same modules again, and so the same compiled programs
+def blocks(network: Classifier) -> tuple[Block, ...]:
     """The blocks of a network, in order, scanned or unrolled.
 
     Raises:
@@ -91,7 +92,7 @@ def blocks(network: Classifier) -> list[Block]:
             shape_in, shape_out = shapes[stage, part]
             found.append(Block(f'{number}.{before + i + 1}', number, module, own,
                                shape_in == shape_out))
-    return found
+    return tuple(found)
 
 
 def run(module: nn.Module, variables: Any, x: jax.Array) -> Pass:

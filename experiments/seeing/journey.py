@@ -87,8 +87,8 @@ def _panel(number: int, title: str, reach: float, images: Images) -> alt.LayerCh
     centres = base.transform_aggregate(x='mean(x)', y='mean(y)', groupby=['class']).encode(
         x=alt.X('x:Q', scale=domain, axis=None), y=alt.Y('y:Q', scale=domain, axis=None),
         text='class:N')
-    return (points + centres.mark_text(style='halo', dy=-17, tooltip=None)
-            + centres.mark_text(style='name', dy=-17, tooltip=None)).properties(width=SIDE, height=SIDE)
+    names = [centres.mark_text(style=style, dy=-17, tooltip=None) for style in ('halo', 'name')]
+    return alt.layer(points, *names).properties(width=SIDE, height=SIDE)
 
 
 def _stills(images: Images, networks, projections) -> alt.TopLevelMixin:

@@ -6,7 +6,7 @@ Networks", 2016, sections 4.1 and 4.3.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import altair as alt
 import numpy as np
@@ -70,7 +70,7 @@ def compute(network: Classifier, images: Images,
                    np.array(deleted), swapped)
 
 
-def pairs(blocks: list[blocks_lib.Block]) -> list[tuple[int, int]]:
+def pairs(blocks: Sequence[blocks_lib.Block]) -> list[tuple[int, int]]:
     """Pairs of blocks of one stage that keep the shape; at most 120, drawn at random."""
     found = [(i, j) for i, j in itertools.combinations(range(len(blocks)), 2)
              if blocks[i].stage == blocks[j].stage
