@@ -3,7 +3,7 @@
   python -m experiments.look runs/digits
   python -m experiments.look runs/digits --plain=runs/digits_plain --output=runs/look
   python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
-      --config.data.path=DATA
+      --config.data.source=folder --config.data.path=DATA
 
 WORKDIR is a run's workdir or a folder of converted weights; what was not trained here says nothing
 of its data, and then needs --config. Writes report.html, numbers.json, and every chart and picture
@@ -130,8 +130,8 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
     first = next(iter(networks.values()))
     test = images.choose(first, config, count, held_out=True)
     train = images.choose(first, config, train_count, held_out=False)
-    depth = len(blocks(first))
-    bar = progress(len(networks) * (3 * depth + 5) + WEIGHT * PICTURES)
+    steps = 3 * len(blocks(first)) + 4 + len(lesion.pairs(blocks(first)))
+    bar = progress(len(networks) * steps + WEIGHT * PICTURES)
     seen, lesions, projections = {}, {}, {}
     for name, network in networks.items():
         bar.set_description_str(f'{name}: block by block')

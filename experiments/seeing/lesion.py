@@ -47,7 +47,7 @@ def compute(network: Classifier, images: Images,
     Args:
       network: of the imagenet or the cifar family.
       images: held out.
-      progress: called after every block.
+      progress: called after every deletion and every swap.
     """
     blocks = blocks_lib.blocks(network)
     inputs = [network.features(images.pixels, 'stem')]
@@ -65,7 +65,7 @@ def compute(network: Classifier, images: Images,
     for i, j in pairs(blocks):
         order = [blocks[j], *blocks[i + 1:j], blocks[i], *blocks[j + 1:]]
         swapped[i, j] = error_after(inputs[i], order)
-    progress()
+        progress()
     return Lesions(tuple(block.name for block in blocks), error_after(inputs[-1], []),
                    np.array(deleted), swapped)
 
