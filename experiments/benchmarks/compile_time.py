@@ -10,8 +10,8 @@ with StableHLO, 'compile' with a program that can run. Of the seconds of process
 work on the machine disturbs less, the table has the sum of all three.
 """
 
-import copy
 import json
+import os
 import tempfile
 
 import turns
@@ -30,6 +30,7 @@ PARTS = ('initial_state', 'trace', 'compile')
 
 def start(config_json: str, cache: str):
     """What a run does before its first step; see `turns.take_turns`."""
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
     import jax
     from ml_collections import ConfigDict
 
@@ -110,14 +111,12 @@ def table(made: dict[str, dict]) -> str:
 
 
 def main(_) -> None:
-    from train_step import with_made_up_images
-
     configs = {}
     for depth in DEPTHS.value:
         if not depth.isdigit():
             raise UserError(f'--depths must be numbers such as 20,56,110; got {depth!r}.')
         for unroll in (False, True):
-            config = with_made_up_images(copy.deepcopy(CONFIG.value))
+            config = turns.with_made_up_images(CONFIG.value)
             config.model.depth, config.model.unroll = int(depth), unroll
             configs[f'depth {depth}, {"unrolled" if unroll else "scanned"}'] = config.to_json()
     made = rows(measure_all(configs))

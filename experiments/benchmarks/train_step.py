@@ -152,16 +152,6 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def with_made_up_images(config):
-    """The config, its images replaced by made-up ones on the devices."""
-    config = copy.deepcopy(config)
-    if config.data.source != 'digits':
-        config.data.source, config.data.channels = 'synthetic', 3
-    config.data.train_crop, config.data.randaugment_layers = 'pad', 0
-    config.data.pipeline = 'resident'
-    return config
-
-
 def variant(config, changes: str):
     """The config with some fields changed: 'model.unroll=False,model.depth=20'.
 
@@ -235,7 +225,7 @@ def _number(value: float | None, form: str, otherwise: str = 'not known') -> str
 
 
 def main(_) -> None:
-    config = with_made_up_images(CONFIG.value)
+    config = turns.with_made_up_images(CONFIG.value)
     contenders = {OURS: (this_program, config.to_json())}
     for changes in VARIANT.value:
         contenders[f'{OURS}, {changes}'] = (this_program, variant(config, changes).to_json())

@@ -5,6 +5,7 @@ a pass each, again and again: what else the machine does hits all of them alike.
 passes counts; ratios are taken within a turn.
 """
 
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -182,6 +183,16 @@ def ratio(one: Outcome, other: Outcome, name: str) -> float:
     """The median over the turns of what was measured of one, over the same of the other."""
     return statistics.median(
         a[name] / b[name] for a, b in zip(one.passes, other.passes, strict=True))
+
+
+def with_made_up_images(config):
+    """The config, its images replaced by made-up ones on the devices."""
+    config = copy.deepcopy(config)
+    if config.data.source != 'digits':
+        config.data.source, config.data.channels = 'synthetic', 3
+    config.data.train_crop, config.data.randaugment_layers = 'pad', 0
+    config.data.pipeline = 'resident'
+    return config
 
 
 def progress(message: str) -> None:
