@@ -14,14 +14,12 @@ TensorFlow's and PyTorch's pipelines take part where these packages are installe
 
 import glob
 import importlib.util
-import json
-import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
-import time
 
+import turns
 from absl import app, flags
 
 PATH = flags.DEFINE_string('path', '', 'Image folder with a split called test or val.')
@@ -32,7 +30,6 @@ IMAGES = flags.DEFINE_integer('images', 1000, 'Images a pass.', 1)
 SIZE = 224
 BATCH = 50
 SHORTER_SIDE, QUALITY = 256, 92  # of the prepared shards
-PAUSE = 0.3  # seconds
 DISCARDED = 10  # batches: more than any of the pipelines keeps ahead
 
 
@@ -124,61 +121,27 @@ def _files(path: str) -> list[str]:
                   for file in glob.glob(os.path.join(path, split, '*', '*')))
 
 
-def _processor_seconds() -> float:
-    """Of this process and its workers."""
-    ticks = 0
-    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        # The name in brackets may hold spaces; user and system time are fields 14 and 15.
-        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf('SC_CLK_TCK')
+def contender(pipeline, *arguments):
+    """A pipeline that makes so many images a pass; see `turns.take_turns`."""
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
+    batches = pipeline(*arguments)
 
-
-def _settle() -> None:
-    """Waits until the batches ahead are made: that work must not fall into another's pass."""
-    before = float('-inf')
-    while (now := _processor_seconds()) - before > 0.1 * PAUSE:
-        before = now
-        time.sleep(PAUSE)
-
-
-def _serve(connection, pipeline, arguments, cores: list[int]) -> None:
-    """A process that times a pass whenever it is told how many batches to take."""
-    os.sched_setaffinity(0, cores)
-    os.environ |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-    batches = pipeline(*arguments, len(cores))
-    for num_batches in iter(connection.recv, 0):
+    def run(images: int) -> dict[str, float]:
         for _ in range(DISCARDED):
             next(batches)
-        begin, begin_cpu = time.perf_counter(), _processor_seconds()
-        for _ in range(num_batches):
-            next(batches)
-        seconds, cpu_seconds = time.perf_counter() - begin, _processor_seconds() - begin_cpu
-        _settle()
-        connection.send((num_batches * BATCH / seconds, num_batches * BATCH / cpu_seconds))
-    os._exit(0)  # whatever the pipeline still has running
+        return turns.timed(lambda: [next(batches) for _ in range(images // BATCH)])
+
+    return {}, run
 
 
 def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dict:
     """Name: (images/s, images per second of processor time) of every pass, taking turns."""
-    context = multiprocessing.get_context('spawn')
-    connections, rates = {}, {name: [] for name in pipelines}
-    processes = []
-    for name, (pipeline, *arguments) in pipelines.items():
-        connections[name], other = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(other, pipeline, arguments, cores)))
-        processes[-1].start()
-    for i in range(repeats + 1):
-        for name, connection in connections.items():
-            connection.send(images // BATCH)
-            rate = connection.recv()
-            if i:  # the first pass warms up
-                rates[name].append(rate)
-    for connection in connections.values():
-        connection.send(0)
-    for process in processes:
-        process.join()
-    return rates
+    outcomes = turns.take_turns(
+        {name: (contender, *arguments, len(cores)) for name, arguments in pipelines.items()},
+        repeats, images, cores)
+    images = images // BATCH * BATCH
+    return {name: [(images / one['seconds'], images / one['processor_seconds'])
+                   for one in outcome.passes] for name, outcome in outcomes.items()}
 
 
 def columns(results: dict) -> dict[str, dict[str, list[float]]]:
@@ -193,16 +156,15 @@ def columns(results: dict) -> dict[str, dict[str, list[float]]]:
 
 def table(made: dict[str, dict[str, list[float]]]) -> str:
     """Medians in images/s and their ratio to the first row, a row a pipeline."""
-    lines = ['| images/s | ' + ' | '.join(f'{name} | ratio' for name in made) + ' |',
-             '|---|' + '---:|' * (2 * len(made))]
     first = next(iter(made.values()))
+    rows = []
     for name in first:
-        cells = []
+        cells = [name]
         for rates in made.values():
             own, reference = (statistics.median(rates[x]) for x in (name, next(iter(first))))
             cells += [f'{own:.0f}', f'{own / reference:.2f}']
-        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        rows.append(cells)
+    return turns.table(['images/s', *(cell for name in made for cell in (name, 'ratio'))], rows)
 
 
 def main(argv) -> None:
@@ -213,7 +175,7 @@ def main(argv) -> None:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
 
-        available = sorted(os.sched_getaffinity(0))
+        available = turns.available_cores()
         prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
                 shorter_side=SHORTER_SIDE, quality=QUALITY, images_per_shard=1000,
                 processes=1, skip_unreadable=False)
@@ -227,13 +189,12 @@ def main(argv) -> None:
                    for n in sorted({1, min(2, len(available)), len(available)})}
     made = columns(results)
     print(table(made))
-    if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps({
-            'unit': 'images/s', 'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
-            'rates': {column: {name: {'median': round(statistics.median(rates), 1),
-                                      'passes': [round(rate, 1) for rate in rates]}
-                               for name, rates in by_name.items()}
-                      for column, by_name in made.items()}}, indent=1))
+    turns.write_json(JSON.value, {
+        'unit': 'images/s', 'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
+        'rates': {column: {name: {'median': round(statistics.median(rates), 1),
+                                  'passes': [round(rate, 1) for rate in rates]}
+                           for name, rates in by_name.items()}
+                  for column, by_name in made.items()}})
 
 
 if __name__ == '__main__':

@@ -139,6 +139,7 @@ class Stage(nn.Module):
                 variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                 split_rngs={'params': True},
                 length=rest,
-                unroll=rest if self.unroll else 1,
+                # Initialisation runs once: in a loop, it compiles as fast at every depth.
+                unroll=rest if self.unroll and not self.is_initializing() else 1,
             )(self.block(features=self.features, stride=1, name='rest'), x, None)
         return x

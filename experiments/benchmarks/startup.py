@@ -1,0 +1,95 @@
+"""From the shell to the first step: the compilation cache empty, and full.
+
+    python experiments/benchmarks/startup.py --config=configs/digits_r20.py --json=result.json
+
+Starts `python -m resnet_jax.main` as a user does, and notes when each line of its output arrives;
+it is ended after the first step. Cold: an empty folder of compiled programs; warm: the same folder
+in the next process. Cold and warm starts take turns. Prepared data (`data.cache`) is there in both:
+one start goes before that is not counted. Processor time is that of the process up to its end.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import turns
+from absl import flags
+
+from resnet_jax import cli
+from resnet_jax.errors import UserError
+
+CONFIG = cli.config_flag()
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Pairs of a cold and a warm start.', 1)
+JSON = flags.DEFINE_string('json', '', 'File for the result.')
+
+# What begins a line of the output: what is done by then.
+MARKS = {'announced': ' network of depth ', 'compiled': 'compiled the training step',
+         'first_step': 'step       1/'}
+
+
+def start(arguments: list[str], cache: str) -> dict[str, float]:
+    """One start up to the first step: seconds to each mark, and of processor time.
+
+    Raises:
+      UserError: the program ended before; its own message is on stderr.
+    """
+    environment = dict(os.environ, PYTHONUNBUFFERED='1', JAX_COMPILATION_CACHE_DIR=cache)
+    with tempfile.TemporaryDirectory() as workdir:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'resnet_jax.main', f'--workdir={workdir}/run', *arguments,
+             '--config.log.every_steps=1'],
+            stdout=subprocess.PIPE, text=True, env=environment)
+        times = {}
+        for line in process.stdout:
+            for mark, text in MARKS.items():
+                if text in line:
+                    times.setdefault(mark, time.perf_counter() - begin)
+            if 'first_step' in times:
+                break
+        process.kill()
+        process.stdout.close()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 0  # it has been waited for
+    if 'first_step' not in times:
+        raise UserError('the program ended before its first step; see its message above.')
+    return times | {'processor': usage.ru_utime + usage.ru_stime}
+
+
+def measure(arguments: list[str], repeats: int) -> dict[str, turns.Outcome]:
+    """'cold' and 'warm', taking turns."""
+    outcomes = {'cold': turns.Outcome(), 'warm': turns.Outcome()}
+    with tempfile.TemporaryDirectory() as cache:
+        start(arguments, cache)
+    for i in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            for name, outcome in outcomes.items():
+                outcome.passes.append(start(arguments, cache))
+                turns.progress(f'{name} start {i + 1} of {repeats}: '
+                               f'{outcome.passes[-1]["first_step"]:.1f} s to the first step')
+    return outcomes
+
+
+def main(argv) -> None:
+    del argv
+    arguments = [argument for argument in sys.argv[1:] if argument.startswith('--config')]
+    config_file = pathlib.Path(flags.FLAGS['config'].config_filename)
+    arguments = [f'--config={config_file}', *(x for x in arguments if x.startswith('--config.'))]
+    outcomes = measure(arguments, REPEATS.value)
+    made = {name: {part: outcome.median(part) for part in (*MARKS, 'processor')}
+            | {'passes': outcome.passes} for name, outcome in outcomes.items()}
+    made['warm over cold'] = {part: turns.ratio(outcomes['warm'], outcomes['cold'], part)
+                              for part in (*MARKS, 'processor')}
+    print(turns.table(
+        ['seconds from the shell', 'network announced', 'step compiled', 'first step done',
+         'processor time'],
+        [[name, *(f'{row[part]:.2f}' for part in (*MARKS, 'processor'))]
+         for name, row in made.items()]))
+    turns.write_json(JSON.value, {'repeats': REPEATS.value, 'unit': 'seconds', 'rows': made})
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,250 @@
+"""The training step of a config, beside PyTorch's on the same machine in the same run.
+
+    python experiments/benchmarks/train_step.py --config=configs/cifar10_r20.py --json=result.json
+    python experiments/benchmarks/train_step.py --config=configs/cifar10_r20.py \
+        --variant=model.unroll=False --variant=model.virtual_batch_size=none
+
+The images are made up and lie on the device: this is the step, and not the input pipeline. This
+program's step also draws the images of its batch, crops and flips them; PyTorch is given one
+batch, again and again. PyTorch's network is torchvision's where that is installed and has it, and
+the same network written out otherwise, in channels-last layout and, where the config computes in
+bfloat16, under autocast; its batch normalisation is over the whole batch. The baseline is the
+fastest of PyTorch's.
+
+MFU: multiply-adds of convolutions and dense layers, forward and twice that backward, times two,
+over the device's published peak in bfloat16. Bytes an image: what XLA counts as accessed. Peak
+memory: on an accelerator what was allocated at most, on CPU what of the process was resident.
+"""
+
+import copy
+import importlib.util
+import json
+import resource
+import shutil
+
+import turns
+from absl import flags
+
+from resnet_jax import cli
+from resnet_jax.errors import UserError
+
+CONFIG = cli.config_flag()
+VARIANT = flags.DEFINE_multi_string(
+    'variant', [], 'Also time this program with these fields changed, as in '
+    '--variant=model.unroll=False,model.depth=20.')
+PYTORCH = flags.DEFINE_bool('pytorch', True, 'Also time PyTorch, where it is installed.')
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each contender.', 1)
+STEPS = flags.DEFINE_integer('steps', 10, 'Steps a pass.', 1)
+JSON = flags.DEFINE_string('json', '', 'File for the result.')
+
+# Published peaks in bfloat16 without sparsity, FLOPs a second, by a part of the device's name.
+PEAKS = {'H100 80GB HBM3': 989e12, 'H200': 989e12, 'A100': 312e12, 'TPU v4': 275e12,
+         'TPU v5 lite': 197e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12}
+OURS = 'this program'
+
+
+def this_program(config_json: str):
+    """The compiled step of this program; see `turns.take_turns`."""
+    from resnet_jax import host_memory
+
+    host_memory.keep()
+    import jax
+    from ml_collections import ConfigDict
+
+    from resnet_jax import compilation_cache, sharding
+    from resnet_jax.program import build
+    from resnet_jax.summary import summarize
+
+    config = ConfigDict(json.loads(config_json))
+    compilation_cache.use(config.compilation_cache)
+    program = build(config, sharding.create_mesh(config))
+    state, inputs = program.initial_state(), next(program.train_data.inputs(0))
+    step = jax.jit(program.train_step, donate_argnums=(0,),
+                   out_shardings=(program.shardings, None)).lower(state, inputs).compile()
+    device = program.mesh.devices.flat[0]
+    cost = step.cost_analysis()
+    facts = {'device': device.device_kind, 'devices': program.mesh.size,
+             'multiply_adds_an_image': summarize(config)['multiply_adds'],
+             'bytes_an_image': cost.get('bytes accessed', 0) / config.batch_size or None}
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, report = step(state, inputs)
+        jax.block_until_ready((state, report))
+
+    def run(count: int) -> dict[str, float]:
+        measured = turns.timed(lambda: steps(count))
+        stats = device.memory_stats() or {}
+        return measured | {'peak_bytes': stats.get('peak_bytes_in_use', _resident_bytes())}
+
+    return facts, run
+
+
+def pytorch(config_json: str, compiled: bool, num_threads: int):
+    """The step in PyTorch; see `turns.take_turns`."""
+    config = json.loads(config_json)
+    network, name = _pytorch_network(config)
+    if compiled and not shutil.which('g++') and not shutil.which('c++'):
+        raise turns.NotRun('torch.compile needs a C++ compiler')
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(num_threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.01, config['optimizer']['momentum'],
+        weight_decay=config['optimizer']['weight_decay'])
+    batch_size, size = config['batch_size'], config['data']['image_size']
+    images = torch.randn(batch_size, config['data']['channels'], size, size, device=device).to(
+        memory_format=torch.channels_last)
+    labels = torch.randint(config['model']['num_classes'], (batch_size,), device=device)
+    autocast = torch.autocast(device, torch.bfloat16,
+                              enabled=config['model']['dtype'] == 'bfloat16')
+    forward = torch.compile(network) if compiled else network
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            with autocast:
+                loss = functional.cross_entropy(forward(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    def run(count: int) -> dict[str, float]:
+        measured = turns.timed(lambda: steps(count))
+        return measured | {'peak_bytes': torch.cuda.max_memory_allocated() if device == 'cuda'
+                           else _resident_bytes()}
+
+    steps(2)
+    return {'network': name, 'device': torch.cuda.get_device_name() if device == 'cuda'
+            else 'cpu'}, run
+
+
+def _pytorch_network(config: dict):
+    """The network and where it comes from: torchvision where that has it."""
+    if not importlib.util.find_spec('torch'):
+        raise turns.NotRun(turns.NO_PYTORCH)
+    model = config['model']
+    if model['family'] == 'vgg':
+        raise turns.NotRun('the PyTorch twin has residual networks only')
+    theirs = (model['family'] == 'imagenet' and model['shortcut'] == 'B' and not model['plain']
+              and model['width'] == 64 and config['data']['channels'] == 3
+              and (model['depth'] < 50 or model['stride_in'] == 'v1.5'))
+    if theirs and importlib.util.find_spec('torchvision'):
+        import torchvision
+
+        name = f'resnet{model["depth"]}'
+        return torchvision.models.get_model(name, num_classes=model['num_classes']), (
+            f'torchvision {name}')
+    import torch_twin
+
+    return torch_twin.ResNet(model, config['data']['channels']), 'torch_twin.py'
+
+
+def _resident_bytes() -> int:
+    """The most of this process that was in memory at a time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def variant(config, changes: str):
+    """The config with some fields changed: 'model.unroll=False,model.depth=20'.
+
+    Raises:
+      UserError: there is no such field.
+    """
+    config = copy.deepcopy(config)
+    values = {}
+    for change in changes.split(','):
+        name, _, value = change.partition('=')
+        try:
+            values[name] = json.loads({'True': 'true', 'False': 'false', 'none': 'null'}.get(
+                value, value))
+        except json.JSONDecodeError:
+            values[name] = value
+    try:
+        config.update_from_flattened_dict(values)
+    except (KeyError, TypeError) as error:
+        raise UserError(f'--variant={changes}: {error}') from error
+    return config
+
+
+def rows(outcomes: dict, batch_size: int) -> dict[str, dict]:
+    """What the table and the JSON say of each contender."""
+    run = {name: outcome for name, outcome in outcomes.items() if outcome.not_run is None}
+    theirs = [name for name in run if not name.startswith(OURS)]
+    baseline = min(theirs, key=lambda name: run[name].median('seconds'), default=None)
+    made = {}
+    for name, outcome in outcomes.items():
+        if outcome.not_run is not None:
+            made[name] = {'not_run': outcome.not_run}
+            continue
+        seconds = outcome.median('seconds')
+        row = made[name] = {
+            'images_per_second': batch_size / seconds, 'milliseconds': 1e3 * seconds,
+            'processor_milliseconds': 1e3 * outcome.median('processor_seconds'),
+            'peak_bytes': max(one['peak_bytes'] for one in outcome.passes), **outcome.facts,
+            'passes_milliseconds': [1e3 * one['seconds'] for one in outcome.passes]}
+        if baseline:
+            row['speed_over_pytorch'] = turns.ratio(run[baseline], outcome, 'seconds')
+            row['processor_speed_over_pytorch'] = turns.ratio(
+                run[baseline], outcome, 'processor_seconds')
+        row['speed_over_first'] = turns.ratio(run[OURS], outcome, 'seconds')
+        peak = next((peak for part, peak in PEAKS.items() if part in outcome.facts['device']), None)
+        multiply_adds = run[OURS].facts['multiply_adds_an_image']
+        devices = outcome.facts.get('devices', 1)
+        row['mfu'] = peak and 6 * multiply_adds * row['images_per_second'] / (devices * peak)
+    return made
+
+
+def table(made: dict[str, dict]) -> str:
+    def cells(name, row):
+        if 'not_run' in row:
+            return [name, f'not run ({row["not_run"]})', *[''] * 7]
+        return [name, f'{row["images_per_second"]:,.0f}', f'{row["milliseconds"]:.1f}',
+                f'{row["processor_milliseconds"]:.1f}',
+                f'{row["speed_over_first"]:.2f}',
+                _number(row.get('speed_over_pytorch'), '.2f', 'not run'),
+                _number(row['mfu'] and 100 * row['mfu'], '.1f'),
+                _number(row.get('bytes_an_image') and row['bytes_an_image'] / 1e6, '.1f'),
+                f'{row["peak_bytes"] / 1e9:.2f}']
+
+    return turns.table(
+        ['', 'images/s', 'ms a step', 'processor ms', 'speed over the first',
+         'speed over PyTorch', 'MFU %', 'MB an image', 'peak GB'],
+        [cells(name, row) for name, row in made.items()])
+
+
+def _number(value: float | None, form: str, otherwise: str = 'not known') -> str:
+    return otherwise if value is None else format(value, form)
+
+
+def main(_) -> None:
+    config = turns.with_made_up_images(CONFIG.value)
+    contenders = {OURS: (this_program, config.to_json())}
+    for changes in VARIANT.value:
+        contenders[f'{OURS}, {changes}'] = (this_program, variant(config, changes).to_json())
+    if PYTORCH.value:
+        cores = len(turns.available_cores())
+        for compiled in (False, True):
+            contenders[f'PyTorch {"torch.compile" if compiled else "eager"}'] = (
+                pytorch, config.to_json(), compiled, cores)
+    outcomes = turns.take_turns(contenders, REPEATS.value, STEPS.value)
+    for outcome in outcomes.values():
+        for one in outcome.passes:
+            one['seconds'] /= STEPS.value
+            one['processor_seconds'] /= STEPS.value
+    made = rows(outcomes, config.batch_size)
+    print(table(made))
+    turns.write_json(JSON.value, {
+        'config': json.loads(config.to_json()), 'repeats': REPEATS.value,
+        'steps_a_pass': STEPS.value, 'rows': made})
+
+
+if __name__ == '__main__':
+    cli.run(main)

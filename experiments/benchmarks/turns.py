@@ -1,0 +1,223 @@
+"""What the benchmarks share: contenders that take turns, and how results are told.
+
+Each contender runs in a process of its own, and all are bound to the same cores. They take turns,
+a pass each, again and again: what else the machine does hits all of them alike. The median over the
+passes counts; ratios are taken within a turn.
+"""
+
+import copy
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+PAUSE = 0.3  # seconds
+NO_PYTORCH = "PyTorch is not installed: pip install 'resnet_jax[torch]'"
+
+Run = Callable[[int], dict[str, float]]  # so many units of work -> what was measured
+
+
+class NotRun(Exception):  # noqa: N818
+    """A contender cannot take part; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a contender.
+
+    Attributes:
+      facts: what it tells of itself.
+      passes: what was measured in each turn.
+      not_run: why there are no passes.
+    """
+
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    passes: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    not_run: str | None = None
+
+    def median(self, name: str) -> float:
+        return statistics.median(one[name] for one in self.passes)
+
+
+class Process:
+    """A contender in a process of its own, that waits for its turn."""
+
+    def __init__(self, name: str, contender: Callable[..., tuple[dict, Run]], arguments: Sequence,
+                 cores: Sequence[int]):
+        context = multiprocessing.get_context('spawn')
+        self._name = name
+        self._connection, other = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(other, contender, tuple(arguments), tuple(cores)), daemon=False)
+        self._process.start()
+        other.close()
+
+    def receive(self, limit: float | None = None) -> Any:
+        """What the process sends next.
+
+        Raises:
+          NotRun: it cannot take part, or has not answered within so many seconds.
+          RuntimeError: it failed; it has told how.
+        """
+        if not self._connection.poll(limit):
+            self._process.kill()
+            raise NotRun(f'not done after {limit:g} s')
+        try:
+            kind, content = self._connection.recv()
+        except EOFError:
+            raise RuntimeError(f'the contender {self._name!r} failed.') from None
+        if kind == 'not run':
+            raise NotRun(content)
+        return content
+
+    def take_turn(self, units: int, limit: float | None = None) -> dict[str, float]:
+        """One pass of so many units of work; see `receive`."""
+        self._connection.send(units)
+        return self.receive(limit)
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection, contender, arguments, cores) -> None:
+    if cores:
+        os.sched_setaffinity(0, cores)
+    # Processes share an accelerator: none may take all of its memory in advance.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    try:
+        facts, run = contender(*arguments)
+        _settle()
+        connection.send(('ready', facts))
+        while True:
+            measured = run(connection.recv())
+            _settle()
+            connection.send(('measured', measured))
+    except EOFError:
+        pass
+    except NotRun as reason:
+        connection.send(('not run', str(reason)))
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # whatever the contender still has running
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its workers."""
+    ticks = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        # The name in brackets may hold spaces; user and system time are fields 14 and 15.
+        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds, of the clock and of the processors, that a piece of work takes."""
+    begin, begin_cpu = time.perf_counter(), processor_seconds()
+    work()
+    return {'seconds': time.perf_counter() - begin,
+            'processor_seconds': processor_seconds() - begin_cpu}
+
+
+def _settle() -> None:
+    """Waits until work in advance is done and threads sleep: others are not to be disturbed."""
+    before = float('-inf')
+    while (now := processor_seconds()) - before > 0.1 * PAUSE:
+        before = now
+        time.sleep(PAUSE)
+
+
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
+               cores: Sequence[int] | None = None) -> dict[str, Outcome]:
+    """Lets the contenders take turns.
+
+    Args:
+      contenders: name: (function, its arguments …). In its process, the function returns what the
+        contender tells of itself, and what makes a pass; or raises NotRun.
+      repeats: passes of each that are counted; one goes before, to warm up.
+      units: of work, a pass.
+      cores: that each is bound to; None: all there are.
+    """
+    cores = available_cores() if cores is None else cores
+    outcomes, processes = {}, {}
+    for name, (contender, *arguments) in contenders.items():
+        # One after the other: what they compile before they are ready takes all cores.
+        process = Process(name, contender, arguments, cores)
+        try:
+            outcomes[name] = Outcome(process.receive())
+            processes[name] = process
+        except NotRun as reason:
+            outcomes[name] = Outcome(not_run=str(reason))
+            process.close()
+        progress(f'{name}: ' + (outcomes[name].not_run or 'ready'))
+    for i in range(repeats + 1):
+        for name, process in processes.items():
+            measured = process.take_turn(units)
+            if i:
+                outcomes[name].passes.append(measured)
+        progress(f'pass {i} of {repeats}')
+    for process in processes.values():
+        process.close()
+    return outcomes
+
+
+def ratio(one: Outcome, other: Outcome, name: str) -> float:
+    """The median over the turns of what was measured of one, over the same of the other."""
+    return statistics.median(
+        a[name] / b[name] for a, b in zip(one.passes, other.passes, strict=True))
+
+
+def with_made_up_images(config):
+    """The config, its images replaced by made-up ones on the devices."""
+    config = copy.deepcopy(config)
+    if config.data.source != 'digits':
+        config.data.source, config.data.channels = 'synthetic', 3
+    config.data.train_crop, config.data.randaugment_layers = 'pad', 0
+    config.data.pipeline = 'resident'
+    return config
+
+
+def progress(message: str) -> None:
+    """A line for whoever waits; the result alone goes to stdout."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for people: Markdown, the first column to the left and the others to the right."""
+    lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def write_json(path: str, content: Mapping[str, Any]) -> None:
+    """The result for programs, with what it was measured by; nothing where the path is empty."""
+    if not path:
+        return
+    from resnet_jax.writers import write_whole
+
+    versions = {}
+    for package in ('jax', 'jaxlib', 'torch'):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    write_whole(pathlib.Path(path), json.dumps({
+        'command': shlex.join(['python', *sys.argv]), 'python': platform.python_version(),
+        'versions': versions, 'cores': len(available_cores()), **content}, indent=1) + '\n')

@@ -1,0 +1,109 @@
+"""Every benchmark runs on CPU with small settings, and its JSON says what the table does."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ('--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=4',
+        '--config.batch_size=16', '--config.model.virtual_batch_size=8', '--config.mesh.data=1',
+        '--config.schedule.warmup=none')
+CIFAR = ('--config=configs/cifar10_r20.py', *TINY[1:], '--config.data.source=synthetic',
+         '--config.num_steps=2', '--config.eval.batch_size=250', '--config.eval.every_steps=none',
+         '--config.checkpoint.every_steps=none')
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    """Programs that one benchmark compiles serve the next."""
+    return tmp_path_factory.mktemp('compiled')
+
+
+def benchmark(name: str, tmp_path: pathlib.Path, cache: pathlib.Path, *args: str) -> dict:
+    """Runs it as a user does; its JSON and its table."""
+    path = tmp_path / 'result.json'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+    environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
+    process = subprocess.run(
+        [sys.executable, f'experiments/benchmarks/{name}.py', *args, f'--json={path}'], cwd=ROOT,
+        capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(path.read_text())
+    assert result['command'].startswith(f'python experiments/benchmarks/{name}.py')
+    table = [line.split('|')[1].strip() for line in process.stdout.splitlines() if '|' in line]
+    return result | {'table': table[2:]}
+
+
+def test_train_step_gives_every_contender_as_many_passes_as_asked(tmp_path, cache):
+    result = benchmark('train_step', tmp_path, cache, *TINY, '--steps=1', '--repeats=2',
+                       '--variant=log.every_steps=7', '--nopytorch')
+    rows = result['rows']
+    assert result['table'] == list(rows) == [
+        'this program', 'this program, log.every_steps=7']
+    for row in rows.values():
+        assert len(row['passes_milliseconds']) == 2
+        assert row['images_per_second'] == pytest.approx(16e3 / row['milliseconds'])
+        assert row['mfu'] is None  # no peak is published for a CPU
+        assert row['peak_bytes'] > 1e8
+    assert rows['this program']['speed_over_first'] == 1
+
+
+def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
+    # No network compiles in a millisecond.
+    result = benchmark('compile_time', tmp_path, cache, *TINY, '--depths=8', '--repeats=1',
+                       '--limit=0.001')
+    assert result['rows']['depth 8, scanned'] == {
+        kind: {'not_run': 'not done after 0.001 s'} for kind in ('cold', 'warm')}
+    assert result['table'] == ['depth 8, scanned', 'depth 8, unrolled']
+
+
+def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
+    result = benchmark('startup', tmp_path, cache, *TINY, '--repeats=1')
+    assert result['table'] == ['cold', 'warm', 'warm over cold']
+    for kind in ('cold', 'warm'):
+        row = result['rows'][kind]
+        assert 0 < row['announced'] < row['compiled'] < row['first_step']
+
+
+def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
+    args = (*CIFAR, f'--workdir={tmp_path}/runs', '--programs=ours')
+    first = benchmark('cifar', tmp_path, cache, *args)
+    row = first['rows']['ours']
+    assert row['finished'] and row['evaluated']['step'] == 2
+    assert row['evaluated']['eval/count'] == 250
+    assert first['rows']['fair'] == {'not_run': 'not chosen'}
+    again = benchmark('cifar', tmp_path, cache, *args)
+    assert again['rows']['ours'] == row  # what is finished is not run again
+
+
+def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
+    pytest.importorskip('torch', reason="needs PyTorch: pip install 'resnet_jax[torch]'")
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / 'data.npz', mean=np.float32(0.5), std=np.float32(1), **{
+        f'{split}_{kind}': rng.integers(0, 256, (20, 8, 8, 3), np.uint8) if kind == 'images'
+        else rng.integers(0, 10, 20) for split in ('train', 'test')
+        for kind in ('images', 'labels')})
+    recipe = {
+        'family': 'cifar', 'depth': 8, 'width': 4, 'plain': False, 'shortcut': 'A',
+        'stride_in': 'v1', 'num_classes': 10, 'seed': 0, 'num_steps': 2, 'batch_size': 8,
+        'crop_padding': 1, 'flip': True, 'learning_rate': 0.1, 'boundaries': [1], 'factor': 0.1,
+        'warmup': 'none', 'warmup_learning_rate': 0.01, 'warmup_error': 80.0,
+        'warmup_window': 20, 'momentum': 0.9, 'weight_decay': 1e-4, 'eval_every_steps': 2,
+        'eval_batch_size': 10}
+    for variant in ('--fair', '--workers=1'):
+        for num_steps in (2, 4):
+            (tmp_path / 'recipe.json').write_text(json.dumps(recipe | {'num_steps': num_steps}))
+            subprocess.run(
+                [sys.executable, 'experiments/benchmarks/torch_cifar.py', variant,
+                 f'--recipe={tmp_path}/recipe.json', f'--data={tmp_path}/data.npz',
+                 f'--workdir={tmp_path}/{variant}'], cwd=ROOT, check=True, env=os.environ)
+        rows = [json.loads(line)
+                for line in (tmp_path / variant / 'metrics.jsonl').read_text().splitlines()]
+        assert [row['step'] for row in rows] == [2, 4]
+        assert {row['eval/count'] for row in rows} == {20}
