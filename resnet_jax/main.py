@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, xla_flags
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
@@ -29,6 +29,7 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, f
 
 def main(_) -> None:
     config = CONFIG.value
+    xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import sharding, train
 

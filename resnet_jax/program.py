@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -66,6 +66,23 @@ class Program:
         return steps.train_step(
             train_state, batch, model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
+
+    def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
+        """Several training steps in a row: (state, reports stacked along a new first axis).
+
+        Args:
+          train_state: before the first step.
+          inputs: of the training pipeline, for each step, or a single one that all steps share.
+          count: steps.
+        """
+        if count == 1:
+            train_state, report = self.train_step(train_state, inputs[0])
+            return train_state, jax.tree.map(lambda x: x[None], report)
+        if len(inputs) == 1:
+            return jax.lax.scan(lambda state, _: self.train_step(state, inputs[0]), train_state,
+                                length=count)
+        return jax.lax.scan(self.train_step, train_state,
+                            jax.tree.map(lambda *steps: jnp.stack(steps), *inputs))
 
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
         """Adds the batch of this index to the sums: (index + 1, sums)."""

@@ -44,6 +44,7 @@ class Pipeline(Protocol):
       num_classes: labels are in [0, num_classes).
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
+      shares_inputs: whether all batches are made from the same inputs.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class Pipeline(Protocol):
     num_classes: int
     image_shape: tuple[int, int, int]
     batch_size: int
+    shares_inputs: bool
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …
