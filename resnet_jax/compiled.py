@@ -55,7 +55,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         'mfu': None, 'notes': list(_batch_norm_notes(program, devices.device)),
     }
     start = time.perf_counter()
-    lowered = program.lower_train_step(program.state, program.train_data.input_shapes)
+    lowered = program.lower_train_steps(program.state, (program.train_data.input_shapes,), 1)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

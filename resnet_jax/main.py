@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, xla_flags
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
@@ -25,6 +25,7 @@ PROCESSES = cli.process_flags()
 
 def main(_) -> None:
     config, status = CONFIG.value, 0
+    xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import processes, train
     from resnet_jax.writers import say

@@ -105,10 +105,10 @@ class Meter:
     def pause(self) -> None:
         self._elapsed += time.perf_counter() - self._started
 
-    def waited(self, seconds: float) -> None:
-        """Counts time that a step spent waiting for its data."""
+    def waited(self, seconds: float, steps: int) -> None:
+        """Counts steps, and the time that they spent waiting for the data of the next."""
         self._waited += seconds
-        self._steps += 1
+        self._steps += steps
 
     def read(self, batch_size: int) -> dict[str, float]:
         """images_per_second and data_wait_fraction since the last reading; starts anew."""

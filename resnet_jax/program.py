@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -75,13 +75,32 @@ class Program:
             train_state, batch, model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
 
-    def lower_train_step(self, train_state: Any, inputs: Any) -> jax.stages.Lowered:
-        """The training step as it is run: the new state takes the place of the old one.
+    def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
+        """Several training steps in a row: (state, reports stacked along a new first axis).
 
         Args:
-          train_state, inputs: arrays of the mesh, or their shapes.
+          train_state: before the first step.
+          inputs: of the training pipeline, for each step, or a single one that all steps share.
+          count: steps.
         """
-        return jax.jit(self.train_step, donate_argnums=0,
+        if count == 1:
+            train_state, report = self.train_step(train_state, inputs[0])
+            return train_state, jax.tree.map(lambda x: x[None], report)
+        if len(inputs) == 1:
+            return jax.lax.scan(lambda state, _: self.train_step(state, inputs[0]), train_state,
+                                length=count)
+        return jax.lax.scan(self.train_step, train_state,
+                            jax.tree.map(lambda *steps: jnp.stack(steps), *inputs))
+
+    def lower_train_steps(self, train_state: Any, inputs: Sequence[Any],
+                          count: int) -> jax.stages.Lowered:
+        """`train_steps` as they are run: the new state takes the place of the old one.
+
+        Args:
+          train_state, inputs, count: see there; shapes may take the place of arrays.
+        """
+        steps_in_a_row = functools.partial(self.train_steps, count=count)
+        return jax.jit(steps_in_a_row, donate_argnums=0,
                        out_shardings=(self.shardings, None)).lower(train_state, inputs)
 
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):

@@ -104,6 +104,20 @@ def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
             {name: source.fingerprint for name, source in sources.items()}, indent=2) + '\n')
 
 
+def steps_of_next_call(config: ConfigDict, step: int) -> int:
+    """`steps_per_call` where nothing is due before its end, otherwise 1; 0 at the end of the run.
+
+    So only two programs are compiled, whatever the fields are.
+
+    Args:
+      config: the fields `every_steps`, `num_steps` and `steps_per_call` are read.
+      step: steps done.
+    """
+    dues = (config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+    left = min(config.num_steps - step, *(every - step % every for every in dues if every))
+    return config.steps_per_call if config.steps_per_call <= left else min(1, left)
+
+
 class Run:
     """One run of a program in its workdir: what is compiled, written to and waited for."""
 
@@ -183,20 +197,26 @@ class Run:
     def _steps(self, state: TrainState, feed: Iterator[Any],
                profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.start_step
-        inputs = next(feed)
-        train_step = self._compile('training step', self.program.lower_train_step, state, inputs)
+        count = steps_of_next_call(config, step)
+        inputs = self._inputs(feed, count)
+        train_steps = {}  # by their number
         log = StepLog(config, step)
         log.meter.start()
-        while step < config.num_steps and not self.stop.asked(step):
-            profiler.before(step)
+        while count and not self.stop.asked(step):
+            if count not in train_steps:
+                log.meter.pause()
+                train_steps[count] = self._compile_train_steps(count, state, inputs)
+                log.meter.start()
+            profiler.before(step, step + count)
             with jax.transfer_guard('disallow'):
-                state, report = train_step(state, inputs)
-                step += 1
-                log.add(report)
-                asked = time.perf_counter()
-                inputs = next(feed) if step < config.num_steps else None
-                log.meter.waited(time.perf_counter() - asked)
-            profiler.after(step, report)
+                state, reports = train_steps[count](state, inputs)
+                step += count
+                log.add(reports)
+                asked, done = time.perf_counter(), count
+                count = steps_of_next_call(config, step)
+                inputs = self._inputs(feed, count)
+                log.meter.waited(time.perf_counter() - asked, done)
+            profiler.after(step, reports)
             if self._is_due(step, config.log.every_steps):
                 self._write_log(log, step)
             evaluate = self._is_due(step, config.eval.every_steps)
@@ -210,6 +230,17 @@ class Run:
                 log.meter.start()
         log.settle(self.checkpoints.latest_step)
         return state, step
+
+    def _inputs(self, feed: Iterator[Any], count: int) -> tuple[Any, ...]:
+        """The inputs of the next call: those of each step, or those that all steps share."""
+        if self.program.train_data.shares_inputs:
+            count = min(1, count)
+        return tuple(itertools.islice(feed, count))
+
+    def _compile_train_steps(self, count: int, state: TrainState,
+                             inputs: tuple[Any, ...]) -> Callable:
+        name = 'training step' if count == 1 else f'call of {count} training steps'
+        return self._compile(name, self.program.lower_train_steps, state, inputs, count)
 
     def _is_finished(self, step: int) -> bool:
         return step == self.config.num_steps and step in self.evaluated

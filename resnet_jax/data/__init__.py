@@ -47,6 +47,7 @@ class Pipeline(Protocol):
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
       input_shapes: shapes, dtypes and shardings of an item of `inputs`.
+      shares_inputs: whether all batches are made from the same inputs.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Pipeline(Protocol):
     image_shape: tuple[int, int, int]
     batch_size: int
     input_shapes: Any
+    shares_inputs: bool
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …

@@ -104,6 +104,8 @@ class Host:
       skipped: unreadable images that were left out so far, each time they were met.
     """
 
+    shares_inputs = False
+
     def __init__(self, source: Source, mesh: Mesh, batch_size: int,
                  transform: TrainTransform | EvalTransform, augmentation: Augmentation | None, *,
                  threads: int, workers: int, chunk_size: int, batches_ahead: int,

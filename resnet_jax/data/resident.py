@@ -23,6 +23,8 @@ from resnet_jax.data.sources import ArraySource
 class Resident:
     """Batches of one split, made on the device; see `resnet_jax.data.Pipeline`."""
 
+    shares_inputs = True
+
     def __init__(self, source: ArraySource, mesh: Mesh, batch_size: int,
                  augmentation: Augmentation | None):
         """Copies nothing yet; `inputs` copies the images to every device.
