@@ -3,8 +3,8 @@
   python -m resnet_jax.main --config=configs/digits.py --workdir=runs/digits56 \
       --config.model.depth=56
 
-configs/digits_r20.py with half the learning rate and twice the warm-up, which 56 layers need, and
-with a denser log for curves. experiments/degradation.py is where the depths are compared.
+configs/digits_r20.py with a denser log for curves. experiments/degradation.py is where the depths
+are compared.
 """
 
 from configs import digits_r20
@@ -12,8 +12,6 @@ from configs import digits_r20
 
 def get_config():
     config = digits_r20.get_config()
-    config.schedule.learning_rate = 0.05
-    config.schedule.warmup_steps = 100
     config.eval.every_steps = 50
     config.log.every_steps = 25
     return config
