@@ -147,7 +147,7 @@ def chart(points: Sequence[dict[str, Any]]) -> Any:
             alt.X('multiply_adds:Q', title='multiply-adds of one image',
                   scale=alt.Scale(type='log', nice=False, padding=60), axis=alt.Axis(format='~s')),
             alt.Y('error:Q', title=f'top-{5 if top5 else 1} error, %',
-                  scale=alt.Scale(zero=False, padding=20)))
+                  scale=alt.Scale(zero=False, nice=False, padding=20)))
         dots = base.mark_circle(opacity=0.6).encode(
             alt.Size('parameters:Q', title='parameters', scale=alt.Scale(range=[30, 900]),
                      legend=alt.Legend(format='~s')),

@@ -48,13 +48,15 @@ def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
               scale=alt.Scale(type='sqrt', domain=[0, top]),
               axis=alt.Axis(values=[tick for tick in TICKS if tick <= top]))
     x = alt.X('step:Q', title='step')
-    color = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
+    color = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True),
+                      legend=alt.Legend(symbolType='stroke', symbolOpacity=1, symbolStrokeWidth=3))
     base = alt.Chart(alt.Data(values=list(points)))
     lines = base.mark_line().encode(
         x, y, color, strokeDash=alt.StrokeDash(
             'images:N', title='images', sort=['test', 'training'],
+            legend=alt.Legend(symbolType='stroke'),
             scale=alt.Scale(domain=['test', 'training'], range=[[1, 0], [4, 3]])),
-        strokeWidth=alt.StrokeWidth('images:N', legend=None, scale=alt.Scale(
+        strokeWidth=alt.StrokeWidth('images:N', title='images', scale=alt.Scale(
             domain=['test', 'training'], range=[2.5, 1.2])))
     bands = base.mark_area(opacity=0.15).encode(
         x, y=alt.Y('least:Q'), y2='greatest:Q', color=color).transform_filter(

@@ -218,8 +218,9 @@ def chart(points: Sequence[Mapping[str, Any]]) -> Any:
     import altair as alt
 
     depth = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
-    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(symbolType='stroke'),
-                          scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
+    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
+        symbolType='stroke', symbolStrokeColor='gray', symbolStrokeWidth=2),
+        scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
     y = alt.Y('std:Q', title='standard deviation', scale=alt.Scale(zero=False))
     panels = []
     for order, x, title in (('by layer', 'index of the layer', 'in the order of the layers'),
