@@ -13,6 +13,7 @@ the same --workdir goes on, and the pieces' times are added up. --programs choos
 On a CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ import turns
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -56,8 +58,6 @@ def recipe(config) -> dict:
         'optimizer.decay_bn_and_bias': True, 'optimizer.accumulation_steps': 1,
         'optimizer.clip_norm': None, 'optimizer.ema_decay': None, 'loss.label_smoothing': 0.0,
         'eval.recalibrate_batches': 0, 'init.checkpoint': ''}
-    from resnet_jax.config import leaves
-
     given = leaves(config)
     for field, value in fixed.items():
         if given[field] != value:
@@ -140,9 +140,9 @@ def run(program: str, folder: pathlib.Path, num_steps: int) -> dict:
 
 
 def why_not(program: str) -> str | None:
-    """Why a program cannot be run here."""
-    import importlib.util
-
+    """Why a program is not run."""
+    if program not in PROGRAMS.value:
+        return 'not chosen'
     if program == 'ours':
         return None
     if not importlib.util.find_spec('torch'):
@@ -178,8 +178,8 @@ def main(_) -> None:
         raise UserError(f'--programs takes {", ".join(NAMES)}; got {", ".join(sorted(unknown))}.')
     workdir, config = pathlib.Path(WORKDIR.value), CONFIG.value
     workdir.mkdir(parents=True, exist_ok=True)
-    made = {program: {'not_run': why_not(program) or 'not chosen'} for program in NAMES}
-    chosen = [program for program in PROGRAMS.value if not why_not(program)]
+    made = {program: {'not_run': why_not(program)} for program in NAMES}
+    chosen = [program for program, row in made.items() if row['not_run'] is None]
     if set(chosen) - {'ours'}:
         write_whole(workdir / 'recipe.json', json.dumps(recipe(config), indent=1) + '\n')
         if not (workdir / 'data.npz').exists():

@@ -30,13 +30,17 @@ MARKS = {'announced': ' network of depth ', 'compiled': 'compiled the training s
          'first_step': 'step       1/'}
 
 
-def start(arguments: list[str], cache: str) -> dict[str, float]:
+def start(arguments: list[str], **environment: str) -> dict[str, float]:
     """One start up to the first step: seconds to each mark, and of processor time.
+
+    Args:
+      arguments: of the command line.
+      environment: variables that are changed.
 
     Raises:
       UserError: the program ended before; its own message is on stderr.
     """
-    environment = dict(os.environ, PYTHONUNBUFFERED='1', JAX_COMPILATION_CACHE_DIR=cache)
+    environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **environment}
     with tempfile.TemporaryDirectory() as workdir:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -62,12 +66,11 @@ def start(arguments: list[str], cache: str) -> dict[str, float]:
 def measure(arguments: list[str], repeats: int) -> dict[str, turns.Outcome]:
     """'cold' and 'warm', taking turns."""
     outcomes = {'cold': turns.Outcome(), 'warm': turns.Outcome()}
-    with tempfile.TemporaryDirectory() as cache:
-        start(arguments, cache)
+    start(arguments)
     for i in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             for name, outcome in outcomes.items():
-                outcome.passes.append(start(arguments, cache))
+                outcome.passes.append(start(arguments, JAX_COMPILATION_CACHE_DIR=cache))
                 turns.progress(f'{name} start {i + 1} of {repeats}: '
                                f'{outcome.passes[-1]["first_step"]:.1f} s to the first step')
     return outcomes

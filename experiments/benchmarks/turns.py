@@ -158,24 +158,25 @@ def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
     """
     cores = available_cores() if cores is None else cores
     outcomes, processes = {}, {}
-    for name, (contender, *arguments) in contenders.items():
-        # One after the other: what they compile before they are ready takes all cores.
-        process = Process(name, contender, arguments, cores)
-        try:
-            outcomes[name] = Outcome(process.receive())
-            processes[name] = process
-        except NotRun as reason:
-            outcomes[name] = Outcome(not_run=str(reason))
+    try:
+        for name, (contender, *arguments) in contenders.items():
+            # One after the other: what they compile before they are ready takes all cores.
+            processes[name] = Process(name, contender, arguments, cores)
+            try:
+                outcomes[name] = Outcome(processes[name].receive())
+            except NotRun as reason:
+                outcomes[name] = Outcome(not_run=str(reason))
+                processes.pop(name).close()
+            progress(f'{name}: ' + (outcomes[name].not_run or 'ready'))
+        for i in range(repeats + 1):
+            for name, process in processes.items():
+                measured = process.take_turn(units)
+                if i:
+                    outcomes[name].passes.append(measured)
+            progress(f'pass {i} of {repeats}')
+    finally:
+        for process in processes.values():
             process.close()
-        progress(f'{name}: ' + (outcomes[name].not_run or 'ready'))
-    for i in range(repeats + 1):
-        for name, process in processes.items():
-            measured = process.take_turn(units)
-            if i:
-                outcomes[name].passes.append(measured)
-        progress(f'pass {i} of {repeats}')
-    for process in processes.values():
-        process.close()
     return outcomes
 
 
@@ -186,7 +187,10 @@ def ratio(one: Outcome, other: Outcome, name: str) -> float:
 
 
 def with_made_up_images(config):
-    """The config, its images replaced by made-up ones on the devices."""
+    """The config, its images replaced by made-up ones on the devices; the digits are there already.
+
+    Crops that only the host can make are left out.
+    """
     config = copy.deepcopy(config)
     if config.data.source != 'digits':
         config.data.source, config.data.channels = 'synthetic', 3
