@@ -11,6 +11,7 @@ as a file under figures/. docs/seeing.md explains how to read them.
 """
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -88,7 +89,10 @@ def main(argv) -> None:
 
 
 def write(output: pathlib.Path, heading: str, found: Found) -> None:
-    """Writes report.html, numbers.json and figures/ into a folder that is there."""
+    """Writes report.html, numbers.json and figures/ into a folder that is there.
+
+    What is not finite reads null.
+    """
     from experiments import report
     from experiments.seeing.answer import QUESTION
     from resnet_jax.writers import write_whole
@@ -96,7 +100,9 @@ def write(output: pathlib.Path, heading: str, found: Found) -> None:
     (output / 'figures').mkdir(exist_ok=True)
     report.write_figures(output / 'figures', found.sections)
     numbers = {'facts': found.facts, 'summary': found.paragraphs,
-               **{section.title: section.numbers for section in found.sections}}
+               **{section.title: {name: value if math.isfinite(value) else None
+                                  for name, value in section.numbers.items()}
+                  for section in found.sections}}
     write_whole(output / 'numbers.json', json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
     report.write(output / 'report.html', title=heading, facts=found.facts, question=QUESTION,
                  paragraphs=found.paragraphs, highlights=found.highlights,
