@@ -11,10 +11,12 @@ as a file under figures/. docs/seeing.md explains how to read them.
 """
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -40,10 +42,30 @@ PICTURES = 5  # sections of `pictures`
 WEIGHT = 8  # each takes about as long as so many blocks
 
 
+class Found(NamedTuple):
+    """What the report holds.
+
+    Attributes:
+      sections: `Section`s, in order.
+      facts: what was looked at, and how, by name.
+      paragraphs: of the summary.
+      highlights: heads and rows of the summary's table.
+    """
+
+    sections: list[Any]
+    facts: dict[str, str]
+    paragraphs: list[str]
+    highlights: tuple[list[str], list[list]]
+
+
 def main(argv) -> None:
     from resnet_jax import compilation_cache, pretrained
-    from resnet_jax.writers import say, write_whole
+    from resnet_jax.writers import say
 
+    missing = [name for name in ('altair', 'umap', 'vl_convert') if find_spec(name) is None]
+    if missing:
+        raise UserError(f'{" and ".join(missing)} must be installed: pip install -r '
+                        'experiments/requirements.txt')
     if len(argv) != 2:
         raise UserError('give one folder: a workdir of resnet_jax.main, or converted weights.')
     start = time.monotonic()
@@ -54,26 +76,37 @@ def main(argv) -> None:
     compilation_cache.use(config.compilation_cache)
     output = pathlib.Path(OUTPUT.value or pathlib.Path(argv[1]) / 'look').expanduser()
     try:
-        (output / 'figures').mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
-    sections, facts, paragraphs, highlights = look(
-        networks, config, IMAGES.value, TRAIN_IMAGES.value)
-
-    from experiments import report
-    from experiments.seeing.answer import QUESTION
-
-    facts['time'] = f'{time.monotonic() - start:.0f} s on {device()}'
-    report.write_figures(output / 'figures', sections)
-    numbers = {section.title: section.numbers for section in sections}
-    write_whole(output / 'numbers.json', json.dumps(
-        {'facts': facts, 'summary': paragraphs, **numbers}, indent=1, ensure_ascii=False) + '\n')
-    report.write(output / 'report.html', title=title(first), facts=facts, question=QUESTION,
-                 paragraphs=paragraphs, highlights=highlights, sections=sections)
-    for paragraph in paragraphs:
+    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
+    found.facts['time'] = f'{time.monotonic() - start:.0f} s on {device()}'
+    write(output, title(first), found)
+    for paragraph in found.paragraphs:
         say(f'{paragraph}\n')
     size = (output / 'report.html').stat().st_size / 1e6
     say(f'wrote {output / "report.html"} ({size:.1f} MB) in {time.monotonic() - start:.0f} s')
+
+
+def write(output: pathlib.Path, heading: str, found: Found) -> None:
+    """Writes report.html, numbers.json and figures/ into a folder that is there.
+
+    What is not finite reads null.
+    """
+    from experiments import report
+    from experiments.seeing.answer import QUESTION
+    from resnet_jax.writers import write_whole
+
+    (output / 'figures').mkdir(exist_ok=True)
+    report.write_figures(output / 'figures', found.sections)
+    numbers = {'facts': found.facts, 'summary': found.paragraphs,
+               **{section.title: {name: value if math.isfinite(value) else None
+                                  for name, value in section.numbers.items()}
+                  for section in found.sections}}
+    write_whole(output / 'numbers.json', json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
+    report.write(output / 'report.html', title=heading, facts=found.facts, question=QUESTION,
+                 paragraphs=found.paragraphs, highlights=found.highlights,
+                 sections=found.sections)
 
 
 def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
@@ -99,8 +132,7 @@ def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
     return dict(zip(names, networks, strict=True))
 
 
-def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
-         ) -> tuple[list[Any], dict[str, str], list[str], tuple[list[str], list[list]]]:
+def look(networks: dict[str, Any], config: Any, count: int, train_count: int) -> Found:
     """Everything that is measured.
 
     Args:
@@ -108,9 +140,6 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
       config: its `data` says where the images come from.
       count: held-out images.
       train_count: training images for the probes.
-
-    Returns:
-      The sections, facts by name, and the paragraphs and the table of the summary.
     """
     import jax
 
@@ -155,8 +184,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
              'images': f'{len(test.labels)} held out; {len(train.labels)} for the probes',
              'top-1 error on them': ', '.join(f'{name} {x.error:.2f} %'
                                               for name, x in seen.items())}
-    return (sections, facts, answer.answer(seen, lesions),
-            answer.highlights(seen, lesions))
+    return Found(sections, facts, answer.answer(seen, lesions), answer.highlights(seen, lesions))
 
 
 def pictures(networks, test, train) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,9 @@ def lines(x: Sequence[float], curves: Mapping[str, np.ndarray], *, x_title: str,
     """
     rows = [{'x': round(float(at), 4), 'y': float(f'{value:.4g}'), 'series': name}
             for name, curve in curves.items() for at, value in zip(x, curve, strict=True)]
-    series = dict(sort=list(curves), title=series_title, legend=alt.Legend(orient='bottom'))
+    # One domain, so that colour and shape share a legend.
+    series = dict(title=series_title, scale=alt.Scale(domain=list(curves)),
+                  legend=alt.Legend(orient='bottom'))
     return alt.Chart(alt.Data(values=rows), width=WIDTH, height=HEIGHT).mark_line(
         point=True).encode(
             x=alt.X('x:Q', title=x_title), y=alt.Y('y:Q', title=y_title, scale=scale),

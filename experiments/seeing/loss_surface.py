@@ -5,6 +5,7 @@ Nets", 2018.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from experiments.seeing.activations import looped, on_device
 from experiments.seeing.lines import lines
@@ -56,10 +58,11 @@ def filter_normalized(key: jax.Array, params: Any) -> Any:
     Returns:
       A tree like the parameters.
     """
-    leaves, tree = jax.tree.flatten_with_path(params)
-    keys = jax.random.split(key, len(leaves))
+    # One draw for all: with one for each leaf, ResNet-20 took 14 s to compile instead of 4 s.
+    flat, unravel = ravel_pytree(params)
+    noise = unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
-    def direction(key, path, leaf):
+    def direction(path, leaf, noise):
         if path[-1].key != 'kernel':
             return jnp.zeros_like(leaf)
         axes = (-2,) if leaf.ndim == 2 else (-4, -3, -2)  # all but the filters, and the blocks
@@ -67,11 +70,9 @@ def filter_normalized(key: jax.Array, params: Any) -> Any:
         def norm(x):
             return jnp.sqrt(jnp.square(x).sum(axes, keepdims=True))
 
-        noise = jax.random.normal(key, leaf.shape, leaf.dtype)
         return noise * (norm(leaf) / norm(noise))
 
-    return tree.unflatten([direction(key, path, leaf)
-                           for key, (path, leaf) in zip(keys, leaves, strict=True)])
+    return jax.tree.map_with_path(direction, params, noise)
 
 
 def loss_surface(model: nn.Module, weights: tuple[Any, Any], images: np.ndarray,
@@ -180,8 +181,11 @@ def section(networks: Mapping[str, Classifier], images: np.ndarray, labels: np.n
 
 
 def _maps(found: Mapping[str, Surface]) -> alt.TopLevelMixin:
+    bands = [f'below {LEVELS[0]:g}', *(f'{low:g} to {high:g}' for low, high in itertools.pairwise(
+        LEVELS)), f'above {LEVELS[-1]:g}']
     rows = [{'network': name, 'first direction': round(float(x), 3),
-             'second direction': round(float(y), 3), 'loss': float(f'{surface.loss[i, j]:.3g}')}
+             'second direction': round(float(y), 3), 'loss': float(f'{surface.loss[i, j]:.3g}'),
+             'band': bands[np.searchsorted(LEVELS, surface.loss[i, j])]}
             for name, surface in found.items() for i, x in enumerate(surface.positions)
             for j, y in enumerate(surface.positions)]
     ticks = [round(float(x), 3) for x in np.quantile(
@@ -191,9 +195,8 @@ def _maps(found: Mapping[str, Surface]) -> alt.TopLevelMixin:
     return alt.Chart(alt.Data(values=rows), width=side, height=side).mark_rect().encode(
         x=alt.X('first direction:O', axis=axis),
         y=alt.Y('second direction:O', sort='descending', axis=axis),
-        color=alt.Color('loss:Q', scale=alt.Scale(type='threshold', domain=list(LEVELS),
-                                                  scheme='viridis'),
-                        legend=alt.Legend(type='symbol', symbolType='square')),
+        color=alt.Color('band:O', title='loss', sort=bands,
+                        scale=alt.Scale(domain=bands, scheme='viridis')),
         column=alt.Column('network:N', sort=list(found), title=None),
         tooltip=['network:N', 'first direction:O', 'second direction:O', 'loss:Q'])
 

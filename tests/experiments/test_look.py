@@ -178,8 +178,25 @@ def test_without_data_the_command_says_what_to_give(tmp_path):
     assert result.stderr.count('\n') == 1 and 'give --config=FILE' in result.stderr
 
 
-@pytest.mark.slow
-def test_the_command_writes_report_numbers_and_figures(tmp_path):
+def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, 'pictures', lambda *_: iter(()))  # they have tests of their own
+    monkeypatch.setattr(projection, '_umap', lambda features, start: features[:, :2] + start)
+    config = config_lib.default()
+    config.data.source, config.data.image_size, config.data.channels = 'digits', 8, 1
+    found = look.look({'plain': networks['plain']}, config, 40, 60)
+    look.write(tmp_path, look.title(networks['plain']), found)
+    numbers = json.loads((tmp_path / 'numbers.json').read_text())
+    assert numbers['facts']['images'] == '40 held out; 60 for the probes'
+    assert numbers['Deleting and swapping blocks'].keys() >= {'error_plain'}
+    report = (tmp_path / 'report.html').read_text()
+    assert len(report) < 8e6 and 'What plain-8 has learnt' in report
+    assert all(sentence.split(':')[0] in report for sentence in found.paragraphs)
+    figures = {path.name for path in (tmp_path / 'figures').iterdir()}
+    assert {'cka.svg', 'cka.png', 'journey_stills.svg', 'deletion.png'} <= figures
+
+
+@pytest.mark.long
+def test_the_command_looks_at_two_networks(tmp_path):
     for name, plain in (('residual', False), ('plain', True)):
         store(tmp_path / name, channels=1, size=8, plain=plain, unroll=False)
     result = subprocess.run(
@@ -188,10 +205,5 @@ def test_the_command_writes_report_numbers_and_figures(tmp_path):
          '--config.compilation_cache=', '--images=40', '--train_images=60',
          f'--output={tmp_path}/out'], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    numbers = json.loads((tmp_path / 'out' / 'numbers.json').read_text())
-    assert numbers['facts']['images'] == '40 held out; 60 for the probes'
     report = (tmp_path / 'out' / 'report.html').read_text()
-    assert len(report) < 8e6
-    assert 'What ResNet-8 has learnt' in report and 'http-equiv' not in report
-    figures = {path.name for path in (tmp_path / 'out' / 'figures').iterdir()}
-    assert {'cka.svg', 'cka.png', 'journey_stills.svg', 'deletion.png'} <= figures
+    assert len(report) < 8e6 and 'What ResNet-8 has learnt' in report
