@@ -226,7 +226,7 @@ def chart(points: Sequence[Mapping[str, Any]]) -> Any:
     for order, x, title in (('by layer', 'index of the layer', 'in the order of the layers'),
                             ('sorted', 'rank of the layer', 'sorted by size')):
         shown = alt.Data(values=[point for point in points if point['order'] == order])
-        panels.append(alt.Chart(shown).mark_line(point=alt.OverlayMarkDef(size=12)).encode(
+        panels.append(alt.Chart(shown).mark_line().encode(
             alt.X('layer:Q', title=x), y, depth, kind).properties(
                 width=520, height=200, title=title))
     return alt.vconcat(*panels).properties(
