@@ -34,7 +34,8 @@ def table(result: dict[str, Any]) -> str:
     """The report for a person to read."""
     memory, capacity = result['memory'], result['memory']['capacity']
     device = result['device']
-    lines = [f'training step on {result["topology"]}: {result["devices"]} devices, each a {device}',
+    lines = [f'training step on {result["topology"]}',
+             f'devices             {result["devices"]}, each a {device}',
              f'parameters          {result["parameters"]:,}']
     if result['compile_seconds'] is not None:
         lines.append(f'compiled in         {result["compile_seconds"]:,.1f} s')
