@@ -15,7 +15,7 @@ from resnet_jax.pretrained import Classifier
 
 WEAK = 0.1  # of the strongest filter's norm
 ALIKE = 0.9  # cosine, of either sign
-COLUMNS = 16
+COLUMNS = 8
 
 
 def first_layer(variables: Mapping[str, Any]) -> np.ndarray:
@@ -78,7 +78,7 @@ def section(network: Classifier) -> Section:
         f'{numbers["weak"]} have a norm below a tenth of the largest one\'s, and '
         f'{numbers["alike"]} of the {count * (count - 1) // 2} pairs are alike or opposite '
         f'(cosine above {ALIKE} in magnitude).')
-    tiles = pictures.enlarged(as_images(filters), 16)
+    tiles = pictures.enlarged(as_images(filters), 32)
     return Section(
         title='First-layer filters', caption=caption,
         reference='A. Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012; M. Zeiler '
