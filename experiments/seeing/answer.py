@@ -16,6 +16,7 @@ QUESTION = ('If each block only adds to its input, does the representation stay 
             'space, and how then does it disentangle the classes?')
 NEAR = 0.8  # a cosine or CKA above it: the two are called near
 FAR = 0.5  # and below it: far
+CHANGE = 0.05  # of the share of the variance between the classes: less is called none
 NOTICEABLE = 5.0  # points of error that the loss of a block may cost and still be called cheap
 
 
@@ -74,36 +75,31 @@ def _nearness(name: str, network: Representation) -> str:
 
 
 def _disentangling(network: Representation) -> str:
-    share = network.share
+    share, count = network.share, len(network.blocks)
+    gains = np.diff(share[1:])  # of each block
+    rises = np.sort(np.maximum(gains, 0))[::-1].cumsum()
+    half = int(np.searchsorted(rises, rises[-1] / 2)) + 1
     more = int((network.branch_share > network.carried_share).sum())
-    count = len(network.blocks)
-    gain = np.diff(share[1:])  # of each block
-    half = int(np.searchsorted(np.cumsum(np.sort(np.maximum(gain, 0))[::-1]),
-                               np.maximum(gain, 0).sum() / 2)) + 1
-    risen = share[-1] - share[0]
-    outcome = (f'The share of the variance that lies between the classes rises from '
-               f'{share[0]:.2f} in the pixels to {share[-1]:.2f} after the last block'
-               if risen > 0.05 else
-               f'The share of the variance that lies between the classes hardly changes '
+    outcome = (f'The share of the variance that lies between the classes rises from {share[0]:.2f} '
+               f'in the pixels to {share[-1]:.2f} after the last block; {half} of the {count} '
+               'blocks make half of what the blocks gain'
+               if share[-1] - share[0] > CHANGE else
+               f'The share of the variance that lies between the classes does not rise '
                f'({share[0]:.2f} in the pixels, {share[-1]:.2f} after the last block)')
-    how = (f'it comes in many steps: {half} of the {count} blocks make half of the gain'
-           if half > count / 4 else
-           f'it comes in few steps: {half} of the {count} blocks make half of the gain')
-    branch = (
-        f'in {more} of {count} blocks the branch has a larger share of its variance between the '
-        'classes than what it is added to, so that the sum is better separated than the input'
-        if more > count / 2 else
-        f'in only {more} of {count} blocks does the branch have a larger share of its variance '
-        'between the classes than what it is added to, so that adding more of the same direction '
-        'is not the whole story')
-    return (f'{outcome}, and {how}. How: {branch}. The probe of the averaged map, which is what '
-            f'the last layer sees, goes from {network.probe_mean[1]:.1f} % after the stem to '
+    how = ('In most blocks the branch is better separated than what it is added to'
+           if more > count / 2 else
+           'In most blocks the branch is not better separated than what it is added to')
+    form = (': the classes could be read before the first block, and what the blocks make is the '
+            'form in which an average can read them.'
+            if network.probe_map[0] > network.probe_map[-1] - NOTICEABLE
+            and network.probe_mean[-1] > network.probe_mean[1] + NOTICEABLE else '.')
+    return (f'{outcome}. {how}: in {more} of {count} the branch has the larger share of its '
+            f'variance between the classes, and in {int((gains > 0).sum())} of {count} the output '
+            f'has a larger one than the input. The probe of the averaged map, which is what the '
+            f'last layer sees, goes from {network.probe_mean[1]:.1f} % after the stem to '
             f'{network.probe_mean[-1]:.1f} %, while the probe of the whole map starts at '
             f'{network.probe_map[0]:.1f} % on the pixels and ends at '
-            f'{network.probe_map[-1]:.1f} %'
-            + (': the classes were there to be read before the first block, and what the network '
-               'adds is the form in which an average can read them.'
-               if network.probe_map[0] > network.probe_map[-1] - NOTICEABLE else '.'))
+            f'{network.probe_map[-1]:.1f} %{form}')
 
 
 def _dependence(name: str, lesions: Lesions) -> str:
