@@ -27,8 +27,9 @@ def get_config():
     config.data.crop_padding = 1
 
     config.schedule.name = 'cosine'
+    config.schedule.learning_rate = 0.05  # of 0.1, 56 layers diverge
     config.schedule.warmup = 'linear'
-    config.schedule.warmup_steps = 50
+    config.schedule.warmup_steps = 100
 
     config.eval.every_steps = 150
     config.eval.batch_size = 304

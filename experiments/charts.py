@@ -1,21 +1,24 @@
 """How every chart of the experiments looks, and how it is written."""
 
 import pathlib
+from typing import Any
 
 import altair as alt
 
 from resnet_jax.writers import write_whole
 
 
-def save(chart: alt.TopLevelMixin, path: pathlib.Path) -> None:
+def save(chart: alt.TopLevelMixin, path: pathlib.Path,
+         config: dict[str, Any] | None = None) -> None:
     """Writes a chart as path.svg and path.png, without a browser or a network.
 
     Args:
       chart: any Altair chart.
       path: of the files, without a suffix.
+      config: of Vega-Lite, its colours and fonts; the chart's own has precedence.
     """
     import vl_convert
 
     spec = chart.to_dict()
-    write_whole(path.with_suffix('.svg'), vl_convert.vegalite_to_svg(spec))
-    write_whole(path.with_suffix('.png'), vl_convert.vegalite_to_png(spec, scale=2))
+    write_whole(path.with_suffix('.svg'), vl_convert.vegalite_to_svg(spec, config=config))
+    write_whole(path.with_suffix('.png'), vl_convert.vegalite_to_png(spec, config=config, scale=2))

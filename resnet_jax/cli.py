@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from resnet_jax import host_memory
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
+
+# What a config file that is not there or wrong, or an override, may raise.
+CONFIG_ERRORS = (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError,
+                 TypeError, ValueError)
 
 
 class OptionalParser(flags.ArgumentParser):
@@ -64,9 +68,39 @@ def _config_flag() -> flags.FlagHolder:
         'them all.')
 
 
+def read_config(arguments: Sequence[str]) -> ConfigDict:
+    """The config of arguments such as '--config=configs/digits_r20.py', '--config.model.depth=56'.
+
+    Raises:
+      UserError: there is no such file or field, or a value is of another type than its field.
+    """
+    _config_flag()  # knows how to parse fields that may be empty
+    argv, values = ['', *arguments], flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    _find_configs(argv)
+    try:
+        values(argv)
+        return values.config
+    except CONFIG_ERRORS as error:
+        problem = _config_problem(argv)
+        if problem is None and not isinstance(error, flags.Error):
+            raise
+        raise UserError(problem or ' '.join(str(error).split())) from error
+
+
 def json_flag() -> flags.FlagHolder:
     """The flag --json."""
     return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
+
+
+def process_flags() -> tuple[flags.FlagHolder, ...]:
+    """The flags --coordinator, --num_processes and --process_id, for `resnet_jax.processes.job`."""
+    return (
+        flag(flags.DEFINE_string, 'coordinator', None,
+             'Address and port of process 0, of a job of several processes that neither Cloud TPU '
+             'nor SLURM nor Open MPI started.'),
+        flag(flags.DEFINE_integer, 'num_processes', None, 'Processes of such a job.'),
+        flag(flags.DEFINE_integer, 'process_id', None, 'Number of this process, from 0.'))
 
 
 def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) -> None:
@@ -98,9 +132,7 @@ def fail(message: str) -> None:
 
 def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     """Parses the flags; whatever is wrong with them ends in one sentence."""
-    path = _values(argv).get('config')
-    if path:  # config files import one another, from whichever folder the command is given in
-        sys.path.append(str(pathlib.Path(path).resolve().parent.parent))
+    _find_configs(argv)
     try:
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
@@ -108,8 +140,7 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         fail(f'there is no flag --{error.flagname}' + _hint(f'--{close[0]}' if close else None))
-    except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError,
-            ValueError) as error:
+    except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
             raise
@@ -119,6 +150,13 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
     if flags.FLAGS['verbosity'].using_default_value:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise
     return rest
+
+
+def _find_configs(argv: Sequence[str]) -> None:
+    """Lets config files import one another, from whichever folder the command is given in."""
+    path = _values(argv).get('config')
+    if path and (folder := str(pathlib.Path(path).resolve().parent.parent)) not in sys.path:
+        sys.path.append(folder)
 
 
 def _config_problem(argv: Sequence[str]) -> str | None:

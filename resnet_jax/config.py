@@ -15,10 +15,15 @@ from resnet_jax.errors import UserError
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
 # run goes on from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
 EXECUTION_FIELDS = (
-    'num_steps', 'model.unroll', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
+    'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
+    'model.stem_space_to_depth', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
     'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
     'mesh', 'compilation_cache',
 )
+
+# Fields that may differ between the processes of one job, each of which has its own disk and cores.
+LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
+                'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 
 def default() -> ConfigDict:
@@ -28,6 +33,10 @@ def default() -> ConfigDict:
     config.seed = 0  # of the initial parameters, the order of the images, and the augmentation
     config.num_steps = placeholder(int)
     config.batch_size = placeholder(int)  # images a step, over all devices
+    # Training steps in one call of the devices, where nothing is due before its end; single steps
+    # otherwise. Worth it where a step takes no longer than its call, as small networks' on a GPU.
+    config.steps_per_call = 1
+    config.xla_preset = 'none'  # options of the compiler, see resnet_jax/xla_flags.py
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
@@ -47,6 +56,10 @@ def default() -> ConfigDict:
     model.bn_unbiased_variance = True  # running variance with n / (n - 1), as in Caffe and PyTorch
     model.dtype = 'float32'  # of the computation: or 'bfloat16'; parameters stay float32
     model.unroll = True  # stages as straight-line code; False: a loop, for hundreds of layers
+    # What the forward pass keeps for the gradient: 'none' leaves it to the compiler, 'conv' keeps
+    # the outputs of convolutions, 'block' the inputs of blocks; the rest is computed again.
+    model.remat = 'none'
+    model.stem_space_to_depth = False  # of imagenet: the 7x7 convolution on blocks of 2x2 pixels
 
     # Where the weights of step 0 come from; a run that goes on from its own checkpoint ignores it.
     init = config.init = ConfigDict()
@@ -158,7 +171,7 @@ OPTIONAL_FIELDS = (
 )
 # Fields that count something, and the least that they may be.
 LEAST = {
-    'num_steps': 1, 'batch_size': 1, 'data.image_size': 1, 'data.channels': 1,
+    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.image_size': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
     'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
@@ -188,6 +201,12 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
     return fields
+
+
+def common_fields(config: ConfigDict) -> dict[str, str]:
+    """The fields that must be the same in all processes of a job, as JSON by path."""
+    return {name: json.dumps(value) for name, value in leaves(config).items()
+            if name not in LOCAL_FIELDS}
 
 
 def check(config: ConfigDict, data_shards: int) -> None:

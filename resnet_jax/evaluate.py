@@ -56,20 +56,34 @@ CONFUSION = cli.flag(
     'File for the confusion matrix, tab-separated: a row for each right class, a column for each '
     'predicted one.')
 JSON = cli.json_flag()
+PROCESSES = cli.process_flags()
 flags.adopt_module_key_flags(cli)
 
 WORST = 5  # classes that the printed report names
 
 
 def main(_) -> None:
-    from resnet_jax import compilation_cache, inference, pretrained, sharding
-    from resnet_jax.scores import confusion_table, score
-    from resnet_jax.writers import say, write_whole
+    from resnet_jax import processes
 
     paths = [*([WORKDIR.value] if WORKDIR.value else []), *CHECKPOINT.value]
     if not paths:
         raise UserError('give --workdir=DIR, or --checkpoint=DIR with --config=FILE.')
-    sharding.start_distributed()
+    with processes.job(*(flag.value for flag in PROCESSES)):
+        evaluate(paths)
+
+
+def evaluate(paths: list[str]) -> None:
+    """Evaluates the networks of these folders together, as the flags say, and reports.
+
+    Raises:
+      UserError: the networks or the data are not there, or do not fit one another.
+    """
+    import jax
+
+    from resnet_jax import compilation_cache, inference, pretrained
+    from resnet_jax.scores import confusion_table, score
+    from resnet_jax.writers import say, write_whole
+
     networks = [pretrained.load(path) for path in paths]
     config = CONFIG.value or networks[0].config
     if config.data.source is None:
@@ -88,7 +102,7 @@ def main(_) -> None:
     classes = getattr(source, 'class_names', networks[0].classes)
     if len(classes) != len(scores.class_error):
         classes = networks[0].classes
-    if CONFUSION.value:
+    if CONFUSION.value and jax.process_index() == 0:
         try:
             write_whole(pathlib.Path(CONFUSION.value), confusion_table(scores.confusion, classes))
         except OSError as error:

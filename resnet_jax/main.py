@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, xla_flags
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
@@ -20,24 +20,23 @@ WORKDIR = cli.flag(
     'Folder of the run; a run whose checkpoints it holds is continued.')
 flags.adopt_module_key_flags(cli)
 flags.mark_flag_as_required('workdir')
-COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'Address and port of process 0, of a job of several processes that '
-    'neither Cloud TPU nor SLURM nor Open MPI started.')
-NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of such a job.')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
+PROCESSES = cli.process_flags()
 
 
 def main(_) -> None:
-    config = CONFIG.value
+    config, status = CONFIG.value, 0
+    xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
-    from resnet_jax import sharding, train
+    from resnet_jax import processes, train
+    from resnet_jax.writers import say
 
-    sharding.start_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    try:
-        train.train(config, pathlib.Path(WORKDIR.value))
-    except train.Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
-        sys.exit(128 + stopped.signal)
+    with processes.job(*(flag.value for flag in PROCESSES)):
+        try:
+            train.train(config, pathlib.Path(WORKDIR.value))
+        except train.Stopped as stopped:
+            say(str(stopped), sys.stderr)
+            status = 128 + stopped.signal
+    sys.exit(status)
 
 
 if __name__ == '__main__':

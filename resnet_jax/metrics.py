@@ -34,9 +34,13 @@ class Metrics(clu_metrics.Collection):
           losses: float32 [N].
         """
         ranks = label_ranks(logits, batch['label'])
-        return cls.single_from_model_output(
+        sums = cls.single_from_model_output(
             loss=losses, top1_error=(ranks >= 1).astype(jnp.float32),
             top5_error=(ranks >= TOP_K).astype(jnp.float32), mask=batch['mask'])
+        # Counted in float32, as all else is summed: devices add up numbers of one type in one go.
+        count = batch['mask'].sum().astype(jnp.int32)
+        return sums.replace(**{name: getattr(sums, name).replace(count=count)
+                               for name in ('loss', 'top1_error', 'top5_error')})
 
     @classmethod
     def zero(cls) -> 'Metrics':
@@ -101,10 +105,10 @@ class Meter:
     def pause(self) -> None:
         self._elapsed += time.perf_counter() - self._started
 
-    def waited(self, seconds: float) -> None:
-        """Counts time that a step spent waiting for its data."""
+    def waited(self, seconds: float, steps: int) -> None:
+        """Counts steps, and the time that they spent waiting for the data of the next."""
         self._waited += seconds
-        self._steps += 1
+        self._steps += steps
 
     def read(self, batch_size: int) -> dict[str, float]:
         """images_per_second and data_wait_fraction since the last reading; starts anew."""

@@ -15,8 +15,8 @@ from resnet_jax.metrics import Meter, Metrics
 from resnet_jax.steps import StepReport
 from resnet_jax.writers import say
 
-# Steps that the host may be ahead of the devices: enough to hide its own work, few enough that a
-# request to stop is answered within a step or two.
+# Calls that the host may be ahead of the devices: enough to hide its own work, few enough that a
+# request to stop is answered within a call or two.
 IN_FLIGHT = 2
 # Steps between two times that several processes ask one another whether to stop.
 ASK_EVERY = 10
@@ -33,6 +33,7 @@ class StopRequest:
         self._own: signal.Signals | None = None
         self._agreed: signal.Signals | None = None
         self._previous = {}
+        self._asked_at = -ASK_EVERY
 
     def __enter__(self) -> 'StopRequest':
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,7 +60,8 @@ class StopRequest:
         """
         if jax.process_count() == 1:
             return self._own
-        if step is not None and step % ASK_EVERY == 0 and self._agreed is None:
+        if step is not None and step - self._asked_at >= ASK_EVERY and self._agreed is None:
+            self._asked_at = step
             with jax.transfer_guard('allow'):
                 numbers = multihost_utils.process_allgather(np.int32(self._own or 0))
             if numbers.max():
@@ -78,12 +80,12 @@ class StepLog:
         self.meter = Meter()
         self._batch_size = config.batch_size
         self._settled_step = step
-        self._pending: list[StepReport] = []  # on the devices
-        self._reports: list[StepReport] = []  # on the host
+        self._pending: list[StepReport] = []  # of a call each, on the devices
+        self._reports: list[StepReport] = []  # of a step each, on the host
 
-    def add(self, report: StepReport) -> None:
-        """Takes the report of the next step, and waits for the one IN_FLIGHT steps before it."""
-        self._pending.append(report)
+    def add(self, reports: StepReport) -> None:
+        """Takes the stacked reports of the next call, and waits for the one IN_FLIGHT before it."""
+        self._pending.append(reports)
         if len(self._pending) > IN_FLIGHT:
             jax.block_until_ready(self._pending[-IN_FLIGHT - 1])
 
@@ -93,7 +95,9 @@ class StepLog:
         Raises:
           Diverged: a step did not.
         """
-        reports = jax.device_get(self._pending)
+        reports = [jax.tree.map(lambda x, i=i: x[i], call)
+                   for call in jax.device_get(self._pending)
+                   for i in range(len(call.learning_rate))]
         for report in reports:
             self._settled_step += 1
             measured = {'loss': report.metrics.loss.total, 'gradient': report.gradient_norm,
@@ -125,26 +129,29 @@ class StepLog:
 
 
 class Profiler:
-    """Traces a range of steps into workdir/profile, for TensorBoard or Perfetto."""
+    """Traces the calls with a range of steps into workdir/profile, for TensorBoard or Perfetto."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
         self._first = config.profile.start_step
         self._last = self._first + config.profile.num_steps
         self._folder = workdir / 'profile'
         self._running = False
+        self._step = 0  # how many are done
 
-    def before(self, step: int) -> None:
-        if self._first <= step < self._last and not self._running:
+    def before(self, step: int, end: int) -> None:
+        """Starts with the first call, of the steps from step to end, that has one of the range."""
+        if max(step, self._first) < min(end, self._last) and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def after(self, step: int, report: StepReport) -> None:
+    def after(self, step: int, reports: StepReport) -> None:
+        self._step = step
         if self._running and step >= self._last:
-            jax.block_until_ready(report)
+            jax.block_until_ready(reports)
             self.close()
 
     def close(self) -> None:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            say(f'wrote a trace of steps up to {self._last} to {self._folder}')
+            say(f'wrote a trace up to step {self._step} to {self._folder}')

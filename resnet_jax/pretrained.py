@@ -146,10 +146,11 @@ def logits(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> jax
       float32 [N, classes].
     """
     variables, normalization = weights
-    return model.apply(variables, _normalized(images, normalization), train=False)
+    return model.apply(variables, normalized(images, normalization), train=False)
 
 
-def _normalized(images, normalization):
+def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
+    """What the first layer sees: float32 [N, H, W, C] of images as `logits` takes them."""
     mean, std = normalization['mean'], normalization['std']
     if mean.ndim == 3 and mean.shape[:2] != images.shape[1:3]:
         # A mean image fits one size only; images of another get its mean colour.

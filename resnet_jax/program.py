@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +37,7 @@ class Program:
       model: the network.
       optimizer, schedule: see `resnet_jax.optim`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
-      create_state: () -> TrainState before the first step.
+      create_state: () -> TrainState before the first step; `seed` replaces the config's.
       state: shapes, dtypes and shardings of the state.
     """
 
@@ -48,7 +48,7 @@ class Program:
     schedule: optim.Schedule
     train_data: data.Pipeline
     eval_data: data.Pipeline
-    create_state: Callable[[], TrainState]
+    create_state: Callable[..., TrainState]
     state: Any
 
     def initial_state(self) -> TrainState:
@@ -58,8 +58,10 @@ class Program:
           UserError: the weights to start from cannot be read, or are another network's.
         """
         cpu = self.mesh.devices.flat[0].platform == 'cpu'
-        created = jax.jit(self.create_state, out_shardings=self.shardings,
-                          compiler_options=RUNS_ONCE_ON_CPU if cpu else None)()
+        create = jax.jit(self.create_state, out_shardings=self.shardings,
+                         compiler_options=RUNS_ONCE_ON_CPU if cpu else None)
+        # The seed is no constant of the program, so that runs that differ in it share one.
+        created = create(seed=np.uint32(self.config.seed & 0xFFFFFFFF))
         checkpoint, new_head = self.config.init.checkpoint, self.config.init.new_head
         if not checkpoint:
             return created
@@ -72,6 +74,34 @@ class Program:
         return steps.train_step(
             train_state, batch, model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
+
+    def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
+        """Several training steps in a row: (state, reports stacked along a new first axis).
+
+        Args:
+          train_state: before the first step.
+          inputs: of the training pipeline, for each step, or a single one that all steps share.
+          count: steps.
+        """
+        if count == 1:
+            train_state, report = self.train_step(train_state, inputs[0])
+            return train_state, jax.tree.map(lambda x: x[None], report)
+        if len(inputs) == 1:
+            return jax.lax.scan(lambda state, _: self.train_step(state, inputs[0]), train_state,
+                                length=count)
+        return jax.lax.scan(self.train_step, train_state,
+                            jax.tree.map(lambda *steps: jnp.stack(steps), *inputs))
+
+    def lower_train_steps(self, train_state: Any, inputs: Sequence[Any],
+                          count: int) -> jax.stages.Lowered:
+        """`train_steps` as they are run: the new state takes the place of the old one.
+
+        Args:
+          train_state, inputs, count: see there; shapes may take the place of arrays.
+        """
+        steps_in_a_row = functools.partial(self.train_steps, count=count)
+        return jax.jit(steps_in_a_row, donate_argnums=0,
+                       out_shardings=(self.shardings, None)).lower(train_state, inputs)
 
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
         """Adds the batch of this index to the sums: (index + 1, sums)."""
@@ -117,8 +147,14 @@ def create_model(config: ConfigDict) -> nn.Module:
     return model.clone(bn_frozen=config.init.freeze_bn)
 
 
-def build(config: ConfigDict, mesh: Mesh) -> Program:
+def build(config: ConfigDict, mesh: Mesh,
+          create_pipelines: Callable = data.create_pipelines) -> Program:
     """Builds the program that a config describes; compiles nothing.
+
+    Args:
+      config: see `resnet_jax.config`.
+      mesh: see `sharding.create_mesh`.
+      create_pipelines: `data.blank_pipelines` for a program that is compiled but not run.
 
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
@@ -127,11 +163,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Program:
     model = create_model(config)
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
-    train_data, eval_data, normalization = data.create_pipelines(config, mesh)
+    train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_data(config, train_data)
     create_state = functools.partial(
-        state.create_state, model, optimizer, schedule, train_data.image_shape, config.seed,
-        config.optimizer.ema_decay is not None, normalization)
+        state.create_state, model, optimizer, schedule, train_data.image_shape, seed=config.seed,
+        use_ema=config.optimizer.ema_decay is not None, normalization=normalization)
     shapes = jax.eval_shape(create_state)
     shardings = sharding.state_shardings(config, mesh, shapes)
     return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,

@@ -1,8 +1,5 @@
 """The mesh of devices, and where each array of the training state lies on it."""
 
-import glob
-import importlib.util
-import os
 import re
 from typing import Any
 
@@ -16,34 +13,6 @@ from resnet_jax.errors import UserError
 AXES = ('data', 'model')
 FSDP_FIELDS = ('params', 'opt_state', 'ema')  # of the training state
 FSDP_MIN_SIZE = 1024  # smaller arrays cost more to gather than they save
-
-
-def start_distributed(coordinator: str | None = None, num_processes: int | None = None,
-                      process_id: int | None = None) -> None:
-    """Connects the processes of this job, where flags or the environment tell of several.
-
-    `jax.distributed.initialize` finds the others by itself on Cloud TPU, also where there are none,
-    under SLURM and under Open MPI.
-
-    Args:
-      coordinator: address and port of process 0; None: by the environment.
-      num_processes: of the job; with a coordinator.
-      process_id: of this process, from 0; with a coordinator.
-
-    Raises:
-      UserError: some of the three are missing.
-    """
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if any(given):
-        if not all(given):
-            raise UserError('--coordinator, --num_processes and --process_id go together.')
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-        return
-    on_tpu = importlib.util.find_spec('libtpu') and (glob.glob('/dev/accel*')
-                                                     or glob.glob('/dev/vfio/[0-9]*'))
-    if (on_tpu or int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1
-            or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1):
-        jax.distributed.initialize()
 
 
 def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:

@@ -49,7 +49,6 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
       The state after the update, and the report.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    total = jnp.maximum(batch['mask'].sum(), 1)
 
     def loss(params, part, key):
         params = stop_frozen(params, config.init.freeze)
@@ -58,8 +57,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
             rngs={'dropout': key}, mutable=['batch_stats'])
         losses = _losses(logits, part, config.loss.label_smoothing)
         with jax.named_scope('loss'):
-            mean = (losses * part['mask']).sum() / total
-        return mean, (updates.get('batch_stats', {}), Metrics.of_batch(logits, part, losses))
+            total = (losses * part['mask']).sum()
+        return total, (updates.get('batch_stats', {}), Metrics.of_batch(logits, part, losses))
 
     def gradient(part, key):
         grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params, part, key)
@@ -72,6 +71,10 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module,
         grads, batch_stats, metrics = _accumulate(
             gradient, batch, key, accumulation, config.model.virtual_batch_size or 1)
 
+    # The gradient of the sum becomes that of the mean here, so that devices add up the number of
+    # images, which divides it, in the same go as the gradients.
+    images = jnp.maximum(batch['mask'].sum(), 1)
+    grads = jax.tree.map(lambda g: g / images, grads)
     error = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
     schedule_state, rate = schedule.update(state.schedule_state, state.step, error)
     updates, opt_state = optimizer.update(

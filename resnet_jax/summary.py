@@ -66,6 +66,8 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
 
 def _shapes(config: ConfigDict) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
     """The network, and the shapes of its variables and of one image."""
+    config = config.copy_and_resolve_references()
+    config.model.stem_space_to_depth = False  # zeros of its kernel are no part of the network
     model = create_model(config)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)

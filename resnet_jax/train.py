@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import compilation_cache, data, sharding
+from resnet_jax import compilation_cache, data, processes, sharding
 from resnet_jax import config as config_lib
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
@@ -57,7 +57,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
+    processes.check_alike({
+        **config_lib.common_fields(config),
+        'training data': program.train_data.source.fingerprint,
+        'evaluation data': program.eval_data.source.fingerprint})
     _make_folder(workdir)
+    processes.check_shared(workdir)
     _check_workdir(program, workdir)
     with StopRequest() as stop:
         return Run(program, workdir, stop).to_the_end()
@@ -97,6 +102,20 @@ def _check_workdir(program: Program, workdir: pathlib.Path) -> None:
         write_whole(config_path, program.config.to_json(indent=2) + '\n')
         write_whole(data_path, json.dumps(
             {name: source.fingerprint for name, source in sources.items()}, indent=2) + '\n')
+
+
+def steps_of_next_call(config: ConfigDict, step: int) -> int:
+    """`steps_per_call` where nothing is due before its end, otherwise 1; 0 at the end of the run.
+
+    So only two programs are compiled, whatever the fields are.
+
+    Args:
+      config: the fields `every_steps`, `num_steps` and `steps_per_call` are read.
+      step: steps done.
+    """
+    dues = (config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+    left = min(config.num_steps - step, *(every - step % every for every in dues if every))
+    return config.steps_per_call if config.steps_per_call <= left else min(1, left)
 
 
 class Run:
@@ -154,12 +173,10 @@ class Run:
             return self.checkpoints.restore(self.program.state)
         return self.program.initial_state()
 
-    def _compile(self, name: str, function: Callable, *args, donate: tuple[int, ...] = (),
-                 out_shardings=None) -> Callable:
+    def _compile(self, name: str, lower: Callable[..., jax.stages.Lowered], *args) -> Callable:
         """Compiles ahead of time: a second compilation cannot slip in later."""
         start = time.perf_counter()
-        compiled = jax.jit(function, donate_argnums=donate,
-                           out_shardings=out_shardings).lower(*args).compile()
+        compiled = lower(*args).compile()
         say(f'compiled the {name} in {time.perf_counter() - start:.1f} s')
         return compiled
 
@@ -180,21 +197,26 @@ class Run:
     def _steps(self, state: TrainState, feed: Iterator[Any],
                profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.start_step
-        inputs = next(feed)
-        train_step = self._compile('training step', self.program.train_step, state, inputs,
-                                   donate=(0,), out_shardings=(self.program.shardings, None))
+        count = steps_of_next_call(config, step)
+        inputs = self._inputs(feed, count)
+        train_steps = {}  # by their number
         log = StepLog(config, step)
         log.meter.start()
-        while step < config.num_steps and not self.stop.asked(step):
-            profiler.before(step)
+        while count and not self.stop.asked(step):
+            if count not in train_steps:
+                log.meter.pause()
+                train_steps[count] = self._compile_train_steps(count, state, inputs)
+                log.meter.start()
+            profiler.before(step, step + count)
             with jax.transfer_guard('disallow'):
-                state, report = train_step(state, inputs)
-                step += 1
-                log.add(report)
-                asked = time.perf_counter()
-                inputs = next(feed) if step < config.num_steps else None
-                log.meter.waited(time.perf_counter() - asked)
-            profiler.after(step, report)
+                state, reports = train_steps[count](state, inputs)
+                step += count
+                log.add(reports)
+                asked, done = time.perf_counter(), count
+                count = steps_of_next_call(config, step)
+                inputs = self._inputs(feed, count)
+                log.meter.waited(time.perf_counter() - asked, done)
+            profiler.after(step, reports)
             if self._is_due(step, config.log.every_steps):
                 self._write_log(log, step)
             evaluate = self._is_due(step, config.eval.every_steps)
@@ -208,6 +230,17 @@ class Run:
                 log.meter.start()
         log.settle(self.checkpoints.latest_step)
         return state, step
+
+    def _inputs(self, feed: Iterator[Any], count: int) -> tuple[Any, ...]:
+        """The inputs of the next call: those of each step, or those that all steps share."""
+        if self.program.train_data.shares_inputs:
+            count = min(1, count)
+        return tuple(itertools.islice(feed, count))
+
+    def _compile_train_steps(self, count: int, state: TrainState,
+                             inputs: tuple[Any, ...]) -> Callable:
+        name = 'training step' if count == 1 else f'call of {count} training steps'
+        return self._compile(name, self.program.lower_train_steps, state, inputs, count)
 
     def _is_finished(self, step: int) -> bool:
         return step == self.config.num_steps and step in self.evaluated
@@ -256,6 +289,7 @@ class Run:
         """The metrics over every image of the evaluation split, or None if a signal comes."""
         index, sums = self.program.no_sums()
         evaluation = self.program.eval_data
+        eval_step = jax.jit(self.program.eval_step, out_shardings=self.program.everywhere)
         under_way = collections.deque()
         with contextlib.closing(evaluation.inputs(0)) as feed:
             for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
@@ -264,8 +298,7 @@ class Run:
                 inputs = next(feed)
                 if self._eval_step is None:
                     self._eval_step = self._compile(
-                        'evaluation step', self.program.eval_step, state, inputs, index, sums,
-                        out_shardings=self.program.everywhere)
+                        'evaluation step', eval_step.lower, state, inputs, index, sums)
                 with jax.transfer_guard('disallow'):
                     index, sums = self._eval_step(state, inputs, index, sums)
                 under_way.append(index)
@@ -276,13 +309,14 @@ class Run:
     def _recalibrate(self, state: TrainState) -> TrainState:
         """Running statistics as a strict average over the training batches that would follow."""
         batches = self.config.eval.recalibrate_batches
+        batch_statistics = jax.jit(self.program.batch_statistics, out_shardings=(
+            self.program.everywhere, self.program.shardings.batch_stats))
 
         def collect(feed):
             index, compiled = jnp.copy(state.step), None
             for inputs in itertools.islice(feed, batches):
                 compiled = compiled or self._compile(
-                    'recalibration', self.program.batch_statistics, state, inputs, index,
-                    out_shardings=(self.program.everywhere, self.program.shardings.batch_stats))
+                    'recalibration', batch_statistics.lower, state, inputs, index)
                 index, result = compiled(state, inputs, index)
                 yield jax.block_until_ready(result)
                 if self.stop.asked():

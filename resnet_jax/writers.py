@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import sys
+from typing import TextIO
 
 import jax
 
@@ -76,11 +77,11 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     part.replace(path)
 
 
-def say(message: str) -> None:
-    """A line on the terminal, from the first process only; nobody need be listening."""
+def say(message: str, file: TextIO | None = None) -> None:
+    """A line on stdout or another file, from the first process only; nobody need be listening."""
     if jax.process_index() == 0:
         with contextlib.suppress(BrokenPipeError):
-            print(message, flush=True)
+            print(message, file=file, flush=True)
 
 
 def duration(seconds: float) -> str:

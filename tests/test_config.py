@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data, models, optim, sharding, train
+from resnet_jax import data, models, optim, sharding, train, xla_flags
 from resnet_jax.errors import UserError
 from resnet_jax.program import build
 from resnet_jax.summary import summarize
@@ -67,6 +67,13 @@ def test_multiply_adds_of_v15(depth, multiply_adds):
     assert abs(summary['multiply_adds'] / multiply_adds - 1) < 0.005
     assert [tuple(stage['shape']) for stage in summary['stages']] == [
         (56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048), (1000,)]
+
+
+def test_the_summary_does_not_depend_on_how_the_network_is_executed():
+    config = load('imagenet_r18')
+    expected = summarize(config)
+    config.model.update(stem_space_to_depth=True, remat='block', unroll=False)
+    assert summarize(config) == expected
 
 
 def test_vgg_19_has_the_parameters_and_multiply_adds_of_the_paper():
@@ -126,6 +133,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     data.create_pipelines(config, sharding.create_mesh(config))
     config.model.update(family='vgg', depth=16)
     models.create(config.model)
+    xla_flags.use(config.xla_preset)
 
     def unread(section, prefix=''):
         for key in section:
@@ -159,6 +167,9 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'data.channels': 3}, 'digits has images of shape'),
     ({'data.source': 'mnist'}, 'data.source must be'),
     ({'data.normalization': 'pixels'}, 'data.normalization must be'),
+    ({'steps_per_call': 0}, 'steps_per_call must be at least 1, got 0'),
+    ({'model.remat': 'all'}, 'model.remat must be one of none, conv, block'),
+    ({'model.stem_space_to_depth': True}, 'stem_space_to_depth is for the imagenet family only'),
     ({'model.family': 'vgg', 'model.depth': 16}, 'VGG needs images of at least 224 pixels'),
 ])
 def test_mistakes_are_named_before_anything_is_compiled(tiny_config, fields, sentence):

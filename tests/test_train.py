@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnet_jax import monitor, train
 from resnet_jax.errors import UserError
@@ -80,6 +82,66 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     train.train(config, tmp_path)
     assert 'going on from step 10' in capsys.readouterr().out
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+
+
+def test_several_steps_a_call_end_with_the_bits_of_single_steps(finished, tmp_path):
+    config = tiny.config()
+    config.num_steps, config.steps_per_call = 7, 2
+    train.train(config, tmp_path)
+    config.num_steps, config.steps_per_call = 20, 3  # lines of the log, and so calls, end at 10, 15
+    train.train(config, tmp_path)
+    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+    measured = {'train/images_per_second', 'train/data_wait_fraction'}
+    expected = [row for row in rows(finished) if row['step'] > 7]
+    got = [row for row in rows(tmp_path) if row['step'] > 10]
+    assert [{tag: row[tag] for tag in row.keys() - measured} for row in got] == [
+        {tag: row[tag] for tag in row.keys() - measured} for row in expected if row['step'] > 10]
+    assert [row['step'] for row in rows(tmp_path)] == [5, 7, 7, 10, 10, 15, 20, 20]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 60), st.data())
+def test_calls_end_where_something_is_due_and_have_one_of_two_lengths(per_call, num_steps, data):
+    config = tiny.config()
+    every = data.draw(st.tuples(st.integers(1, 20), *[st.none() | st.integers(1, 20)] * 2))
+    config.num_steps, config.steps_per_call = num_steps, per_call
+    for section, steps in zip((config.log, config.eval, config.checkpoint), every, strict=True):
+        section.every_steps = steps
+    step = data.draw(st.integers(0, num_steps))
+    ends, lengths = {step}, set()
+    while count := train.steps_of_next_call(config, step):
+        lengths.add(count)
+        step += count
+        ends.add(step)
+    assert lengths <= {1, per_call} and step == num_steps
+    due = {end for steps in every if steps for end in range(steps, num_steps, steps)}
+    assert {end for end in due if end >= min(ends)} <= ends
+
+
+def test_the_host_pipeline_takes_several_steps_a_call_too(tmp_path):
+    config = tiny.config()
+    config.num_steps = 6
+    config.data.pipeline = 'host'
+    config.log.every_steps = 3
+    for steps in (1, 3):
+        config.steps_per_call = steps
+        train.train(config, tmp_path / str(steps))
+    assert_same_bits(arrays(tmp_path / '1', 6), arrays(tmp_path / '3', 6))
+
+
+def test_a_trace_covers_the_whole_calls_that_have_its_steps(tmp_path, monkeypatch, capsys):
+    traced = []
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: traced.append('start'))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: traced.append('stop'))
+    config = tiny.config()
+    config.profile.start_step, config.profile.num_steps = 10, 5
+    profiler = monitor.Profiler(config, tmp_path)
+    for step in range(0, 32, 8):
+        profiler.before(step, step + 8)
+        traced.append(step)
+        profiler.after(step + 8, None)
+    assert traced == [0, 'start', 8, 'stop', 16, 24]
+    assert 'up to step 16' in capsys.readouterr().out
 
 
 def test_a_run_that_is_further_than_asked_for_is_refused(finished):

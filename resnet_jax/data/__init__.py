@@ -7,8 +7,9 @@ mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
 `resnet_jax.data.augment`.
 """
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -17,7 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.data import cache, decode, normalization, sources
+from resnet_jax.data import blank, cache, decode, normalization, sources
 from resnet_jax.data.augment import Augmentation, Batch
 from resnet_jax.data.folder import open_folder
 from resnet_jax.data.host import Host
@@ -29,10 +30,11 @@ from resnet_jax.data.tfds import Tfds
 from resnet_jax.data.transforms import EvalTransform, TrainTransform
 from resnet_jax.errors import UserError
 
-__all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'check_unchanged', 'create_pipelines',
-           'create_source']
+__all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'blank_pipelines', 'check_unchanged',
+           'create_pipelines', 'create_source']
 
-SOURCES = ('folder', 'tfds', 'shards', 'digits', 'synthetic')
+FILES = ('folder', 'tfds', 'shards')  # sources that the user must provide
+SOURCES = (*FILES, 'digits', 'synthetic')
 
 
 class Pipeline(Protocol):
@@ -44,6 +46,8 @@ class Pipeline(Protocol):
       num_classes: labels are in [0, num_classes).
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
+      input_shapes: shapes, dtypes and shardings of an item of `inputs`.
+      shares_inputs: whether all batches are made from the same inputs.
     """
 
     source: Source
@@ -51,6 +55,8 @@ class Pipeline(Protocol):
     num_classes: int
     image_shape: tuple[int, int, int]
     batch_size: int
+    input_shapes: Any
+    shares_inputs: bool
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …
@@ -92,40 +98,69 @@ def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline
       UserError: a field of `config.data` is wrong, or data is missing or damaged; one sentence
         says which and how.
     """
-    data = config.data
     _check(config)
-    train_source = create_source(config, 'train')
+    splits = _splits(config, create_source)
+    train, test, transform = _over_mesh(config, mesh, *splits)
+    return train, test, normalization.measure(train.source, config.data.normalization, transform,
+                                              config.data.cache)
+
+
+def blank_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
+    """The same over blank images: enough to compile the steps, without the data and the devices.
+
+    The data is opened only where the steps depend on the number of images and that is not known.
+
+    Raises:
+      UserError: as `create_pipelines`.
+    """
+    _check(config)
+    if config.data.source in FILES and (
+            config.data.pipeline == 'host' or not _device_only(config.data)):
+        splits = [blank.blank(1, config)] * 2  # the host sends the batches: their number is free
+    else:
+        splits = _splits(config, functools.partial(blank.stand_in, create=create_source))
+    train, test, _ = _over_mesh(config, mesh, *splits)
+    return train, test, normalization.identity(config.data.normalization, train.image_shape)
+
+
+def _splits(config: ConfigDict,
+            create: Callable[[ConfigDict, str], Source]) -> tuple[Source, Source]:
+    """The images to train on and those to evaluate on; some of the former may be held out."""
+    data = config.data
+    train_source = create(config, 'train')
     if data.eval_split == 'holdout':
         test_source = sources.hold_out(train_source, data.holdout, True)
     else:
-        test_source = create_source(config, 'test')
+        test_source = create(config, 'test')
     train_source = sources.hold_out(train_source, data.holdout, False)
     for source in (train_source, test_source):
         if config.model.num_classes is not None and source.num_classes > config.model.num_classes:
             raise UserError(f'the data has {source.num_classes} classes, and model.num_classes '
                             f'is {config.model.num_classes}.')
+    return train_source, test_source
 
+
+def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,
+               test_source: Source) -> tuple[Pipeline, Pipeline, EvalTransform | None]:
+    """Both pipelines, and what the host makes of an image in evaluation; on devices, nothing."""
+    data = config.data
     if resident := _as_resident(config, train_source, test_source):
-        train_source, test_source = resident
-        transform = None
         train, test = (Resident(source, mesh, size, augmentation) for source, size, augmentation
-                       in ((train_source, config.batch_size, augmentation(config)),
-                           (test_source, config.eval.batch_size, None)))
-    else:
-        size = data.image_size
-        if size is None:
-            raise UserError('data.image_size must be set for images that are decoded as needed.')
-        transform = EvalTransform(size, size if data.eval_resize is None else data.eval_resize)
-        train, test = (
-            Host(source, mesh, batch_size, kind, augmentation, threads=_threads(config),
-                 workers=data.workers, chunk_size=data.chunk_size,
-                 batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
-            for source, batch_size, kind, augmentation in (
-                (train_source, config.batch_size, train_transform(config),
-                 augmentation(config)),
-                (test_source, config.eval.batch_size, transform, None)))
-    return train, test, normalization.measure(train_source, data.normalization, transform,
-                                              data.cache)
+                       in zip(resident, (config.batch_size, config.eval.batch_size),
+                              (augmentation(config), None), strict=True))
+        return train, test, None
+    size = data.image_size
+    if size is None:
+        raise UserError('data.image_size must be set for images that are decoded as needed.')
+    transform = EvalTransform(size, size if data.eval_resize is None else data.eval_resize)
+    train, test = (
+        Host(source, mesh, batch_size, kind, augmentation, threads=_threads(config),
+             workers=data.workers, chunk_size=data.chunk_size,
+             batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
+        for source, batch_size, kind, augmentation in (
+            (train_source, config.batch_size, train_transform(config), augmentation(config)),
+            (test_source, config.eval.batch_size, transform, None)))
+    return train, test, transform
 
 
 def _check(config: ConfigDict) -> None:

@@ -104,6 +104,8 @@ class Host:
       skipped: unreadable images that were left out so far, each time they were met.
     """
 
+    shares_inputs = False
+
     def __init__(self, source: Source, mesh: Mesh, batch_size: int,
                  transform: TrainTransform | EvalTransform, augmentation: Augmentation | None, *,
                  threads: int, workers: int, chunk_size: int, batches_ahead: int,
@@ -132,13 +134,20 @@ class Host:
         self.skipped = 0
         self._transform, self._augmentation = transform, augmentation
         self._sharding = NamedSharding(mesh, P('data'))
-        self._rows = _local_rows(self._sharding, batch_size)
         self._threads, self._workers = threads, workers
         self._chunk_size, self._batches_ahead = chunk_size, batches_ahead
         self._skip_unreadable = skip_unreadable
 
+    @property
+    def input_shapes(self) -> Any:
+        return {name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
+                                           sharding=self._sharding)
+                for name, shape, dtype in (('image', self.image_shape, np.uint8),
+                                           ('label', (), np.int32), ('mask', (), np.float32))}
+
     def inputs(self, start_step: int) -> Iterator[Any]:
-        chunks = Chunks(self.source, self._transform, self.batch_size, self._rows,
+        rows = _local_rows(self._sharding, self.batch_size)
+        chunks = Chunks(self.source, self._transform, self.batch_size, rows,
                         self._chunk_size, start_step, skip_unreadable=self._skip_unreadable)
         ahead = self._batches_ahead * chunks.parts
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(
@@ -186,7 +195,7 @@ def _order(step: int, batch_size: int, num_images: int, seed: int) -> np.ndarray
     16 of ImageNet's at a time would cost 0.8 ms, and all 256 together cost 1.5 ms.
     """
     positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    return image_index(positions.astype(np.uint32), num_images, seed)
+    return image_index(positions.astype(np.uint32), num_images, seed & 0xFFFFFFFF)
 
 
 def _concatenate(chunks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -58,22 +58,38 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
     Raises:
       UserError: there is no such kind, or it needs colour images and these are grey.
     """
-    if kind not in KINDS:
-        raise UserError(f'data.normalization must be one of {", ".join(KINDS)}, got {kind!r}.')
+    first = source[0].image
+    channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
+    _check(kind, channels)
     if kind in ('imagenet', 'none'):
-        first = source[0].image
-        channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
         mean, std = np.zeros(channels), np.ones(channels)
         if kind == 'imagenet':
-            if channels != 3:
-                raise UserError("data.normalization 'imagenet' is for colour images, and these "
-                                f'have {channels} channel.')
             mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     else:
         mean_image, mean, std = _statistics(source, transform, cache_folder)
         if kind == 'per_pixel_mean':
             mean, std = mean_image, np.ones(len(std))
     return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
+
+
+def identity(kind: str, image_shape: tuple[int, int, int]) -> Normalization:
+    """One that changes nothing, in the shapes that `measure` gives for images [H, W, C].
+
+    Raises:
+      UserError: there is no such kind.
+    """
+    _check(kind, image_shape[-1])
+    channels = image_shape[-1:]
+    mean_shape = image_shape if kind == 'per_pixel_mean' else channels
+    return {'mean': np.zeros(mean_shape, np.float32), 'std': np.ones(channels, np.float32)}
+
+
+def _check(kind: str, channels: int) -> None:
+    if kind not in KINDS:
+        raise UserError(f'data.normalization must be one of {", ".join(KINDS)}, got {kind!r}.')
+    if kind == 'imagenet' and channels != 3:
+        raise UserError("data.normalization 'imagenet' is for colour images, and these "
+                        f'have {channels} channel.')
 
 
 def _statistics(source: Source, transform: EvalTransform | None, cache_folder: str):

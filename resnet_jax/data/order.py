@@ -36,7 +36,7 @@ def _round_trip(x, key, half_bits: int, xp):
     return (left << half_bits) | right
 
 
-def image_index(position, num_images: int, seed: int):
+def image_index(position, num_images: int, seed):
     """The image that stands at a position of the endless shuffled sequence.
 
     Positions [e * num_images, (e + 1) * num_images) are epoch e; each epoch is a permutation of
@@ -45,7 +45,7 @@ def image_index(position, num_images: int, seed: int):
     Args:
       position: uint32 array of any shape, numpy (computed on the host) or jax (traced).
       num_images: images in the split, from 1 to 2**30.
-      seed: an integer; its low 32 bits count.
+      seed: uint32, an array or an integer of that range.
 
     Returns:
       An int32 array of the same shape, values in [0, num_images).
@@ -60,7 +60,7 @@ def image_index(position, num_images: int, seed: int):
     size = xp.uint32(num_images)
     with np.errstate(over='ignore'):
         epoch, offset = position // size, position % size
-        key = _mix(epoch ^ _mix(xp.uint32(seed & 0xFFFFFFFF) + xp.uint32(0x5BD1E995), xp), xp)
+        key = _mix(epoch ^ _mix(xp.uint32(seed) + xp.uint32(0x5BD1E995), xp), xp)
 
         def outside(x):
             return xp.any(x >= size)

@@ -4,11 +4,13 @@ Shuffling, padding, cropping and flipping happen inside the jitted step, so that
 from the host but the call itself.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,9 +23,11 @@ from resnet_jax.data.sources import ArraySource
 class Resident:
     """Batches of one split, made on the device; see `resnet_jax.data.Pipeline`."""
 
+    shares_inputs = True
+
     def __init__(self, source: ArraySource, mesh: Mesh, batch_size: int,
                  augmentation: Augmentation | None):
-        """Copies the images to every device.
+        """Copies nothing yet; `inputs` copies the images to every device.
 
         Args:
           source: the split.
@@ -32,29 +36,46 @@ class Resident:
           augmentation: of training batches, whose order its seed gives; none: an evaluation, in
             the order of the source.
         """
-        everywhere = NamedSharding(mesh, P())
         self.source = source
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
         self.batch_size = batch_size
-        self._inputs = jax.device_put(
-            {'image': source.images, 'label': source.labels}, everywhere)
+        self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
+
+    @property
+    def input_shapes(self) -> Any:
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._everywhere)
+                for name, array in self._arrays.items()}
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         while True:
             yield self._inputs
+
+    @property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        # The seed is an input and no constant, so that runs that differ in it share one program.
+        seed = self._augmentation.seed if self._augmentation is not None else 0
+        return {'image': self.source.images, 'label': self.source.labels,
+                'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, jax.Array]:
+        # Unlike device_put, this does not send the whole split around to compare it.
+        return {name: jax.make_array_from_callback(array.shape, self._everywhere, array.__getitem__)
+                for name, array in self._arrays.items()}
 
     def batch(self, inputs, step, normalization) -> Batch:
         position = jnp.uint32(self.batch_size) * jnp.asarray(step, jnp.uint32) + jnp.arange(
             self.batch_size, dtype=jnp.uint32)
         position = jax.lax.with_sharding_constraint(position, self._by_batch)
         if self._augmentation is not None:
-            index = image_index(position, self.num_images, self._augmentation.seed)
+            augmentation = self._augmentation._replace(seed=inputs['seed'])
+            index = image_index(position, self.num_images, augmentation.seed)
             batch = augment(inputs['image'][index], inputs['label'][index], step, normalization,
-                            self._augmentation)
+                            augmentation)
             batch['mask'] = jnp.ones(self.batch_size, jnp.float32)
         else:
             # The last batch is filled up with the last image, which the mask then leaves out.

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.models import vgg
+from resnet_jax.models.remat import POLICIES
 from resnet_jax.models.resnet import CIFAR_DEPTHS, IMAGENET, ResNet, architecture
 
 __all__ = ['CIFAR_DEPTHS', 'FAMILIES', 'IMAGENET', 'ResNet', 'architecture', 'create']
@@ -18,6 +19,7 @@ CHOICES = {
     'stride_in': ('v1', 'v1.5'),
     'pool_pad': ('both', 'end'),
     'dtype': ('float32', 'bfloat16'),
+    'remat': tuple(POLICIES),
 }
 
 
@@ -46,7 +48,11 @@ def create(config: Mapping[str, Any]) -> nn.Module:
         bn_epsilon=config['bn_epsilon'],
         bn_unbiased_variance=config['bn_unbiased_variance'],
         dtype=jnp.dtype(config['dtype']),
+        remat=config['remat'],
     )
+    if config['stem_space_to_depth'] and config['family'] != 'imagenet':
+        raise ValueError('model.stem_space_to_depth is for the imagenet family only, whose first '
+                         'convolution is of 7x7 pixels and stride 2.')
     if config['family'] == 'vgg':
         if config['depth'] not in vgg.STAGE_SIZES:
             raise ValueError(
@@ -60,4 +66,5 @@ def create(config: Mapping[str, Any]) -> nn.Module:
     return ResNet(
         block, stage_sizes, stem=config['family'], plain=config['plain'],
         shortcut=config['shortcut'], stride_in=config['stride_in'], pool_pad=config['pool_pad'],
-        zero_init_last_gamma=config['zero_init_last_gamma'], unroll=config['unroll'], **common)
+        zero_init_last_gamma=config['zero_init_last_gamma'], unroll=config['unroll'],
+        stem_space_to_depth=config['stem_space_to_depth'], **common)

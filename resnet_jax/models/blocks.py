@@ -5,6 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnet_jax.models.remat import remat
+
 ModuleDef = Any  # a module class, some of whose fields are already set
 
 
@@ -108,6 +110,10 @@ class BottleneckBlock(nn.Module):
         return nn.relu(y)
 
 
+def apply(module: nn.Module, x):
+    return module(x)
+
+
 class Stage(nn.Module):
     """Blocks of one width: the first may change the shape, the rest are alike.
 
@@ -120,6 +126,7 @@ class Stage(nn.Module):
       features: the block's `features`.
       stride: of the first block.
       unroll: run the rest as straight-line code instead of a loop.
+      remat: what the gradient keeps of each block; see `resnet_jax.models.remat`.
     """
 
     block: ModuleDef
@@ -127,19 +134,23 @@ class Stage(nn.Module):
     features: int
     stride: int
     unroll: bool
+    remat: str
 
     @nn.compact
     def __call__(self, x):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
-        x = self.block(features=self.features, stride=self.stride, name='first')(x)
+        first = self.block(features=self.features, stride=self.stride, name='first')
+        x = remat(apply, self.remat)(first, x)
         rest = self.num_blocks - 1
         if rest:
+            is_loop = rest > 1 and not self.unroll
+            body = remat(apply, self.remat, in_loop=is_loop)
             x, _ = nn.scan(
-                lambda block, x, _: (block(x), None),
+                lambda block, x, _: (body(block, x), None),
                 variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                 split_rngs={'params': True},
                 length=rest,
                 # Initialisation runs once: in a loop, it compiles as fast at every depth.
-                unroll=rest if self.unroll and not self.is_initializing() else 1,
+                unroll=1 if is_loop or self.is_initializing() else rest,
             )(self.block(features=self.features, stride=1, name='rest'), x, None)
         return x

@@ -6,9 +6,17 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, ModuleDef, Shortcut, Stage
+from resnet_jax.models.blocks import (
+    BasicBlock,
+    BottleneckBlock,
+    ModuleDef,
+    Shortcut,
+    Stage,
+    apply,
+)
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.remat import remat
 
 # Table 1: the block, and how many of them each stage has.
 IMAGENET = {
@@ -56,7 +64,8 @@ class ResNet(nn.Module):
       zero_init_last_gamma: start every block as the identity.
       virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
       dtype: of the computation; parameters, statistics and the output are float32.
-      unroll: see `Stage`.
+      unroll, remat: see `Stage`; the stem counts as a block.
+      stem_space_to_depth: see `Stem`; of 'imagenet' only.
       bn_frozen: normalise by the running statistics in training too, and keep them.
     """
 
@@ -76,6 +85,8 @@ class ResNet(nn.Module):
     bn_unbiased_variance: bool
     dtype: Any
     unroll: bool
+    remat: str
+    stem_space_to_depth: bool
     bn_frozen: bool = False
 
     @nn.compact
@@ -102,11 +113,12 @@ class ResNet(nn.Module):
             last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
                              else nn.initializers.ones))
 
-        x = Stem(self.stem, self.width, self.pool_pad, conv, norm, name='stem')(
-            images.astype(self.dtype))
+        stem = Stem(self.stem, self.width, self.pool_pad, self.stem_space_to_depth, conv, norm,
+                    name='stem')
+        x = remat(apply, self.remat)(stem, images.astype(self.dtype))
         for i, num_blocks in enumerate(self.stage_sizes):
             x = Stage(block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
-                      unroll=self.unroll, name=f'stage{i + 1}')(x)
+                      unroll=self.unroll, remat=self.remat, name=f'stage{i + 1}')(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)
 
@@ -120,11 +132,14 @@ class Stem(nn.Module):
       pool_pad: where the max-pooling pads a pixel: at 'both' ends of the height and the width, as
         PyTorch does, or at the 'end', which is what Caffe's rounding up amounts to. The windows
         lie one pixel apart, so weights for one lose accuracy under the other.
+      space_to_depth: execute the 7x7 convolution on blocks of 2x2 pixels, with the same weights and
+        results; see `space_to_depth_conv2d`.
     """
 
     kind: str
     features: int
     pool_pad: str
+    space_to_depth: bool
     conv: ModuleDef
     norm: ModuleDef
 
@@ -134,7 +149,7 @@ class Stem(nn.Module):
         if self.kind == 'cifar':
             x = self.conv(self.features, 3, name='conv')(x)
             return nn.relu(self.norm(name='norm')(x))
-        x = self.conv(self.features, 7, 2, name='conv')(x)
+        x = self.conv(self.features, 7, 2, self.space_to_depth, name='conv')(x)
         x = nn.relu(self.norm(name='norm')(x))
         pad = (1, 1) if self.pool_pad == 'both' else (0, 1)
         return nn.max_pool(x, (3, 3), (2, 2), padding=(pad, pad))

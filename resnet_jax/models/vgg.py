@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.remat import remat
 
 # K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks", 2015, table 1, columns D and E.
 STAGE_SIZES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -30,6 +31,8 @@ class VGG(nn.Module):
       dropout_rate: behind the first two dense layers; needs the random stream 'dropout'.
       virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
       dtype: of the computation; parameters and the output are float32.
+      remat: what the gradient keeps, where a block is the convolutions of a stage and its pooling;
+        see `resnet_jax.models.remat`.
       bn_frozen: normalise by the running statistics in training too, and keep them.
     """
 
@@ -43,6 +46,7 @@ class VGG(nn.Module):
     bn_epsilon: float
     bn_unbiased_variance: bool
     dtype: Any
+    remat: str
     bn_frozen: bool = False
 
     @nn.compact
@@ -66,15 +70,11 @@ class VGG(nn.Module):
             BatchNorm, train=train and not self.bn_frozen,
             virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
             epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=not self.batch_norm, dtype=self.dtype)
         x = images.astype(self.dtype)
-        for i, num_convs in enumerate(self.stage_sizes):
-            for j in range(num_convs):
-                x = Conv(self.width * min(2**i, 8), 3, use_bias=not self.batch_norm,
-                         dtype=self.dtype, name=f'stage{i + 1}_conv{j + 1}')(x)
-                if self.batch_norm:
-                    x = norm(name=f'stage{i + 1}_norm{j + 1}')(x)
-                x = nn.relu(x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
+        for i in range(len(self.stage_sizes)):
+            stage = functools.partial(VGG._stage, i=i, conv=conv, norm=norm)
+            x = remat(stage, self.remat)(self, x)
         x = nn.Conv(self.width * 64, (WINDOW, WINDOW), padding='VALID', dtype=self.dtype,
                     kernel_init=he_normal, name='dense1')(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.relu(x))
@@ -83,3 +83,12 @@ class VGG(nn.Module):
         # The scores are linear in these features: averaging either gives the same.
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)
+
+    def _stage(self, x, *, i: int, conv, norm):
+        """float [N, H, W, C] -> [N, H // 2, W // 2, features]."""
+        for j in range(self.stage_sizes[i]):
+            x = conv(self.width * min(2**i, 8), 3, name=f'stage{i + 1}_conv{j + 1}')(x)
+            if self.batch_norm:
+                x = norm(name=f'stage{i + 1}_norm{j + 1}')(x)
+            x = nn.relu(x)
+        return nn.max_pool(x, (2, 2), (2, 2))

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resnet_jax.models.conv import Conv, conv2d
+from resnet_jax.models.conv import Conv, conv2d, space_to_depth_conv2d
 
 
 @pytest.mark.parametrize('size', [8, 9])
@@ -29,6 +31,32 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size):
         got = jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1))(x, kernel)
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 20), channels=st.integers(1, 4))
+def test_a_7x7_convolution_of_stride_2_is_a_4x4_one_on_blocks_at_every_size(n, h, w, channels):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(n)
+        x = jnp.asarray(rng.normal(size=(n, h, w, channels)))
+        kernel = jnp.asarray(rng.normal(size=(7, 7, channels, 2)))
+        expected = conv2d(x, kernel, 2)
+        got = space_to_depth_conv2d(x, kernel)
+        assert got.shape == (n, -(-h // 2), -(-w // 2), 2)
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('size', [8, 9])
+def test_gradients_on_blocks_equal_those_of_the_7x7_convolution_in_float64(size):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(2, size, size + 3, 3)))
+        kernel = jnp.asarray(rng.normal(size=(7, 7, 3, 4)))
+        got, expected = (
+            jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1))(x, kernel)
+            for f in (space_to_depth_conv2d, lambda x, kernel: conv2d(x, kernel, 2)))
+        for a, b in zip(got, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 

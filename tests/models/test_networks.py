@@ -69,6 +69,110 @@ def test_scanned_and_unrolled_networks_give_the_same_logits(fields):
                                    mode(scanned, variables, images), rtol=1e-5, atol=1e-5)
 
 
+def training_gradient(model, variables, images):
+    """Compiled: parameters -> gradient of a loss, and the running statistics after the step."""
+    def loss(params):
+        logits, updates = model.apply({**variables, 'params': params}, images, train=True,
+                                      mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+        return jnp.sin(logits).sum(), updates
+
+    return jax.jit(jax.grad(loss, has_aux=True)).lower(variables['params']).compile()
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(np.float64), tree)
+
+
+@pytest.fixture(scope='module')
+def cifar_gradient():
+    """(variables, images, compiled gradient) of a scanned ResNet-20 that keeps what it likes."""
+    model = models.create(model_config(family='cifar', depth=20, width=4, unroll=False))
+    variables, images = init(model, size=8)
+    with jax.enable_x64(True):
+        variables, images = in_float64((variables, images))
+        return variables, images, training_gradient(
+            model.clone(dtype=jnp.float64), variables, images)
+
+
+@pytest.mark.parametrize(('kind', 'unroll'), [
+    ('conv', False), ('block', False), ('block', True)])
+def test_what_is_computed_again_changes_nothing_but_the_memory(cifar_gradient, kind, unroll):
+    variables, images, reference = cifar_gradient
+    model = models.create(
+        model_config(family='cifar', depth=20, width=4, unroll=unroll, remat=kind))
+    with jax.enable_x64(True):
+        gradient = training_gradient(model.clone(dtype=jnp.float64), variables, images)
+        expected, got = reference(variables['params']), gradient(variables['params'])
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    if not unroll:  # XLA's CPU compiler merges straight-line code again
+        memory = [x.memory_analysis().temp_size_in_bytes for x in (gradient, reference)]
+        assert memory[0] < 0.9 * memory[1]
+
+
+def kept_activations(kind, dtype='float32', **fields):
+    """(shape without images, dtype) of every activation that the gradient of a network keeps."""
+    model = models.create(model_config(remat=kind, dtype=dtype, **fields))
+    size = 224 if fields['family'] == 'vgg' else 32
+    images = jax.ShapeDtypeStruct((5, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda: model.init(
+        jax.random.key(0), jnp.zeros(images.shape), train=False))
+
+    def vjp(variables, images):
+        def network(params):
+            return model.apply(
+                {**variables, 'params': params}, images, train=True, mutable=['batch_stats'],
+                rngs={'dropout': jax.random.key(0)})[0]
+
+        return jax.vjp(network, variables['params'])[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(vjp, variables, images))
+    return [(leaf.shape[1:], leaf.dtype) for leaf in leaves
+            if leaf.ndim == 4 and leaf.shape[0] == 5 and leaf.shape[1] > 7]
+
+
+def test_conv_keeps_the_outputs_of_convolutions_and_block_the_inputs_of_blocks():
+    def shapes_kept(kind):
+        return sorted(shape for shape, _ in kept_activations(
+            kind, family='cifar', depth=8, width=4, shortcut='A'))
+
+    # Of the stem and the three blocks of ResNet-8.
+    inputs = [(16, 16, 8), (32, 32, 3), (32, 32, 4), (32, 32, 4)]
+    outputs = [(32, 32, 4)] * 3 + [(16, 16, 8)] * 2 + [(8, 8, 16)] * 2
+    assert shapes_kept('block') == sorted(inputs)
+    assert shapes_kept('conv') == sorted(inputs + outputs)
+    assert len(shapes_kept('none')) > len(inputs + outputs)
+
+
+@pytest.mark.parametrize('kind', ['none', 'conv', 'block'])
+def test_bfloat16_networks_keep_no_activation_in_float32(kind):
+    kept = kept_activations(kind, 'bfloat16', depth=50, width=4, family='imagenet')
+    assert kept and not [x for x in kept if x[1] == jnp.float32 and x[0][-1] > 3]
+
+
+def test_vgg_with_less_kept_has_the_same_gradient():
+    base = dict(family='vgg', depth=16, width=1)
+    whole = models.create(model_config(**base)).clone(stage_sizes=(1,) * 5)
+    variables, images = init(whole, 224)
+    expected, got = (training_gradient(model, variables, images)(variables['params']) for model in (
+        whole, models.create(model_config(remat='block', **base)).clone(stage_sizes=(1,) * 5)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    per_layer, per_stage = (kept_activations(kind, **base) for kind in ('none', 'block'))
+    assert len(per_stage) == 5 and len(per_layer) > 26
+
+
+@pytest.mark.parametrize('size', [32, 45])
+def test_the_stem_on_blocks_of_pixels_has_the_weights_and_results_of_the_7x7_stem(size):
+    plain = bottleneck()
+    blocks = bottleneck(stem_space_to_depth=True)
+    assert shapes(plain) == shapes(blocks)
+    variables, images = init(plain, size)
+    np.testing.assert_allclose(evaluate(blocks, variables, images),
+                               evaluate(plain, variables, images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('depth', [16, 60, 151])
 def test_a_depth_that_the_paper_does_not_have_is_an_error(depth):
     with pytest.raises(ValueError, match='one of 18, 34, 50, 101, 152'):

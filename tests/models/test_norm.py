@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.norm import BatchNorm, batch_normalize
 
 EPSILON = 1e-5
 
@@ -65,6 +65,35 @@ def test_the_whole_batch_equals_flax():
             jax.tree.leaves(jax.grad(loss, (1, 2), has_aux=True)(theirs, start['params'], x)),
             strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_groups_equals_autodiff_of_the_definition_in_float64():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(2, 3, (6, 4, 5, 3)))
+        gamma, beta = jnp.asarray(rng.normal(size=(2, 3)))
+
+        def definition(x, gamma, beta):
+            groups = x.reshape(3, 2, 4, 5, 3)
+            mean, var = (f(groups, (1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.var))
+            return ((groups - mean) / jnp.sqrt(var + EPSILON) * gamma + beta).reshape(x.shape)
+
+        def ours(x, gamma, beta):
+            return batch_normalize(x, gamma, beta, 2, EPSILON)[0]
+
+        got, expected = (jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1, 2))(
+            x, gamma, beta) for f in (ours, definition))
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_keeps_the_activations_as_they_came_and_no_float32_copy():
+    x = jnp.zeros((4, 8, 8, 2), jnp.bfloat16)
+    kept = jax.eval_shape(lambda x: jax.vjp(
+        lambda x: batch_normalize(x, jnp.ones(2), jnp.zeros(2), 2, EPSILON), x)[1], x)
+    large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= x.size]
+    assert [(leaf.shape, leaf.dtype) for leaf in large] == [(x.shape, jnp.bfloat16)]
 
 
 def test_evaluation_uses_the_running_statistics_and_changes_nothing():

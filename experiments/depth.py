@@ -1,0 +1,106 @@
+"""Table 6: the test error of residual networks of several depths.
+
+  python -m experiments.depth --workdir=runs/degradation
+  python -m experiments.depth --config=configs/cifar10.py --depths=20,32,44,56,110 \\
+      --workdir=runs/cifar10_depth
+
+Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, three seeds each; in the
+folder of `experiments.degradation` these runs are there already. Writes depth.svg, .png, .json and
+.txt to --workdir.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import grid, paper, study, tables
+from experiments.claims import Finding, estimate, lower
+from experiments.ledger import Row
+from resnet_jax import cli
+
+DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['8', '20', '56'], 'Depths to compare.')
+flags.adopt_module_key_flags(study)
+
+Groups = Mapping[tuple[int], Mapping[int, Row]]
+
+
+def main(_) -> None:
+    rows, folder = study.rows([{'model.depth': DEPTHS.value, 'model.plain': ['false']}])
+    rows = [row for row in rows if not row['config']['model.plain']]
+    groups = dict(sorted(study.by(rows, 'model.depth').items()))
+    numbers = results(groups)
+    study.publish('depth', folder, {'': chart(numbers)}, table(numbers), findings(groups),
+                  {'networks': numbers}, rows)
+
+
+def results(groups: Groups) -> list[dict[str, Any]]:
+    """Size, the paper's error and the measured ones of each depth."""
+    from resnet_jax.summary import summarize
+
+    found = []
+    for (depth,), group in groups.items():
+        config = next(iter(group.values()))['config']
+        of = estimate(study.values(group, 'final_error'))
+        found.append({
+            'network': paper.name(config), 'depth': depth, 'dataset': paper.dataset(config),
+            'parameters': summarize(grid.rebuild(config))['parameters'],
+            'paper': paper.error(config), 'error': of.mean, 'std': of.std, 'seeds': of.n,
+            'half_width': of.half_width,
+            'best': min(study.values(group, 'best_error'))})
+    return found
+
+
+def table(numbers: Sequence[Mapping[str, Any]]) -> str:
+    """Table 6 with the measured errors beside it."""
+    lines = [['network', 'parameters', 'paper', 'test error %', 'seeds', 'best evaluation']]
+    for row in numbers:
+        half = '' if row['half_width'] is None else f' ± {row["half_width"]:.2f}'
+        lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
+                      f'{row["error"]:.2f}{half}', str(row['seeds']), f'{row["best"]:.2f}'])
+    notes = 'mean ± half of the 95 % t-interval over the seeds'
+    if any(row['depth'] == 110 and row['dataset'] == paper.CIFAR10 for row in numbers):
+        notes += f'; the paper\'s ResNet-110: {paper.CIFAR10_110_RUNS}'
+    return f'{numbers[0]["dataset"]}\n{tables.text(lines)}\n{notes}'
+
+
+def findings(groups: Groups) -> list[Finding]:
+    """That each depth has a lower error than the one before, and the last than the first."""
+    depths = list(groups)
+    pairs = list(itertools.pairwise(depths))
+    if len(depths) > 2:
+        pairs.append((depths[0], depths[-1]))
+    found = []
+    for shallow, deep in pairs:
+        a, b = groups[deep], groups[shallow]
+        configs = [next(iter(group.values()))['config'] for group in (a, b)]
+        found.append(lower(
+            f'{paper.name(configs[0])} has a lower test error than {paper.name(configs[1])}',
+            study.values(a, 'final_error'), study.values(b, 'final_error'),
+            paper=paper.pair(*configs, 'table 6: the error falls from depth 20 to 110'), unit=' %'))
+    return found
+
+
+def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
+    """Error against depth: measured with its interval, and the paper's."""
+    import altair as alt
+
+    points = [{'depth': row['depth'], 'error': row['error'], 'of': 'measured',
+               'low': row['error'] - (row['half_width'] or 0),
+               'high': row['error'] + (row['half_width'] or 0)} for row in numbers]
+    points += [{'depth': row['depth'], 'error': row['paper'], 'of': 'paper', 'low': row['paper'],
+                'high': row['paper']} for row in numbers if row['paper'] is not None]
+    x = alt.X('depth:O', title='depth', axis=alt.Axis(labelAngle=0))
+    color = alt.Color('of:N', title=None)
+    base = alt.Chart(alt.Data(values=points))
+    return (base.mark_line(point=True).encode(
+        x, alt.Y('error:Q', title='top-1 test error, %', scale=alt.Scale(zero=True)), color)
+        + base.mark_rule().encode(x, alt.Y('low:Q'), alt.Y2('high:Q'), color=color)).properties(
+            width=360, height=300, title={
+                'text': f'Residual networks on {numbers[0]["dataset"]}',
+                'subtitle': 'mean over the seeds and 95 % t-interval'})
+
+
+if __name__ == '__main__':
+    cli.run(main)

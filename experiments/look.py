@@ -1,0 +1,234 @@
+"""Shows what a trained network has learnt, block by block, in one page that opens offline.
+
+  python -m experiments.look runs/digits
+  python -m experiments.look runs/digits --plain=runs/digits_plain --output=runs/look
+  python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
+      --config.data.source=folder --config.data.path=DATA
+
+WORKDIR is a run's workdir or a folder of converted weights; what was not trained here says nothing
+of its data, and then needs --config. Writes report.html, numbers.json, and every chart and picture
+as a file under figures/. docs/seeing.md explains how to read them.
+"""
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from resnet_jax import cli
+from resnet_jax.errors import UserError
+
+CONFIG = cli.config_flag(required=False)
+PLAIN = cli.flag(
+    flags.DEFINE_string, 'plain', None,
+    'Folder of a network of the same depth to compare with, such as the plain twin.')
+OUTPUT = cli.flag(
+    flags.DEFINE_string, 'output', None,
+    'Folder to write to; without the flag WORKDIR/look.')
+IMAGES = cli.flag(
+    flags.DEFINE_integer, 'images', 300, 'Held-out images to look with.', lower_bound=20)
+TRAIN_IMAGES = cli.flag(
+    flags.DEFINE_integer, 'train_images', 1000,
+    'Training images that the linear probes are fitted to.', lower_bound=20)
+flags.adopt_module_key_flags(cli)
+
+
+PICTURES = 5  # sections of `pictures`
+WEIGHT = 8  # each takes about as long as so many blocks
+
+
+class Found(NamedTuple):
+    """What the report holds.
+
+    Attributes:
+      sections: `Section`s, in order.
+      facts: what was looked at, and how, by name.
+      paragraphs: of the summary.
+      highlights: heads and rows of the summary's table.
+    """
+
+    sections: list[Any]
+    facts: dict[str, str]
+    paragraphs: list[str]
+    highlights: tuple[list[str], list[list]]
+
+
+def main(argv) -> None:
+    from resnet_jax import compilation_cache, pretrained
+    from resnet_jax.writers import say
+
+    missing = [name for name in ('altair', 'umap', 'vl_convert') if find_spec(name) is None]
+    if missing:
+        raise UserError(f'{" and ".join(missing)} must be installed: pip install -r '
+                        'experiments/requirements.txt')
+    if len(argv) != 2:
+        raise UserError('give one folder: a workdir of resnet_jax.main, or converted weights.')
+    start = time.monotonic()
+    paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
+    networks = named([pretrained.load(path) for path in paths], paths)
+    first = next(iter(networks.values()))
+    config = CONFIG.value or first.config
+    compilation_cache.use(config.compilation_cache)
+    output = pathlib.Path(OUTPUT.value or pathlib.Path(argv[1]) / 'look').expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
+    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
+    found.facts['time'] = f'{time.monotonic() - start:.0f} s on {device()}'
+    write(output, title(first), found)
+    for paragraph in found.paragraphs:
+        say(f'{paragraph}\n')
+    size = (output / 'report.html').stat().st_size / 1e6
+    say(f'wrote {output / "report.html"} ({size:.1f} MB) in {time.monotonic() - start:.0f} s')
+
+
+def write(output: pathlib.Path, heading: str, found: Found) -> None:
+    """Writes report.html, numbers.json and figures/ into a folder that is there.
+
+    What is not finite reads null.
+    """
+    from experiments import report
+    from experiments.seeing.answer import QUESTION
+    from resnet_jax.writers import write_whole
+
+    (output / 'figures').mkdir(exist_ok=True)
+    report.write_figures(output / 'figures', found.sections)
+    numbers = {'facts': found.facts, 'summary': found.paragraphs,
+               **{section.title: {name: value if math.isfinite(value) else None
+                                  for name, value in section.numbers.items()}
+                  for section in found.sections}}
+    write_whole(output / 'numbers.json', json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
+    report.write(output / 'report.html', title=heading, facts=found.facts, question=QUESTION,
+                 paragraphs=found.paragraphs, highlights=found.highlights,
+                 sections=found.sections)
+
+
+def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
+    """The networks by what the report calls them.
+
+    Raises:
+      UserError: they cannot be compared.
+    """
+    from experiments.seeing.blocks import blocks
+
+    kinds = ['plain' if network.config.model.plain else 'residual' for network in networks]
+    names = kinds if len(set(kinds)) == len(kinds) else ['first', 'second']
+    steps = [[block.name for block in blocks(network)] for network in networks]
+    for network, path, own in zip(networks, paths, steps, strict=True):
+        for section, field in (('model', 'num_classes'), ('data', 'channels')):
+            values = network.config[section][field], networks[0].config[section][field]
+            if values[0] != values[1]:
+                raise UserError(f'{path} and {paths[0]} cannot be compared: {section}.{field} is '
+                                f'{values[0]} and {values[1]}.')
+        if own != steps[0]:
+            raise UserError(f'{path} and {paths[0]} cannot be compared block by block: they have '
+                            f'{len(own)} and {len(steps[0])} blocks.')
+    return dict(zip(names, networks, strict=True))
+
+
+def look(networks: dict[str, Any], config: Any, count: int, train_count: int) -> Found:
+    """Everything that is measured.
+
+    Args:
+      networks: `Classifier`s of the same depth, by name.
+      config: its `data` says where the images come from.
+      count: held-out images.
+      train_count: training images for the probes.
+    """
+    import jax
+
+    from experiments.seeing import (
+        answer,
+        images,
+        journey,
+        lesion,
+        movement,
+        projection,
+        separability,
+        similarity,
+    )
+    from experiments.seeing import representation as representation_lib
+    from experiments.seeing.blocks import blocks
+
+    first = next(iter(networks.values()))
+    test = images.choose(first, config, count, held_out=True)
+    train = images.choose(first, config, train_count, held_out=False)
+    steps = 3 * len(blocks(first)) + 4 + len(lesion.pairs(blocks(first)))
+    bar = progress(len(networks) * steps + WEIGHT * PICTURES)
+    seen, lesions, projections = {}, {}, {}
+    for name, network in networks.items():
+        bar.set_description_str(f'{name}: block by block')
+        seen[name] = representation_lib.measure(network, test, train, bar.update)
+        bar.set_description_str(f'{name}: deleting and swapping')
+        lesions[name] = lesion.compute(network, test, bar.update)
+        bar.set_description_str(f'{name}: projections')
+        projections[name] = projection.compute(seen[name], bar.update)
+    sections = [journey.section(test, seen, projections), movement.section(seen),
+                similarity.section(seen), separability.section(seen), lesion.section(lesions)]
+    for title_, make in pictures(networks, test, train):
+        bar.set_description_str(title_)
+        sections.append(make())
+        bar.update(WEIGHT)
+    bar.close()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(first.variables['params']))
+    facts = {'network': ' and '.join(f'{name} {network.config.model.depth}'
+                                     for name, network in networks.items())
+             + f' ({parameters:,} parameters)',
+             'data': str(config.data.path or config.data.source),
+             'images': f'{len(test.labels)} held out; {len(train.labels)} for the probes',
+             'top-1 error on them': ', '.join(f'{name} {x.error:.2f} %'
+                                              for name, x in seen.items())}
+    return Found(sections, facts, answer.answer(seen, lesions), answer.highlights(seen, lesions))
+
+
+def pictures(networks, test, train) -> Iterator[tuple[str, Any]]:
+    """Names and makers of the sections that show the first network itself."""
+    from experiments.seeing import (
+        filters,
+        gradcam,
+        integrated_gradients,
+        loss_surface,
+        maximisation,
+    )
+
+    first = next(iter(networks.values()))
+    yield 'filters', lambda: filters.section(first)
+    yield 'maximisation', lambda: maximisation.section(first, test.pixels)
+    yield 'Grad-CAM', lambda: gradcam.section(first, test.pixels, test.labels)
+    yield 'integrated gradients', lambda: integrated_gradients.section(
+        first, test.pixels, test.labels)
+    yield 'loss surface', lambda: loss_surface.section(networks, train.pixels, train.labels)
+
+
+def progress(total: int):
+    """A bar that shows how far the work is and the time that is left."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, bar_format='{desc:32s} {percentage:3.0f} % |{bar:24}| {elapsed} gone, '
+                '{remaining} left', dynamic_ncols=True)
+
+
+def title(network) -> str:
+    """Of the page."""
+    model = network.config.model
+    return f'What {"plain" if model.plain else "ResNet"}-{model.depth} has learnt'
+
+
+def device() -> str:
+    """What computes, in words."""
+    import os
+
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    return f'{os.cpu_count()} CPU cores' if kind == 'cpu' else f'{jax.device_count()} x {kind}'
+
+
+if __name__ == '__main__':
+    cli.run(main, takes_files=True)

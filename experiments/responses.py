@@ -1,0 +1,237 @@
+"""Figure 7: how strongly the 3x3 layers of trained networks respond.
+
+  python -m experiments.responses --workdir=runs/degradation
+  python -m experiments.responses --config=configs/cifar10.py --depths=20,56,110 \\
+      --workdir=runs/cifar10_degradation
+
+The response of a layer is its output after batch normalisation, and before the non-linearity and
+the addition; its standard deviation is taken over the test images, all positions and all channels,
+with the running statistics. Without --config it takes depths 20 and 56 on scikit-learn's digits,
+plain and residual, three seeds each; in the folder of `experiments.degradation` they are trained
+already. Writes responses.svg, .png, .json and .txt to --workdir.
+"""
+
+import collections
+import functools
+import itertools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import grid, paper, study, sweep, tables
+from experiments.claims import Finding, estimate, lower
+from experiments.ledger import Row
+from resnet_jax import cli
+
+DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
+BATCHES = cli.flag(
+    flags.DEFINE_integer, 'batches', None,
+    'Evaluation batches over which the deviation is taken; without the flag the whole split.',
+    lower_bound=1)
+flags.adopt_module_key_flags(study)
+
+Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]
+
+
+def main(_) -> None:
+    rows, folder = study.rows([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
+    depths = {int(depth) for depth in DEPTHS.value}
+    rows = [row for row in rows if row['config']['model.depth'] in depths]
+    trained = study.by(rows, 'model.depth', 'model.plain')
+    groups = {}
+    for key in sorted(trained):
+        sweep.say(f'{paper.name(next(iter(trained[key].values()))["config"])} …')
+        groups[key] = {seed: of_run(row, folder, BATCHES.value)
+                       for seed, row in trained[key].items()}
+    points = average(groups)
+    study.publish('responses', folder, {'': chart(points)}, table(groups), findings(groups),
+                  {'layers': points,
+                   'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'std': list(values)}
+                             for (depth, plain), seeds in groups.items()
+                             for seed, values in seeds.items()]}, rows)
+
+
+def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
+    """The standard deviation of each 3x3 layer of a trained network, in the order of the layers.
+
+    Args:
+      row: of a ledger.
+      folder: of the ledger.
+      batches: of the evaluation split; None: all.
+
+    Raises:
+      UserError: the run's checkpoint or its data is not there.
+    """
+    import jax
+
+    from resnet_jax import data, sharding
+    from resnet_jax.weights import stored
+
+    weights = stored.read(folder / row['run'])
+    config = grid.rebuild(row['config'])
+    mesh = sharding.create_mesh(config, jax.local_devices()[:1])
+    evaluation = data.create_pipelines(config, mesh)[1]
+    count = math.ceil(evaluation.num_images / evaluation.batch_size)
+    measure = _compiled(config.model.to_json())
+    make = jax.jit(lambda inputs, index: evaluation.batch(inputs, index, weights.normalization))
+    totals = collections.Counter()
+    for index, inputs in enumerate(itertools.islice(
+            evaluation.inputs(0), min(count, batches or count))):
+        batch = make(inputs, index)
+        new = jax.device_get(measure(weights.variables, batch['image'], batch['mask']))
+        for layer, moment in itertools.product(new, range(3)):
+            totals[layer, moment] += np.asarray(new[layer][moment], np.float64)
+    return in_order({layer: _deviation(*(totals[layer, moment] for moment in range(3)))
+                     for layer in new})
+
+
+@functools.cache
+def _compiled(model: str) -> Any:
+    """`moments` of a network, which its seeds share."""
+    import jax
+
+    from resnet_jax import models
+
+    return jax.jit(functools.partial(moments, models.create(json.loads(model))))
+
+
+def moments(model: Any, variables: Any, images: Any, mask: Any) -> dict[str, tuple]:
+    """Sums over the responses of each 3x3 layer. Pure.
+
+    Args:
+      model: a `ResNet`.
+      variables: 'params' and 'batch_stats'.
+      images: float32 [N, H, W, C], normalised.
+      mask: float32 [N]; 0 for images that do not count.
+
+    Returns:
+      By the path of the normalisation, such as 'stage1/rest/norm2': count, sum and sum of squares,
+      float32 scalars, or [blocks] of stacked blocks.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def is_response(module, _):
+        return bool(re.fullmatch(r'norm\d?', module.name or '')) and 'shortcut' not in module.path
+
+    intermediates = model.apply(
+        variables, images, train=False, mutable=['intermediates'],
+        capture_intermediates=is_response)[1]['intermediates']
+    sums = {}
+    for path, leaf in jax.tree.leaves_with_path(intermediates):
+        keys = [key.key for key in path if hasattr(key, 'key')]
+        layer = variables['params']
+        for key in [*keys[:-2], keys[-2].replace('norm', 'conv')]:
+            layer = layer[key]
+        if layer['kernel'].shape[-4:-2] != (3, 3):
+            continue
+        y = leaf.astype(jnp.float32)  # [N, H, W, C], or [blocks, N, H, W, C]
+        weight = mask[:, None, None, None]
+        axes = (-4, -3, -2, -1)
+        count = mask.sum() * y.shape[-1] * y.shape[-2] * y.shape[-3]
+        sums['/'.join(keys[:-1])] = (count, (y * weight).sum(axes), (y**2 * weight).sum(axes))
+    return sums
+
+
+def _deviation(count, total, squares) -> np.ndarray:
+    return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+
+
+def in_order(deviations: Mapping[str, np.ndarray]) -> list[float]:
+    """One value a layer, in the order in which an image passes them.
+
+    Args:
+      deviations: by the path of the normalisation, scalars, or [blocks] of stacked blocks.
+    """
+    layers = {}
+    for path, values in deviations.items():
+        part, *block, norm = path.split('/')
+        stage, number = int(part.removeprefix('stage')) if block else 0, norm.removeprefix('norm')
+        after_first = block == ['rest']
+        for i, value in enumerate(np.atleast_1d(values)):
+            layers[stage, i + after_first, number] = float(value)
+    return [layers[key] for key in sorted(layers)]
+
+
+def average(groups: Groups) -> list[dict[str, Any]]:
+    """Mean over the seeds, layer by layer, and in the order of size.
+
+    Returns:
+      'network', 'depth', 'kind' ('plain' or 'residual'), 'order' ('by layer' or 'sorted'), 'layer'
+      (from 1) and 'std'.
+    """
+    points = []
+    for (depth, plain), seeds in groups.items():
+        kind, name = ('plain', f'plain-{depth}') if plain else ('residual', f'ResNet-{depth}')
+        values = np.array(list(seeds.values()))  # [seeds, layers]
+        for order, table in (('by layer', values), ('sorted', -np.sort(-values, axis=1))):
+            points += [{'network': name, 'depth': depth, 'kind': kind, 'order': order,
+                        'layer': i + 1, 'std': float(std)}
+                       for i, std in enumerate(table.mean(0))]
+    return points
+
+
+def means(seeds: Mapping[int, Sequence[float]]) -> list[float]:
+    """The mean over the layers, for each seed."""
+    return [float(np.mean(values)) for values in seeds.values()]
+
+
+def table(groups: Groups) -> str:
+    """A line for each network: deviation, mean over the layers."""
+    lines = [['network', '3x3 layers', 'paper', 'mean deviation', 'least layer', 'greatest layer',
+              'seeds']]
+    for (depth, plain), seeds in groups.items():
+        values = np.mean(list(seeds.values()), axis=0)
+        lines.append([f'{"plain" if plain else "ResNet"}-{depth}', str(len(values)), '-',
+                      tables.mean_and_interval(estimate(means(seeds)), 3), f'{values.min():.3f}',
+                      f'{values.max():.3f}', str(len(seeds))])
+    return (f'{tables.text(lines)}\nstandard deviation of the responses; mean over the layers ± '
+            'half of the 95 % t-interval over the seeds; the paper has curves only')
+
+
+def findings(groups: Groups) -> list[Finding]:
+    """That residual networks respond less than plain ones, and the deeper the less."""
+    found = []
+    for depth in sorted({depth for depth, _ in groups}):
+        if {(depth, True), (depth, False)} <= groups.keys():
+            found.append(lower(
+                f'the layers of ResNet-{depth} respond less than those of plain-{depth}, in mean',
+                means(groups[depth, False]), means(groups[depth, True]), paper=paper.RESPONSES,
+                digits=3))
+    depths = sorted(depth for depth, plain in groups if not plain)
+    for shallow, deep in itertools.pairwise(depths):
+        found.append(lower(
+            f'the layers of ResNet-{deep} respond less than those of ResNet-{shallow}, in mean',
+            means(groups[deep, False]), means(groups[shallow, False]), paper=paper.RESPONSES,
+            digits=3))
+    return found
+
+
+def chart(points: Sequence[Mapping[str, Any]]) -> Any:
+    """Figure 7: above by the index of the layer, below sorted."""
+    import altair as alt
+
+    depth = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
+    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
+        symbolType='stroke', symbolStrokeColor='gray', symbolStrokeWidth=2),
+        scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
+    y = alt.Y('std:Q', title='standard deviation', scale=alt.Scale(zero=False))
+    panels = []
+    for order, x, title in (('by layer', 'index of the layer', 'in the order of the layers'),
+                            ('sorted', 'rank of the layer', 'sorted by size')):
+        shown = alt.Data(values=[point for point in points if point['order'] == order])
+        panels.append(alt.Chart(shown).mark_line().encode(
+            alt.X('layer:Q', title=x), y, depth, kind).properties(
+                width=520, height=200, title=title))
+    return alt.vconcat(*panels).properties(
+        title='Responses of the 3x3 layers, mean over the seeds')
+
+
+if __name__ == '__main__':
+    cli.run(main)

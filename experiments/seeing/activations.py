@@ -1,0 +1,81 @@
+"""What a network computes on the way to its scores, and what a change there does to them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.pretrained import Classifier, logits
+
+SCORES = 'head'  # the stage whose channels are the classes
+
+
+def on_device(network: Classifier) -> tuple[Any, Any]:
+    """(variables, normalisation) of a trained network, as the functions of this package take them.
+    """
+    return jax.device_put((dict(network.variables), dict(network.normalization)))
+
+
+def looped(model: nn.Module) -> nn.Module:
+    """The same network with its stages as loops, which compile sooner; variables stay the same."""
+    return model.clone(unroll=False) if hasattr(model, 'unroll') else model
+
+
+def intervene(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, stage: str,
+              change: Callable[[jax.Array], jax.Array] = lambda features: features,
+              ) -> tuple[jax.Array, jax.Array]:
+    """The class scores, when the features behind a stage are replaced by others. Pure.
+
+    Args:
+      model: of any family.
+      weights: (variables, normalisation).
+      images: uint8, or float in units of the full range, [N, H, W, C].
+      stage: 'stem', 'stage1', …, as `resnet_jax.pretrained.Classifier.stages`, of feature maps; or
+        'head': the scores themselves.
+      change: features [N, h, w, channels] -> new ones of the same shape and dtype.
+
+    Returns:
+      The scores, float32 [N, classes], and the features before the change, in the network's dtype.
+
+    Raises:
+      ValueError: the network has no such stage.
+    """
+    name, at_input = _place(model, stage)
+    found = []
+
+    def listen(call, args, kwargs, context):
+        here = context.module.path == (name,) and context.method_name == '__call__'
+        if here and at_input:
+            found.append(args[0])
+            return call(change(args[0]), *args[1:], **kwargs)
+        output = call(*args, **kwargs)
+        if not here:
+            return output
+        found.append(output)
+        return change(output)
+
+    with nn.intercept_methods(listen):
+        scores = logits(model, weights, images)
+    if not found:
+        raise ValueError(f'the network has no stage {stage!r}.')
+    return scores, found[0]
+
+
+def _place(model, stage: str) -> tuple[str, bool]:
+    """The module whose input (True) or output (False) the features are."""
+    if stage != SCORES and hasattr(model, 'dropout_rate'):
+        # What closes a stage of VGG, the max-pooling, is not a module of its own.
+        number = int(stage.removeprefix('stage'))
+        last = number == len(model.stage_sizes)
+        return ('dense1' if last else f'stage{number + 1}_conv1'), True
+    return stage, False
+
+
+def channel_means(model: nn.Module, weights: tuple[Any, Any], images: jax.Array,
+                  stage: str) -> jax.Array:
+    """The mean of every channel over all positions: float32 [N, channels]."""
+    _, features = intervene(model, weights, images, stage)
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    return features.mean(range(1, features.ndim - 1))

@@ -1,0 +1,55 @@
+"""Charts of something measured block by block, one line a network or a quantity."""
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import numpy as np
+
+HEIGHT = 230  # pixels
+
+
+def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, legend: str, *,
+          domain: tuple[float, float] | None = None, scale: str = 'linear') -> alt.LayerChart:
+    """A line for each name, over the steps of a network.
+
+    Args:
+      steps: names of the steps, in order: T of them.
+      values: [T] for each name.
+      title: of the vertical axis, with the unit.
+      legend: its title, what the names are.
+      domain: of the vertical axis.
+      scale: of the vertical axis, 'linear' or 'log'.
+    """
+    rows = [{'step': step, 'name': name, 'value': round(float(value), 5)}
+            for name, series in values.items()
+            for step, value in zip(steps, series, strict=True)]
+    names = list(values)
+    vertical = alt.Scale(type=scale, **({} if scale == 'log' else {'zero': False}),
+                         **({} if domain is None else {'domain': list(domain)}))
+    # Alike for color and shape: otherwise there are two legends.
+    named, key = alt.Scale(domain=names), alt.Legend(orient='top', columns=2)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
+                axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
+        y=alt.Y('value:Q', title=title, scale=vertical, axis=alt.Axis(
+            tickCount=5, grid=scale != 'log')),
+        color=alt.Color('name:N', title=legend, scale=named, legend=key),
+        tooltip=[alt.Tooltip('step:O'), alt.Tooltip('name:N', title=legend),
+                 alt.Tooltip('value:Q', format='.4')])
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(
+        shape=alt.Shape('name:N', title=legend, scale=named, legend=key))
+    return (base.mark_line(strokeWidth=2) + points).properties(width='container', height=HEIGHT)
+
+
+def table(steps: Sequence[str], columns: Mapping[str, np.ndarray],
+          digits: int = 3) -> tuple[list[str], list[list]]:
+    """Heads and rows of a table: a row a step."""
+    return (['step', *columns],
+            [[step, *(round(float(column[i]), digits) for column in columns.values())]
+             for i, step in enumerate(steps)])
+
+
+def ends(steps: Sequence[str], blocks: Sequence[str]) -> list[int]:
+    """The positions among the steps of the last block of every stage."""
+    last = {name.split('.')[0]: name for name in blocks}
+    return [list(steps).index(name) for name in last.values()]

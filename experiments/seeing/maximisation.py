@@ -1,0 +1,220 @@
+"""Images that drive a channel, or the score of a class, as high as they can.
+
+Gradient ascent on the pixels: K. Simonyan et al., "Deep Inside Convolutional Networks", 2014; with
+the regularisers of J. Yosinski et al., "Understanding Neural Networks Through Deep Visualization",
+2015 (decay and blur), and of C. Olah et al., "Feature Visualization", 2017 (jitter, and an image
+that is made of waves, the slow ones first).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.seeing import pictures
+from experiments.seeing.activations import SCORES, channel_means, looped, on_device
+from experiments.seeing.section import Picture, Section
+from resnet_jax.pretrained import BATCH_SIZE, Classifier, normalized
+
+STEPS = 128
+RATE = 0.05  # of Adam
+CONTRAST = 4.0  # scores of the sigmoid that makes pixels, for one unit of the waves
+STARTS = 4  # of which the best counts: a channel that a first image leaves silent gives no gradient
+RANDOM_IMAGES = 16  # that an optimised image is compared with
+CHANNELS = 10  # shown of each stage
+IMAGES = 512  # of the test split, at most, for comparison
+
+
+class Maximised(NamedTuple):
+    """Images that were optimised, one for each target.
+
+    Attributes:
+      images: from 0 to 1, float32 [n, H, W, C].
+      activation: of the target, the mean over all positions, float32 [n].
+      random_activation: the same for images of noise that are as long as the optimised one once
+        they are normalised (Euclidean norm of all pixels), float32 [n, random images].
+    """
+
+    images: np.ndarray
+    activation: np.ndarray
+    random_activation: np.ndarray
+
+
+def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np.ndarray,
+             shape: tuple[int, int, int], key: jax.Array, *, steps: int = STEPS,
+             decay: float = 0.03, blur: float = 0.03) -> Maximised:
+    """Optimises one image for each target channel, from four starts, and keeps the best.
+
+    Args:
+      model: of any family.
+      weights: (variables, normalisation).
+      stage: 'stem', 'stage1', …, or 'head', whose channels are the classes.
+      targets: channels, int [n].
+      shape: (H, W, C) of the images.
+      key: of the first images, the jitter and the noise.
+      steps: of Adam.
+      decay: share of every wave that is taken away at each step, which pulls pixels to mid-grey.
+      blur: the share more that the fastest waves lose, the slower ones less by the square.
+    """
+    found = _maximise(model, weights, stage, jnp.asarray(targets, jnp.int32), shape, key, steps,
+                      jnp.float32(decay), jnp.float32(blur))
+    return Maximised(*map(np.asarray, found))
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'stage', 'shape', 'steps'))
+def _maximise(model, weights, stage, targets, shape, key, steps, decay, blur):
+    """What `Maximised` holds."""
+    first_key, jitter_key, noise_key = jax.random.split(key, 3)
+
+    def activation(images, targets):
+        means = channel_means(model, weights, images, stage)
+        return jnp.take_along_axis(means, targets[:, None], 1)[:, 0]
+
+    n = len(targets)
+    repeated = jnp.tile(targets, STARTS)
+    tried = _ascend(lambda images: activation(images, repeated).sum(), (n * STARTS, *shape),
+                    first_key, jax.random.split(jitter_key, steps), decay, blur)
+    reached = activation(tried, repeated).reshape(STARTS, n)
+    best = reached.argmax(0)
+    images = tried.reshape(STARTS, n, *shape)[best, jnp.arange(n)]
+    noise = jax.lax.map(
+        lambda key: activation(noise_of_length(key, images, weights[1]), targets),
+        jax.random.split(noise_key, RANDOM_IMAGES))
+    return images, reached.max(0), noise.T
+
+
+def _ascend(objective, shape, first_key, jitter_keys, decay, blur):
+    """Images from 0 to 1, float32 [n, H, W, C], one step for each of the keys of the jitter."""
+    n, height, width, channels = shape
+    frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.rfftfreq(width)[None, :])
+    slowest = 1 / max(height, width)
+    # Waves as natural images have them: their amplitude falls with their frequency.
+    amplitude = (1 / jnp.maximum(frequency, slowest))[..., None]
+    amplitude *= jnp.sqrt(height * width / jnp.square(amplitude).mean())  # pixels of deviation 1
+    kept = (1 - decay) * (1 - blur * jnp.square(frequency / frequency.max()))[..., None]
+    jitter = max(1, min(height, width) // 16)  # pixels in either direction
+
+    def pixels(waves):
+        spectrum = jax.lax.complex(*waves) * amplitude
+        image = jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
+        return jax.nn.sigmoid(CONTRAST * image)
+
+    def loss(waves, shift):
+        return -objective(jnp.roll(pixels(waves), shift, (1, 2)))
+
+    optimizer = optax.adam(RATE)
+
+    def step(state, key):
+        waves, opt_state = state
+        shift = jax.random.randint(key, (2,), -jitter, jitter + 1)
+        gradient = jax.grad(loss)(waves, shift)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        waves = optax.apply_updates(waves, updates)
+        return (jax.tree.map(lambda x: x * kept, waves), opt_state), None
+
+    size = (2, n, *frequency.shape, channels)
+    waves = tuple(0.3 * jax.random.normal(first_key, size))
+    (waves, _), _ = jax.lax.scan(step, (waves, optimizer.init(waves)), jitter_keys)
+    return pixels(waves)
+
+
+def noise_of_length(key: jax.Array, images: jax.Array, normalization) -> jax.Array:
+    """Gaussian noise that is as long as the images, as the first layer sees both.
+
+    Args:
+      key: of the noise.
+      images: from 0 to 1, float32 [N, H, W, C], of the size that a mean image has.
+      normalization: 'mean' and 'std'.
+
+    Returns:
+      Pixels in units of the full range, float32 [N, H, W, C]; they may lie outside of it.
+    """
+    def length(x):
+        return jnp.sqrt(jnp.square(x).sum((1, 2, 3), keepdims=True))
+
+    noise = jax.random.normal(key, images.shape)
+    seen = noise * (length(normalized(images, normalization)) / length(noise))
+    return seen * normalization['std'] + normalization['mean']
+
+
+def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: int = STEPS,
+            ) -> Section:
+    """Images that maximise the classes and some channels of every stage, beside test images.
+
+    Args:
+      network: a trained network.
+      images: of the test split, uint8 [N, H, W, C].
+      seed: of the first images and the jitter.
+      steps: of the optimisation.
+    """
+    images = images[:IMAGES]
+    model, weights = looped(network.model), on_device(network)
+    stages = [stage for stage in network.stages if stage.startswith('stage')]
+    found, numbers, told = {}, {}, []
+    for number, stage in enumerate([*stages, SCORES]):
+        means = _channel_means(network, images, stage)
+        # Of a stage, the channels that tell the images apart most; of the scores, the first ones.
+        targets = (np.arange(means.shape[1]) if stage == SCORES
+                   else np.argsort(-means.std(0), kind='stable'))[:CHANNELS]
+        result = maximise(model, weights, stage, targets, images.shape[1:],
+                          jax.random.fold_in(jax.random.key(seed), number), steps=steps)
+        best = means[:, targets]
+        found[stage] = result, images[best.argmax(0)]
+        if stage != SCORES:
+            over_noise = np.median(result.activation / result.random_activation.mean(1))
+            over_best = np.median(result.activation / best.max(0))
+            numbers |= {f'maximised_over_random_{stage}': float(over_noise),
+                        f'maximised_over_best_image_{stage}': float(over_best)}
+            told.append(f'{over_noise:.1f} and {over_best:.1f} in {stage}')
+    result, _ = found[SCORES]
+    names = network.classes[:CHANNELS]
+    probability = network.predict(result.images)[np.arange(len(names)), np.arange(len(names))]
+    numbers['maximised_class_probability'] = float(np.median(probability))
+    numbers['maximised_class_score'] = float(np.median(result.activation))
+    caption = (
+        f'Every image was optimised in {steps} steps, from {STARTS} images of noise, and is the '
+        f'best of the {STARTS}. Of the classes '
+        f'({", ".join(names)}), the network gives its own image a probability of '
+        f'{100 * numbers["maximised_class_probability"]:.1f} % in the median, and '
+        f'{100 * probability.min():.1f} % at least; the median score is '
+        f'{numbers["maximised_class_score"]:.1f}, and that of the best among {len(images)} test '
+        f'images {np.median(best.max(0)):.1f}.\n\n'
+        'Of each stage, the channels are shown that differ most from image to image. In the '
+        f'median channel the optimised image reaches this many times the activation of noise of '
+        f'the same norm, and of the best test image: {"; ".join(told)}.')
+    return Section(
+        title='Images that maximise a channel or a class', caption=caption,
+        reference='C. Olah et al., Feature Visualization, 2017; J. Yosinski et al., Understanding '
+                  'Neural Networks Through Deep Visualization, 2015',
+        pictures={
+            'maximised_classes': _picture(found, [SCORES], 'class'),
+            'maximised_channels': _picture(found, stages, 'channel')},
+        numbers=numbers)
+
+
+def _channel_means(network: Classifier, images: np.ndarray, stage: str) -> np.ndarray:
+    """As `channel_means`, for many images: float32 [N, channels]."""
+    if stage == SCORES:
+        return network.logits(images)
+    batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
+    means = [network.features(batch, stage).astype(np.float32).mean((1, 2)) for batch in batches]
+    return np.concatenate(means)
+
+
+def _picture(found, stages: list[str], what: str) -> Picture:
+    """Two rows a stage: the optimised images, and the test images that come closest."""
+    rows = [part for stage in stages for part in (found[stage][0].images, found[stage][1])]
+    columns = max(map(len, rows))
+    tiles = [np.concatenate([pictures.to_rgb(row), np.zeros(
+        (columns - len(row), *row.shape[1:3], 3), np.uint8)]) for row in rows]
+    where = f' of {", ".join(stages)}, from above' if what == 'channel' else ''
+    return Picture(
+        pictures.mosaic(np.concatenate(tiles), columns),
+        alt=f'Rows in pairs{where}: images that were optimised for a {what}, and under each the '
+            f'test image that drives this {what} highest.',
+        caption=f'Upper row of each pair: optimised; lower row: the test image with the highest '
+                f'activation of the same {what}{where}.')

@@ -1,0 +1,79 @@
+"""Arrays as pictures: uint8 [H, W, 3], enlarged, coloured and put side by side."""
+
+import math
+
+import jax
+import numpy as np
+
+GAP = 1  # tiles are kept apart by a share of their size, at least a pixel
+PAPER = (128, 128, 128)  # between the tiles: seen on light pages and on dark ones
+LEAST_SIDE = 64  # pixels of a tile on which a smooth map is laid
+
+# Of few anchors, interpolated: dark to light, and through white with zero in the middle.
+SEQUENTIAL = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+DIVERGING = np.array([(5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31)])
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """uint8, or float from 0 to 1, [..., H, W, 1 or 3] -> uint8 [..., H, W, 3]."""
+    if images.dtype != np.uint8:
+        images = np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    return np.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def coloured(values: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1, [...], as colours between the anchors [n, 3]: uint8 [..., 3]."""
+    positions = np.linspace(0, 1, len(anchors))
+    channels = [np.interp(values, positions, channel) for channel in anchors.T]
+    return np.round(np.stack(channels, -1)).astype(np.uint8)
+
+
+def signed(values: np.ndarray) -> np.ndarray:
+    """Every map of [N, H, W] over its largest magnitude, blue below zero and red above."""
+    peak = np.abs(values).max((1, 2), keepdims=True)
+    return coloured(0.5 + 0.5 * values / np.where(peak == 0, 1, peak), DIVERGING)
+
+
+def enlarged(images: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
+    """[N, H, W, ...] with every pixel repeated until the sides have at least so many."""
+    times = max(1, math.ceil(least / min(images.shape[1:3])))
+    return images.repeat(times, 1).repeat(times, 2)
+
+
+def resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Maps [N, h, w], bilinearly interpolated: float32 [N, height, width]."""
+    return np.asarray(jax.image.resize(maps, (len(maps), height, width), 'linear'), np.float32)
+
+
+def overlaid(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Heat maps over grey images, each map over its own largest value.
+
+    Args:
+      images: uint8 [N, H, W, 1 or 3].
+      maps: float [N, h, w], at least 0.
+
+    Returns:
+      uint8 [N, H', W', 3], enlarged.
+    """
+    grey = enlarged(to_rgb(images).mean(-1, keepdims=True))
+    heat = resized(maps, *grey.shape[1:3])
+    peak = heat.max((1, 2), keepdims=True)
+    heat = coloured(heat / np.where(peak == 0, 1, peak), SEQUENTIAL)
+    return np.round(0.4 * grey + 0.6 * heat).astype(np.uint8)
+
+
+def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles in rows, a line between them: uint8 [N, H, W, 3] -> uint8 [H', W', 3]."""
+    n, height, width, _ = tiles.shape
+    rows, gap = math.ceil(n / columns), max(GAP, height // 16)
+    picture = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER,
+                      np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = (gap + i // columns * (height + gap)), (gap + i % columns * (width + gap))
+        picture[top:top + height, left:left + width] = tile
+    return picture
+
+
+def one_of_each(labels: np.ndarray, most: int) -> np.ndarray:
+    """Indices of the first image of every class, in the order of the classes: int [n <= most]."""
+    return np.unique(labels, return_index=True)[1][:most]

@@ -1,0 +1,64 @@
+"""Tables of runs, for a terminal."""
+
+import itertools
+from collections.abc import Sequence
+
+from experiments.claims import Estimate, estimate
+from experiments.ledger import FINISHED, Row
+
+MEASURED = {  # column of the ledger: heading, digits behind the point
+    'final_error': ('top-1 error %', 2),
+    'best_error': ('best %', 2),
+    'final_train_loss': ('training loss', 4),
+    'images_per_second': ('images/s', 0),
+    'seconds': ('seconds', 0),
+}
+
+
+def text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first being the headings, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def over_seeds(rows: Sequence[Row]) -> str:
+    """A line for each combination of overrides but the seed: mean ± standard deviation over seeds.
+
+    Args:
+      rows: of a ledger; all have the same overridden fields.
+    """
+    fields = [field for field in rows[0]['overrides'] if field != 'seed']
+    headings = [*fields, 'runs', *(heading for heading, _ in MEASURED.values()), 'failed']
+    lines = []
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row['overrides'][field]) for field in fields), []).append(row)
+    for values, group in groups.items():
+        done = [row for row in group if row['status'] == FINISHED]
+        cells = [_cell([row[column] for row in done if row[column] is not None], digits)
+                 for column, (_, digits) in MEASURED.items()]
+        lines.append([*values, str(len(done)), *cells, str(len(group) - len(done))])
+    if not any(int(line[-1]) for line in lines):
+        headings, lines = headings[:-1], [line[:-1] for line in lines]
+    return text(list(itertools.chain([headings], lines))) + (
+        '\nmean ± standard deviation over the runs of a line')
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    return mean_and_std(estimate(values), digits) if values else '-'
+
+
+def mean_and_std(of: Estimate, digits: int) -> str:
+    """Such as '1.01 ± 0.10', or '1.01' of one value."""
+    if of.std is None:
+        return f'{of.mean:,.{digits}f}'
+    return f'{of.mean:,.{digits}f} ± {of.std:,.{digits}f}'
+
+
+def mean_and_interval(of: Estimate, digits: int) -> str:
+    """Such as '1.01 ± 0.34', half of the 95 % interval, or '1.01' of one value."""
+    if of.half_width is None:
+        return f'{of.mean:.{digits}f}'
+    return f'{of.mean:.{digits}f} ± {of.half_width:.{digits}f}'

@@ -1,0 +1,86 @@
+"""Compiles the training step of a config for devices that need not be there, and tells its costs.
+
+  python -m resnet_jax.compile --config=configs/imagenet_r50.py --topology=v5e:4x4 \
+      --config.batch_size=2048 --config.model.dtype=bfloat16
+
+Memory is that of one device, and so are the bytes of the collectives; FLOPs, bytes and times are
+those of a whole step. Neither the data nor an accelerator is needed; TPU slices take libtpu, which
+`pip install "resnet_jax[tpu]"` brings. A large network takes minutes. --json prints one JSON
+object. The exit status is 1 where the step does not fit in the memory.
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+
+from resnet_jax import cli, compiled, topology
+from resnet_jax.errors import UserError
+
+GIB, MIB = 2**30, 2**20
+
+CONFIG = cli.config_flag()
+JSON = cli.json_flag()
+flags.adopt_module_key_flags(cli)
+TOPOLOGY = flags.DEFINE_string(
+    'topology', None, 'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, or '
+    'simulated ones such as cpu:8.')
+flags.mark_flag_as_required('topology')
+
+
+def table(result: dict[str, Any]) -> str:
+    """The report for a person to read."""
+    memory, capacity = result['memory'], result['memory']['capacity']
+    device = result['device']
+    lines = [f'training step on {result["topology"]}: {result["devices"]} devices, each a {device}',
+             f'parameters          {result["parameters"]:,}']
+    if result['compile_seconds'] is not None:
+        lines.append(f'compiled in         {result["compile_seconds"]:,.1f} s')
+    lines += ['', f'memory of a {device}']
+    for name in ('arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'):
+        value = 'not known' if memory[name] is None else (
+            f'{memory[name] / MIB:10,.1f} MiB  {memory[name] / capacity:7.1%}')
+        lines.append(f'  {name:<17} {value}')
+    lines.append(f'  {"fits":<17} {"yes" if result["fits"] else "no"}')
+    if result['collectives'] is not None:
+        lines += ['', f'{"collectives":<19} {"count a step":>12} {"bytes a " + device:>24}']
+        lines += [f'  {name:<17} {total["count"]:>12,} {total["bytes"]:>24,}'
+                  for name, total in sorted(result['collectives'].items())] or ['  none']
+        lines += ['', f'one step, over all {result["devices"]} devices',
+                  f'  FLOPs             {result["flops"]:.4g}, the model\'s '
+                  f'{result["model_flops"]:.4g}',
+                  f'  bytes             {result["bytes"]:.4g}']
+        if result['mfu'] is None:
+            lines.append('  roofline          not known: no published peak')
+        else:
+            lines.append(f'  roofline          {1000 * result["roofline_seconds"]:.2f} ms, '
+                         f'{result["mfu"]:.1%} of the peak FLOPs (MFU)')
+    return '\n'.join([*lines, '', *(f'note: {note}' for note in result['notes'])]).rstrip()
+
+
+def check_memory(result: dict[str, Any]) -> None:
+    """Raises UserError where the step that `report` tells of does not fit."""
+    memory = result['memory']
+    if not result['fits']:
+        raise UserError(
+            f'the training step needs {memory["total"] / GIB:.2f} GiB a {result["device"]}, and '
+            f'those of {result["topology"]} have {memory["capacity"] / GIB:.2f}: take a smaller '
+            'batch_size, a larger slice, model.dtype=bfloat16 or a larger '
+            'optimizer.accumulation_steps.')
+
+
+def main(_) -> None:
+    jax.config.update('jax_platforms', 'cpu')  # before JAX looks for accelerators to take
+    jax.config.update('jax_enable_compilation_cache', False)  # to compile is the point
+    devices = topology.create(TOPOLOGY.value)
+    print(f'compiling for {len(devices.devices)} x {devices.devices[0].device_kind} …',
+          file=sys.stderr, flush=True)
+    result = compiled.report(CONFIG.value, devices)
+    print(json.dumps(result) if JSON.value else table(result), flush=True)
+    check_memory(result)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,194 @@
+"""Reading an optimised HLO module, the text of what XLA compiled: its loops and collectives.
+
+XLA's own cost analysis counts the body of a loop once. Here every instruction is counted as often
+as it runs, as far as that is known before it does.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
+               'collective-broadcast', 'ragged-all-to-all')
+BITS = {'pred': 8, 'bf16': 16, 'tf32': 32}  # where the name ends in no number, or the wrong one
+# Instructions that give names to bytes and move none, or whose computations are counted instead.
+FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional',
+        'call', 'after-all', 'partition-id', 'replica-id')
+HEADER = re.compile(r'(ENTRY )?%?([\w.-]+) \(.*\{$')
+ASSIGNMENT = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*)$')
+ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+CALLEES = re.compile(r'\b(?:calls|to_apply|condition|body|branch_computations|called_computations|'
+                     r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+      name: unique in its computation.
+      opcode: such as 'dot' or 'all-reduce'.
+      arrays: type and shape of the result, or of its parts.
+      arguments: what stands between the parentheses.
+      attributes: what follows.
+    """
+
+    name: str
+    opcode: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    arguments: str
+    attributes: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results go in."""
+        return re.findall(r'%([\w.-]+)', self.arguments)
+
+    @property
+    def bytes(self) -> int:
+        """Of the result."""
+        return sum(_bits(kind) * math.prod(shape) // 8 for kind, shape in self.arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A module: the instructions of each computation, in order.
+
+    Attributes:
+      computations: by name.
+      entry: name of the one that is run.
+      runs: how often a computation runs when the module runs once.
+      open_loops: while loops whose number of turns the text does not tell; they count as one turn.
+    """
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    runs: dict[str, int]
+    open_loops: int
+
+
+def parse(text: str) -> Module:
+    """Reads a module.
+
+    Args:
+      text: as `jax.stages.Compiled.as_text` gives it.
+    """
+    computations, entry, current = {}, '', []
+    for line in text.splitlines():
+        if header := HEADER.match(line):
+            current = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+        elif assignment := ASSIGNMENT.match(line):
+            current.append(_instruction(*assignment.groups()))
+    runs, open_loops = collections.Counter(), 0
+
+    def visit(name: str, times: int) -> None:
+        nonlocal open_loops
+        runs[name] += times
+        for instruction in computations[name]:
+            turns = 1
+            if instruction.opcode == 'while':
+                turns = _turns(instruction, computations)
+                open_loops += turns is None
+            for callee in _callees(instruction):
+                visit(callee, times * (turns or 1))
+
+    visit(entry, 1)
+    return Module(computations, entry, dict(runs), open_loops)
+
+
+def collectives(module: Module) -> dict[str, dict[str, int]]:
+    """How often each kind of collective runs, and the bytes that one device has from all of them.
+
+    An asynchronous one is counted where it ends.
+    """
+    totals = {}
+    for name, times in module.runs.items():
+        for instruction in module.computations[name]:
+            kind = instruction.opcode.removesuffix('-done')
+            if kind in COLLECTIVES:
+                total = totals.setdefault(kind, {'count': 0, 'bytes': 0})
+                total['count'] += times
+                total['bytes'] += times * instruction.bytes
+    return totals
+
+
+def loop_factors(module: Module) -> tuple[float, float]:
+    """By how much the loops multiply the FLOPs and bytes of a module whose every line ran once.
+
+    FLOPs are weighed by the multiply-adds of matrix products and convolutions, bytes by what goes
+    in and out of the instructions that are not fused into another.
+    """
+    fused = {callee for instructions in module.computations.values()
+             for instruction in instructions if instruction.opcode == 'fusion'
+             for callee in _callees(instruction)}
+    flops, bytes_ = [0, 0], [0, 0]  # every line once, and as often as it runs
+    for name, times in module.runs.items():
+        known = {instruction.name: instruction for instruction in module.computations[name]}
+        for instruction in known.values():
+            work = _multiply_adds(instruction, known)
+            moved = 0
+            if name not in fused and instruction.opcode not in FREE:
+                moved = instruction.bytes + sum(
+                    known[operand].bytes for operand in instruction.operands if operand in known)
+            for totals, amount in ((flops, work), (bytes_, moved)):
+                totals[0] += amount
+                totals[1] += amount * times
+    return flops[1] / max(flops[0], 1), bytes_[1] / max(bytes_[0], 1)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    """From 'f32[8,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}'."""
+    end = _closing(text) if text[0] == '(' else text.index(' ')
+    opcode, _, rest = text[end:].strip().partition('(')
+    arrays = tuple((kind, tuple(map(int, shape.split(','))) if shape else ())
+                   for kind, shape in ARRAY.findall(text[:end]))
+    end = _closing(rest, 1) - 1
+    return Instruction(name, opcode, arrays, rest[:end], rest[end:])
+
+
+def _closing(text: str, depth: int = 0) -> int:
+    """The position after the parenthesis that closes the first one, or so many before the text."""
+    for match in re.finditer(r'[()]', text):
+        depth += 1 if match[0] == '(' else -1
+        if depth == 0:
+            return match.end()
+    return len(text)
+
+
+def _bits(kind: str) -> int:
+    number = re.search(r'\d+', kind)
+    return BITS.get(kind) or (int(number[0]) if number else 0)
+
+
+def _callees(instruction: Instruction) -> Iterator[str]:
+    """The computations that it runs; those of an asynchronous one belong to its start."""
+    if instruction.opcode.endswith(('-done', '-update')):
+        return
+    for names in CALLEES.findall(instruction.attributes):
+        yield from re.findall(r'[\w.-]+', names)
+
+
+def _turns(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """How often a loop goes round, by the compiler's note or as a counter that starts at 0."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(noted[1])
+    condition = computations[re.search(r'condition=%?([\w.-]+)', loop.attributes)[1]]
+    bounds = [x.arguments for x in condition if x.opcode == 'constant']
+    counts = any('direction=LT' in x.attributes for x in condition)
+    return int(bounds[0]) if counts and len(bounds) == 1 and bounds[0].isdigit() else None
+
+
+def _multiply_adds(instruction: Instruction, known: dict[str, Instruction]) -> int:
+    """Of a matrix product or a convolution; 0 for all else."""
+    if instruction.opcode not in ('dot', 'convolution'):
+        return 0
+    operands = [known[name].arrays[0][1] for name in instruction.operands]
+    results = math.prod(instruction.arrays[0][1])
+    if instruction.opcode == 'dot':
+        contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)[1]
+        return results * math.prod(operands[0][int(axis)] for axis in contracted.split(',') if axis)
+    kernel = re.search(r'dim_labels=\w+_(\w+)->', instruction.attributes)[1]
+    return results * math.prod(operands[1]) // operands[1][kernel.index('o')]

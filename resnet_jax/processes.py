@@ -1,0 +1,303 @@
+"""Several processes as one job: how they find one another, agree, and end together."""
+
+import contextlib
+import glob
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from resnet_jax import watch
+from resnet_jax.errors import UserError
+
+START = 300  # seconds in which all processes must have come
+# Seconds without a heartbeat after which jax itself takes a process for dead, and aborts the
+# others. The watchers know of most ends within a second, and of other ones within watch.SILENCE.
+HEARTBEAT = 50
+SHUTDOWN = 60  # seconds that a process at its end waits for the others
+IDENTITY_BYTES = 2048
+CALL = r'resnet_jax (\d+) of (\d+)\n'  # of a process to process 0 at the start
+GO = 'go'
+
+
+@contextlib.contextmanager
+def job(coordinator: str | None = None, num_processes: int | None = None,
+        process_id: int | None = None) -> Iterator[None]:
+    """Runs its body as one of the processes of a job, or alone.
+
+    The processes end together: where the body raises an error, or the process dies in whatever way,
+    all others stop within a minute with a sentence that says which one it was; see
+    `resnet_jax.watch`. `jax.distributed.initialize` finds them by itself on Cloud TPU, also where
+    there is only one, under SLURM and under Open MPI.
+
+    Args:
+      coordinator: address and port of process 0; None: by the environment.
+      num_processes: of the job; with a coordinator.
+      process_id: of this process, from 0; with a coordinator.
+
+    Raises:
+      UserError: some of the three are missing or wrong, or not all processes came in time.
+    """
+    if not _start(coordinator, num_processes, process_id) or jax.process_count() == 1:
+        yield
+        return
+    beside = _Watch(coordinator)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        time.sleep(_doubt(error))
+        if isinstance(error, UserError):
+            print(f'error: {error}', file=sys.stderr, flush=True)
+            beside.tell_end(str(error))
+        else:
+            traceback.print_exception(error)
+            beside.tell_end(f'{type(error).__name__}: {error}')
+        os._exit(1)  # leaving jax in the usual way would wait for the others
+    jax.distributed.shutdown()  # waits for the others, still watched over
+    beside.tell({'done': True})
+
+
+def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
+    """Starts `jax.distributed`, where flags or the environment tell of several processes."""
+    flags = (coordinator, num_processes, process_id)
+    if any(value is not None for value in flags):
+        if None in flags:
+            raise UserError('--coordinator, --num_processes and --process_id go together.')
+        _meet(coordinator, num_processes, process_id)
+    elif not _environment_tells():
+        return False
+
+    def give_up():
+        print(f'error: the processes of the job did not find one another within {START} s; start '
+              'all of them at once, where they can reach one another.', file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(START, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        # Past its own limit jax aborts with a stack trace.
+        jax.distributed.initialize(
+            *flags, initialization_timeout=START + 60, heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f'the environment does not say enough of the job ({" ".join(str(error).split())}): '
+            'give --coordinator, --num_processes and --process_id.') from error
+    finally:
+        timer.cancel()
+    return True
+
+
+def _environment_tells() -> bool:
+    on_tpu = importlib.util.find_spec('libtpu') and (glob.glob('/dev/accel*')
+                                                     or glob.glob('/dev/vfio/[0-9]*'))
+    return bool(on_tpu or int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1
+                or int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1)
+
+
+def _meet(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Waits until all processes have come to the coordinator's address; jax then takes it over.
+
+    jax would abort where one is missing, and not say which.
+
+    Raises:
+      UserError: the flags are wrong, or a process is missing.
+    """
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f'--coordinator must be an address and a port, such as 10.0.0.1:1234, got '
+                        f'{coordinator}.')
+    if not 0 <= process_id < num_processes:
+        raise UserError(f'--process_id counts from 0 to --num_processes - 1, got {process_id} of '
+                        f'{num_processes}.')
+    end = time.monotonic() + START
+    if process_id == 0:
+        problem = _receive(coordinator, int(port), num_processes, end)
+    else:
+        problem = _call(coordinator, (host.strip('[]'), int(port)), num_processes, process_id, end)
+    if problem:
+        raise UserError(problem)
+
+
+def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str:
+    """Waits for the calls of all other processes: '', or what is wrong."""
+    try:
+        server = _listen(port)
+    except OSError as error:
+        return (f'--coordinator={coordinator}: process 0 cannot open the port ({error.strerror}); '
+                'choose another one, for all processes.')
+    with server, contextlib.ExitStack() as callers:
+        connections, numbers, problem = [], set(), ''
+        while len(numbers) < num_processes - 1 and not problem:
+            server.settimeout(max(0.01, end - time.monotonic()))
+            try:
+                connection = callers.enter_context(server.accept()[0])
+                connection.settimeout(watch.KILL)
+                call = re.fullmatch(CALL, connection.recv(100).decode(errors='replace'))
+            except OSError:
+                call = None
+            if call:
+                number, count = map(int, call.groups())
+                if count != num_processes:
+                    problem = (f'process {number} was started with --num_processes={count}, and '
+                               f'process 0 with {num_processes}.')
+                elif number in numbers:
+                    problem = f'two processes were started with --process_id={number}.'
+                connections.append(connection)
+                numbers.add(number)
+            elif time.monotonic() > end:
+                missing = sorted(set(range(1, num_processes)) - numbers)
+                problem = (f'of the {num_processes} processes, {", ".join(map(str, missing))} did '
+                           f'not come to {coordinator} within {START} s.')
+        server.close()  # jax is to open the port
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall((problem or GO).encode())
+    return problem
+
+
+def _call(coordinator: str, address: tuple[str, int], num_processes: int, process_id: int,
+          end: float) -> str:
+    """Calls process 0 until it answers that all have come: '', or what is wrong."""
+    reason = 'no answer'
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection(address, timeout=watch.KILL) as connection:
+                connection.sendall(f'resnet_jax {process_id} of {num_processes}\n'.encode())
+                connection.settimeout(max(1, end - time.monotonic() + watch.KILL))
+                answer = connection.recv(1000).decode(errors='replace')
+            if answer:
+                return '' if answer == GO else answer
+        except OSError as error:
+            reason = error.strerror or str(error)
+        time.sleep(0.5)
+    return (f'process {process_id} did not reach process 0 at {coordinator} within {START} s '
+            f'({reason}); start that one too, and open its port.')
+
+
+def _listen(port: int) -> socket.socket:
+    """Listens on every address of this machine; 0 is any free port."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(('', port))
+
+
+def check_alike(facts: Mapping[str, str]) -> None:
+    """Sees that all processes of the job start from the same; to be called by all of them.
+
+    Args:
+      facts: by what they are called.
+
+    Raises:
+      UserError: a process knows another one than process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(fact.encode()).digest()[:8] for fact in facts.values()]
+    gathered = multihost_utils.process_allgather(np.frombuffer(b''.join(digests), np.uint8))
+    for process, row in enumerate(gathered.reshape(len(gathered), len(facts), -1)):
+        for name, own, first in zip(facts, row, gathered[0].reshape(len(facts), -1), strict=True):
+            if (own != first).any():
+                raise UserError(f'process {process} has not the same {name} as process 0.')
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Sees that a folder is one and the same for all processes; to be called by all of them.
+
+    Raises:
+      UserError: a process sees a folder of its own.
+    """
+    if jax.process_count() == 1:
+        return
+    name = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(8), np.uint8))
+    path = folder / f'.shared-{bytes(name).hex()}'
+    if jax.process_index() == 0:
+        path.touch()
+    multihost_utils.sync_global_devices('written')
+    seen = multihost_utils.process_allgather(np.array(path.exists()))
+    if jax.process_index() == 0:
+        path.unlink()
+    if not seen.all():
+        raise UserError(f'process {seen.argmin()} does not see what process 0 writes to {folder}: '
+                        '--workdir must be on a file system that all processes share.')
+
+
+def _doubt(error: BaseException) -> int:
+    """Seconds in which a watcher may tell that an error is only what another process's end caused.
+
+    Where a process is gone, collectives fail in the others, with errors of several types; where its
+    machine is gone, that takes long to be told from a slow one.
+    """
+    if isinstance(error, UserError) and error.__context__ is None:
+        return 0
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return watch.SILENCE + watch.KILL
+        error = error.__cause__ or error.__context__
+    return watch.KILL
+
+
+class _Watch:
+    """The watcher beside this process; see `resnet_jax.watch`."""
+
+    def __init__(self, coordinator: str | None):
+        """Starts it, and connects it to the others'."""
+        listener = _listen(0) if jax.process_index() == 0 else None
+        identity = {'host': socket.gethostname()}
+        if listener:
+            identity |= {'addresses': _own_addresses(coordinator), 'token': secrets.token_hex(16),
+                         'port': listener.getsockname()[1]}
+        packed = np.frombuffer(json.dumps(identity).encode().ljust(IDENTITY_BYTES), np.uint8)
+        identities = [json.loads(bytes(row)) for row in multihost_utils.process_allgather(packed)]
+        told = identities[0] | {
+            'process': jax.process_index(), 'hosts': [other['host'] for other in identities],
+            'listener': listener.fileno() if listener else None}
+        # A session of its own: Ctrl-C in a terminal is not for it.
+        self._program = subprocess.Popen(
+            [sys.executable, '-I', '-S', watch.__file__, json.dumps(told)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            pass_fds=[listener.fileno()] if listener else [])
+        if listener:
+            listener.close()
+        threading.Thread(target=self._obey, daemon=True).start()
+
+    def _obey(self) -> None:
+        order = self._program.stdout.readline()
+        if order:
+            os._exit(int(order))
+
+    def tell(self, message: dict) -> None:
+        """Tells it how this process gets on."""
+        with contextlib.suppress(OSError):
+            self._program.stdin.write(json.dumps(message).encode() + b'\n')
+            self._program.stdin.flush()
+
+    def tell_end(self, why: str) -> None:
+        """Tells it that this process is about to end with an error, and waits until all know."""
+        self.tell({'ended': jax.process_index(), 'why': ' '.join(why.split())[:1000]})
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._program.wait(2 * watch.KILL)
+
+
+def _own_addresses(coordinator: str | None) -> list[str]:
+    """Addresses at which the other processes may reach this machine."""
+    addresses = [coordinator.rpartition(':')[0].strip('[]')] if coordinator else []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(('192.0.2.1', 9))  # sends nothing; finds the interface that leads outside
+        addresses.append(probe.getsockname()[0])
+    return [*addresses, socket.gethostname(), socket.getfqdn()]

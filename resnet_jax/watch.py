@@ -1,0 +1,256 @@
+"""Stands beside one process of a job of several, and ends it when another one has ended.
+
+`resnet_jax.processes` starts this file as a program of its own beside every process. It cannot be a
+thread: the runtime of jax aborts a process as soon as it no longer reaches process 0, before Python
+could say a word, and a process that waits for another's part of a sum may never wake up.
+
+The watchers of all other processes are connected to that of process 0. The first that knows of an
+end tells it: of a process that is gone its own watcher or, where that is gone with it, the broken
+connection; of a machine that is gone 20 seconds of silence. Messages are JSON objects, one a line:
+{} as a sign of life, {"done": true}, and {"ended": process, "why": sentence}; the sentence is empty
+for a process that ended without a word.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+BEAT = 2  # seconds between signs of life
+SILENCE = 20  # seconds without one after which a machine is taken for dead
+CONNECT = 20  # seconds in which the watcher of process 0 must be reached
+GRACE = 3  # seconds for a process to tell by itself what another one has already told
+AFTER = 2  # seconds to hear which end was the first, when one's own process has ended as well
+WELCOME = b'\n'  # the answer of the watcher of process 0 to one that knows the secret
+# Exit status where another process died, as if jax had aborted this one: schedulers take it for a
+# fault that another start may mend, and 1 for a mistake.
+DIED = 134
+KILL = 5  # seconds in which a process must follow the order to stop
+
+
+class Channel:
+    """Messages to and from a file: a connection, or the pipe from the process beside."""
+
+    def __init__(self, file, process: int | None = None):
+        """The process is that at the other end, as soon as it is known."""
+        self.file, self.process = file, process
+        self.heard = time.monotonic()
+        self._rest = b''
+
+    def read(self) -> list[dict] | None:
+        """The messages that have come, or None at the end."""
+        try:
+            data = os.read(self.file.fileno(), 65536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self.heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b'\n')
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:  # a stranger has found the port
+            return None
+        return messages if all(isinstance(message, dict) for message in messages) else None
+
+    def send(self, message: dict) -> None:
+        """Sends a message; that nobody is there any more is noticed by reading."""
+        with contextlib.suppress(OSError):
+            self.file.sendall(json.dumps(message).encode() + b'\n')
+
+
+class Watcher:
+    """What one process knows of the others."""
+
+    def __init__(self, process: int, hosts: list[str], token: str):
+        """Args: the process beside, the host of every process, and the secret of the job."""
+        self.process, self.hosts, self.token = process, hosts, token
+        self.owner = Channel(sys.stdin)
+        self.owner_id = os.getppid()
+        self.peers: list[Channel] = []
+        self.listener: socket.socket | None = None
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.owner.file, selectors.EVENT_READ, self.owner)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Takes the connections of the other processes; for that of process 0."""
+        self.listener = listener
+        self.selector.register(listener, selectors.EVENT_READ)
+
+    def connect(self, addresses: list[str], port: int) -> bool:
+        """Connects to the watcher of process 0, at the first of its addresses that answers."""
+        end = time.monotonic() + CONNECT
+        while time.monotonic() < end:
+            for address in addresses:
+                with contextlib.suppress(OSError):
+                    connection = socket.create_connection((address, port), timeout=KILL)
+                    peer = Channel(connection, 0)
+                    peer.send({'token': self.token, 'process': self.process})
+                    if connection.recv(1) == WELCOME:
+                        self._add(peer)
+                        return True
+                    connection.close()
+            time.sleep(0.5)
+        return False
+
+    def _add(self, peer: Channel) -> None:
+        self.peers.append(peer)
+        self.selector.register(peer.file, selectors.EVENT_READ, peer)
+
+    def _remove(self, peer: Channel) -> None:
+        self.peers.remove(peer)
+        self.selector.unregister(peer.file)
+        peer.file.close()
+
+    def wait(self) -> dict | None:
+        """Waits for the first end of a process: its message, or None where all has gone well."""
+        beaten = 0.0
+        while True:
+            for message in self._messages(BEAT):
+                if 'ended' in message:
+                    return message
+                if message.get('done'):
+                    return None
+            if time.monotonic() - beaten >= BEAT:
+                beaten = time.monotonic()
+                self.tell({})
+
+    def _messages(self, seconds: float):
+        """What comes within so many seconds, losses of others included."""
+        for key, _ in self.selector.select(seconds):
+            if key.fileobj is self.listener:
+                with contextlib.suppress(OSError):
+                    connection, _ = self.listener.accept()
+                    connection.settimeout(KILL)
+                    self._add(Channel(connection))
+            elif key.data is self.owner:
+                yield from self._of_owner()
+            elif key.data in self.peers:
+                yield from self._of_peer(key.data)
+        if os.getppid() != self.owner_id:  # a child of its own may keep the pipe open
+            yield {'ended': self.process, 'why': ''}
+        for peer in self.peers:
+            if peer.process is not None and time.monotonic() - peer.heard > SILENCE:
+                yield {'ended': peer.process, 'why': '', 'silent': True}
+
+    def _of_owner(self):
+        messages = self.owner.read()
+        if messages is None:
+            self.selector.unregister(self.owner.file)
+            messages = [{'ended': self.process, 'why': ''}]
+        for message in messages:
+            if message.get('done'):
+                self.tell(message)
+            yield message
+
+    def _of_peer(self, peer: Channel):
+        messages = peer.read()
+        if messages is None:
+            if peer.process is not None:
+                yield {'ended': peer.process, 'why': ''}
+            self._remove(peer)
+            return
+        for message in messages:
+            if peer.process is None:  # the first message says who it is
+                if message.get('token') != self.token:
+                    self._remove(peer)
+                    return
+                peer.process = message['process']
+                peer.file.sendall(WELCOME)
+            elif message.get('done') and self.process == 0:
+                self._remove(peer)  # the others are still watched over
+                return
+            else:
+                yield message
+
+    def tell(self, message: dict) -> None:
+        """Tells all others."""
+        for peer in self.peers:
+            if peer.process is not None:
+                peer.send(message)
+
+    def first(self, message: dict) -> dict:
+        """The end that came first, where one's own process has ended without a word.
+
+        Runtimes abort a process when another one is gone.
+        """
+        end = time.monotonic() + AFTER
+        while message['ended'] == self.process != 0 and time.monotonic() < end:
+            for other in self._messages(0.1):
+                if other.get('ended', self.process) != self.process:
+                    return other
+        return message
+
+    def has_ended_by_itself(self) -> bool:
+        """Gives the process beside time for words of its own, and says whether it had some."""
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            for message in self._messages(0.1):
+                if message.get('ended') == self.process:
+                    return bool(message['why'])
+        return False
+
+    def see_off(self) -> None:
+        """Lets all others end first: without process 0, jax would abort them noisily."""
+        end = time.monotonic() + KILL
+        while self.process == 0 and self.peers and time.monotonic() < end:
+            for _ in self._messages(0.1):
+                pass
+
+    def stop(self, status: int) -> None:
+        """Has the process beside end, by its own hand with this status, or by force."""
+        with contextlib.suppress(OSError):
+            print(status, flush=True)
+        end = time.monotonic() + KILL
+        while os.getppid() == self.owner_id:
+            if time.monotonic() > end:
+                os.kill(self.owner_id, signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+
+def sentence(message: dict, hosts: list[str]) -> str:
+    """What is said of the end of a process."""
+    number = message['ended']
+    name = f'process {number} on {hosts[number]}'
+    if message['why']:
+        return f'{name} stopped: {message["why"]}'
+    end = f'was not heard of for {SILENCE} s' if message.get('silent') else 'died'
+    return f'{name} {end}, and this one stops with it; start all of them again to go on.'
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # they are for the process beside
+        signal.signal(number, signal.SIG_IGN)
+    job = json.loads(sys.argv[1])
+    watcher = Watcher(job['process'], job['hosts'], job['token'])
+    if job['listener'] is not None:
+        watcher.listen(socket.socket(fileno=job['listener']))
+    elif not watcher.connect(job['addresses'], job['port']):
+        print(f'warning: process {job["process"]} does not reach port {job["port"]} of process 0 '
+              f'on {job["hosts"][0]}: when a process dies, jax alone will notice.',
+              file=sys.stderr, flush=True)
+        return
+    message = watcher.wait()
+    if message is None:
+        return
+    if not message['why']:
+        message = watcher.first(message)
+    watcher.tell(message)
+    ended_by_itself = message['ended'] == watcher.process or (
+        message['why'] and watcher.has_ended_by_itself())
+    if not ended_by_itself:
+        print(f'error: {sentence(message, watcher.hosts)}', file=sys.stderr, flush=True)
+    watcher.see_off()
+    if not ended_by_itself:
+        watcher.stop(1 if message['why'] else DIED)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,83 @@
+"""Options of the XLA compilers, as named presets: the field `xla_preset`.
+
+XLA reads its options once, when JAX starts its first backend, so `use` comes before that. What the
+user has set in the environment is kept, and wins.
+"""
+
+import os
+from collections.abc import MutableMapping
+from typing import NamedTuple
+
+from resnet_jax.errors import UserError
+
+
+class Flag(NamedTuple):
+    """One option of a compiler.
+
+    Attributes:
+      text: as it is given, '--name=value'.
+      reason: what it is for.
+      effect: what was measured, and where; or 'not run'.
+    """
+
+    text: str
+    reason: str
+    effect: str
+
+
+class Preset(NamedTuple):
+    """Options that go together.
+
+    Attributes:
+      variable: of the environment, that the compiler reads them from.
+      flags: the options.
+    """
+
+    variable: str
+    flags: tuple[Flag, ...]
+
+
+PRESETS = {
+    'none': Preset('XLA_FLAGS', ()),
+    'cpu_quick': Preset('XLA_FLAGS', (
+        Flag('--xla_backend_optimization_level=1',
+             'LLVM optimises less, for tests and first tries: tiny networks take longer to compile '
+             'than to run.',
+             'not run'),
+        Flag('--xla_llvm_disable_expensive_passes=true',
+             'The same: LLVM leaves out its slowest passes.',
+             'not run'),
+    )),
+    'gpu': Preset('XLA_FLAGS', (
+        Flag('--xla_gpu_enable_latency_hiding_scheduler=true',
+             'The all-reduces of gradients run while the backward pass goes on.', 'not run'),
+        Flag('--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL',
+             'Loops too become CUDA graphs: the scanned blocks, and the steps of steps_per_call. '
+             'Small networks wait for the start of their kernels otherwise.', 'not run'),
+    )),
+    'tpu': Preset('LIBTPU_INIT_ARGS', (
+        Flag('--xla_tpu_enable_data_parallel_all_reduce_opt=true',
+             'The all-reduces of gradients run while the backward pass goes on.', 'not run'),
+        Flag('--xla_tpu_data_parallel_opt_different_sized_ops=true',
+             'The same, also for gradients of different sizes.', 'not run'),
+    )),
+}
+
+
+def use(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Adds the options of a preset to the environment; JAX must not have started a backend yet.
+
+    Args:
+      name: one of PRESETS.
+      environment: of this process. The options in it stay, behind those of the preset; of an option
+        that is given twice, XLA takes the last.
+
+    Raises:
+      UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f'xla_preset must be one of {", ".join(PRESETS)}, got {name!r}.')
+    variable, flags = PRESETS[name]
+    if flags:
+        own = environment.get(variable, '').split()
+        environment[variable] = ' '.join([*(flag.text for flag in flags), *own])

@@ -1,0 +1,132 @@
+"""The page in headless Chromium: no error, no request, points that move, and axe-core's verdict."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import altair as alt
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.seeing import answer, journey, lesion, movement, separability, similarity
+from experiments.seeing.images import Images
+from experiments.seeing.projection import Projections
+from experiments.seeing.representation import Representation
+from experiments.seeing.section import Picture, Section
+
+BROWSER = pathlib.Path(__file__).parent / 'browser'
+COUNT = 24
+
+
+def representation(seed: int) -> Representation:
+    """Made-up numbers of a network of three blocks, in which the classes come apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(COUNT, dtype=np.int32) % 3
+    features = [rng.normal(size=(COUNT, 8)) + i * np.eye(3, 8)[labels] for i in range(5)]
+    features = [x - x.mean(0) for x in features]
+    ratio = rng.uniform(.3, 1, (3, COUNT))
+    return Representation(
+        ('pixels', 'stem', '1.1', '2.1', '3.1'), labels, np.stack([x @ x.T for x in features]),
+        ratio, ratio - 1, 1 - ratio / 2, np.array([.2, .3, .4]), np.array([.3, .4, .3]),
+        np.linspace(60, 99, 5), np.linspace(10, 99, 5), 1.0)
+
+
+NETWORKS = {'residual': representation(0), 'plain': representation(1)}
+LESIONS = {
+    'residual': lesion.Lesions(('1.1', '2.1', '3.1'), 1.0, np.array([30., 2, 1]), {(0, 1): 9.}),
+    'plain': lesion.Lesions(('1.1', '2.1', '3.1'), 2.0, np.array([80., 90, 85]), {(0, 1): 90.}),
+}
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    """A report on made-up numbers."""
+    rng = np.random.default_rng(0)
+    images = Images(rng.integers(0, 256, (COUNT, 8, 8, 1), np.uint8),
+                    NETWORKS['plain'].labels, ('nought', 'one & "1" </script>', 'two'))
+    points = {name: Projections(*rng.normal(size=(2, 5, COUNT, 2)), np.linspace(.2, .4, 5))
+              for name in NETWORKS}
+    picture = Section('A picture', 'One.\n\nTwo.', pictures={'noise': Picture(
+        rng.integers(0, 256, (20, 40, 3), np.uint8), 'Noise.', 'Not a signal.')})
+    path = tmp_path_factory.mktemp('report') / 'report.html'
+    report.write(path, title='What it has learnt', facts={'data': 'made up'},
+                 question=answer.QUESTION, paragraphs=answer.answer(NETWORKS, LESIONS),
+                 highlights=answer.highlights(NETWORKS, LESIONS), sections=[
+                     journey.section(images, NETWORKS, points), movement.section(NETWORKS),
+                     similarity.section(NETWORKS), separability.section(NETWORKS),
+                     lesion.section(LESIONS), picture])
+    return path
+
+
+@pytest.fixture(scope='module')
+def seen(page):
+    """What happens in Chromium."""
+    chromium = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
+        'chromium', 'chromium-browser', 'google-chrome'))), None)
+    if chromium is None or shutil.which('node') is None:
+        pytest.skip('Chromium or node is not installed')
+    if not (BROWSER / 'node_modules' / 'axe-core').exists():
+        pytest.skip(f'npm install --prefix {BROWSER} has not been run')
+    result = subprocess.run(
+        ['node', BROWSER / 'check.js', chromium, page, *filter(None, [
+            os.environ.get('RESNET_JAX_SCREENSHOTS')])], capture_output=True, text=True,
+        timeout=300)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(seen):
+    assert seen['console'] == [] and seen['requests'] == []
+    assert seen['charts'] == 2 + 3 + 2 + 5 + 2
+
+
+def test_the_slider_moves_the_points_by_keyboard_and_loses_none(seen):
+    before, after, last = seen['before'], seen['after'], seen['last']
+    assert len(before) == len(after) == len(last) == 4 * COUNT  # PCA and UMAP of two networks
+    assert sum(a != b for a, b in zip(before, after, strict=True)) > 0.9 * len(before)
+    assert sum(a != b for a, b in zip(after, last, strict=True)) > 0.9 * len(before)
+    assert seen['keyboard'] == [1, 'stem']
+
+
+def test_an_image_is_shown_where_the_pointer_is(seen):
+    assert seen['tooltip'] == [8, 'data:image']
+
+
+def test_the_page_is_accessible_in_light_and_dark(seen):
+    for theme in ('light', 'dark'):
+        assert seen[theme]['violations'] == []
+        assert seen[theme]['score'] >= 95 and seen[theme]['passes'] > 20
+
+
+def test_the_theme_can_be_chosen_and_keeps_the_step(seen):
+    assert seen['toggled'] == 'rgb(244, 245, 247)'  # light, while the system is dark
+    assert seen['kept'] == seen['last']
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(seen):
+    assert seen['overflow'] == 0
+
+
+def test_the_answer_follows_the_numbers():
+    near, far = (dataclasses.replace(NETWORKS['residual'], output_cosine=cosine)
+                 for cosine in (np.full((3, COUNT), .95), np.full((3, COUNT), .2)))
+    for network, told in ((near, 'stay near their inputs'), (far, 'do not stay near')):
+        text = answer.answer({'residual': network}, LESIONS)
+        assert told in text[0] and f'{network.output_cosine[0, 0]:.2f}' in text[0]
+    assert 'without 2 of the 3 blocks' in text[2] and 'without block 1.1 it is 30.0 %' in text[2]
+    both = answer.answer(NETWORKS, LESIONS)
+    assert 'No block of the plain network can be missed' in both[-1]
+
+
+def test_charts_are_written_beside_the_page(tmp_path):
+    chart = alt.Chart(alt.Data(values=[{'x': 1}])).mark_point().encode(x='x:Q')
+    report.write_figures(tmp_path, [Section(
+        'A', 'B', charts={'point': chart}, descriptions={'point': 'C'},
+        pictures={'dot': Picture(np.zeros((2, 2, 3), np.uint8), 'D')})])
+    assert (tmp_path / 'point.svg').read_text().startswith('<svg')
+    assert all((tmp_path / name).read_bytes().startswith(b'\x89PNG')
+               for name in ('point.png', 'dot.png'))

@@ -1,0 +1,285 @@
+"""Compiling for devices that are not there, and what the compiled step is found to cost."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import imagenet_r50
+from resnet_jax import compile as command
+from resnet_jax import compiled, data, hlo, sharding, topology
+from resnet_jax.errors import UserError
+from resnet_jax.program import build
+from resnet_jax.summary import summarize
+from tests import tiny
+from tests.test_main import start
+
+PARAMETERS = 19_218
+
+
+def host_config():
+    """The tiny network on colour images of a folder that is not there."""
+    config = tiny.config()
+    config.mesh.data = -1
+    config.data.source = 'folder'
+    config.data.path = '/nowhere'
+    config.data.pipeline = 'host'
+    config.data.image_size = 16
+    config.data.channels = 3
+    config.eval.batch_size = 64
+    return config
+
+
+@pytest.fixture(scope='module')
+def cpus():
+    return topology.create('cpu:8')
+
+
+@pytest.fixture(scope='module')
+def replicated(cpus):
+    return compiled.report(host_config(), cpus)
+
+
+def test_sizes_are_those_of_the_network(replicated):
+    assert replicated['parameters'] == summarize(host_config())['parameters'] == PARAMETERS
+    assert replicated['devices'] == 8 and replicated['fits']
+    # Parameters, momentum and batch statistics in float32, 8 images of bytes, and small change.
+    memory = replicated['memory']
+    assert memory['arguments'] == pytest.approx(2 * 4 * PARAMETERS + 8 * 16 * 16 * 3, rel=0.05)
+    assert memory['outputs'] < 1000  # the state is donated
+    assert memory['temporaries'] > memory['arguments']
+    assert memory['total'] == sum(memory[name] for name in (
+        'arguments', 'outputs', 'temporaries', 'code')) < memory['capacity']
+
+
+def test_flops_of_a_step_are_three_forward_passes_over_the_batch(replicated):
+    forward = 2 * 64 * summarize(host_config())['multiply_adds']
+    assert replicated['model_flops'] == 3 * forward
+    # XLA leaves out the products with padding and the gradient of the images, and counts sums.
+    assert replicated['flops'] == pytest.approx(3 * forward, rel=0.15)
+    assert replicated['bytes'] > 8 * replicated['memory']['arguments']
+
+
+def test_gradients_are_added_up_in_one_go_and_batch_statistics_not_at_all(replicated):
+    assert set(replicated['collectives']) == {'all-reduce'}
+    total = replicated['collectives']['all-reduce']
+    assert total['count'] == 1
+    assert 4 * PARAMETERS < total['bytes'] < 4 * PARAMETERS * 1.05
+    assert replicated['notes'] == []
+
+
+def test_virtual_batches_that_span_devices_communicate_in_every_layer(replicated, cpus):
+    config = host_config()
+    config.model.virtual_batch_size = 64
+    spanning = compiled.report(config, cpus)
+    count = spanning['collectives']['all-reduce']['count']
+    # Seven layers of batch normalisation, forward and backward, and the gradients.
+    assert count >= 2 * 7 + 1
+    assert 'virtual_batch_size=8 would spare it' in spanning['notes'][0]
+
+
+def test_fsdp_gathers_parameters_and_keeps_an_eighth(replicated, cpus):
+    config = host_config()
+    config.mesh.parameters = 'fsdp'
+    split = compiled.report(config, cpus)
+    gathered = split['collectives']['all-gather']
+    assert gathered['count'] >= 7 and gathered['bytes'] > 0.9 * 4 * PARAMETERS
+    # Of all the state, only what is smaller than 1024 numbers is whole everywhere.
+    images = 8 * 16 * 16 * 3
+    assert split['memory']['arguments'] - images < (
+        replicated['memory']['arguments'] - images) / 4
+
+
+def test_loops_count_as_often_as_they_go_round(cpus):
+    config = host_config()
+    config.model.depth, config.model.unroll = 26, False  # 3 of the 4 blocks of a stage are scanned
+    scanned = compiled.report(config, cpus)
+    assert scanned['flops'] == pytest.approx(scanned['model_flops'], rel=0.15)
+    # Gradients and running statistics of a scanned block are added up when its turn is done, those
+    # of three stages and three turns; those of all other layers together.
+    assert scanned['collectives']['all-reduce']['count'] == 2 * 3 * 3 + 1
+
+
+MODULE = '''\
+HloModule example, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%body (state: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %state = (s32[], f32[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %a = f32[4,8]{1,0} get-tuple-element(%state), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %dot = f32[4,8]{1,0} dot(%a, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %sum = f32[4,8]{1,0} all-reduce(%dot), replica_groups={{0,1}}, to_apply=%add
+  ROOT %next = (s32[], f32[4,8]{1,0}) tuple(%i, %sum)
+}
+
+%condition (state.1: (s32[], f32[4,8])) -> pred[] {
+  %state.1 = (s32[], f32[4,8]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %bound = s32[] constant(5)
+  ROOT %less = pred[] compare(%i.1, %bound), direction=LT
+}
+
+ENTRY %main (p: f32[4,8], q: bf16[16]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = bf16[16]{0:T(256)(128)(2,1)S(1)} parameter(1)
+  %start = (bf16[16]{0}, bf16[32]{0}) all-gather-start(%q), dimensions={0}
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[4,8]{1,0}) tuple(%zero, %p)
+  %loop = (s32[], f32[4,8]{1,0}, /*index=2*/f32[]) while(%first), condition=%condition, body=%body
+  %both = (f32[2]{0}, f32[3]{0}) all-reduce(%p, %p), to_apply=%add, metadata={op_name="f(x)"}
+  %all = bf16[32]{0} all-gather-done(%start)
+  %conv = f32[4,8]{1,0} convolution(%p, %all), dim_labels=bf_io->bf
+  ROOT %result = f32[4,8]{1,0} get-tuple-element(%loop), index=1
+}
+'''
+
+
+def test_collectives_are_read_from_loops_tuples_and_asynchronous_pairs():
+    module = hlo.parse(MODULE)
+    assert module.entry == 'main' and module.open_loops == 0
+    assert module.runs['main'] == 1 and module.runs['body'] == 5
+    assert hlo.collectives(module) == {
+        'all-reduce': {'count': 5 + 1, 'bytes': 5 * 4 * 8 * 4 + (2 + 3) * 4},
+        'all-gather': {'count': 1, 'bytes': 32 * 2}}
+
+
+def test_loops_of_unknown_length_are_counted_once_and_told():
+    module = hlo.parse(MODULE.replace('constant(5)', 'parameter(1)'))
+    assert module.open_loops == 1 and module.runs['body'] == 1
+
+
+def test_loops_multiply_what_lies_in_them():
+    text = '\n'.join(line for line in MODULE.splitlines() if 'convolution' not in line)
+    assert hlo.loop_factors(hlo.parse(text))[0] == 5  # all products are in the loop
+    # %dot: 4 * 8 * 8 multiply-adds, %conv: 4 * 8 * 32 / 8 with a kernel of 8 x 4 channels.
+    text = MODULE.replace('bf16[32]', 'bf16[8,4]').replace('f32[4,8]{1,0} conv', 'f32[4,4] conv')
+    assert hlo.loop_factors(hlo.parse(text))[0] == pytest.approx(
+        (5 * 256 + 128) / (256 + 128))
+
+
+@pytest.mark.parametrize('pipeline', ['resident', 'host'])
+def test_the_shapes_compiled_for_are_those_of_real_batches(tiny_config, pipeline):
+    tiny_config.mesh.data = 8
+    tiny_config.data.pipeline = pipeline
+    mesh = sharding.create_mesh(tiny_config)
+    real = build(tiny_config, mesh)
+    inputs = next(real.train_data.inputs(0))
+    blank = build(tiny_config, mesh, data.blank_pipelines)
+
+    def described(tree):
+        return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype), x.sharding), tree)
+
+    assert described(blank.train_data.input_shapes) == described(inputs)
+    assert described(blank.state) == described(real.state)
+
+
+def test_imagenet_and_cifar_are_not_needed():
+    config = imagenet_r50.get_config()
+    train, _, normalization = data.blank_pipelines(config, jax.make_mesh((8,), ('data',)))
+    assert train.input_shapes['image'].shape == (256, 224, 224, 3)
+    assert normalization['mean'].shape == (224, 224, 3)
+    config.data.tfds_name, config.data.train_crop = 'cifar10', 'pad'
+    config.data.image_size = config.data.eval_resize = 32
+    config.data.holdout = 5000
+    train, _, _ = data.blank_pipelines(config, jax.make_mesh((8,), ('data',)))
+    assert train.input_shapes['image'].shape == (45_000, 32, 32, 3)
+
+
+@pytest.mark.parametrize(('name', 'sentence'), [
+    ('v5e', 'such as v5e:4x4'), ('v9:2x2', "no topology 'v9:2x2': those of v3"),
+    ('v5e:32x32', 'from 1 to 256 chips'), ('v4:4x4', 'has 3 dimensions'),
+    ('v5e:3x4', 'must be even'), ('cpu:0', 'no topology'), ('cpu:64', 'started with 8')])
+def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: True)
+    with pytest.raises(UserError, match=sentence):
+        topology.create(name)
+
+
+def test_without_libtpu_the_sentence_tells_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "resnet_jax\[tpu\]"'):
+        topology.create('v5e:4x4')
+
+
+@pytest.mark.parametrize(('message', 'gib'), [
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
+     '(23.84G) exceeds available HBM (15.75G).', 23.84),
+    ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
+     'Used 33.94G of 15.75G hbm. Exceeded hbm capacity by 18.19G.', 33.94)])
+def test_memory_that_a_tpu_does_not_have_is_told(cpus, monkeypatch, message, gib):
+    def fail(lowered):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+    result = compiled.report(host_config(), cpus)
+    assert not result['fits']
+    assert result['memory']['total'] == pytest.approx(gib * 2**30, rel=1e-4)
+    assert result['memory']['arguments'] == pytest.approx(
+        2 * 4 * PARAMETERS + 8 * 16 * 16 * 3, rel=0.05)
+    assert re.search(rf'total +{int(gib * 1024):,}', command.table(result))
+    with pytest.raises(UserError, match=f'needs {gib} GiB a simulated device, and'):
+        command.check_memory(result)
+
+
+def test_other_failures_of_the_compiler_are_shown(cpus, monkeypatch):
+    def fail(lowered):
+        raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+    with pytest.raises(UserError, match=r'cannot compile the training step .* INTERNAL: something'):
+        compiled.report(host_config(), cpus)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_an_error(cpus):
+    config = host_config()
+    config.batch_size = 60
+    with pytest.raises(UserError, match=r'batch_size \(60\) is no multiple of 8'):
+        compiled.report(config, cpus)
+
+
+def test_the_roofline_is_the_slower_of_arithmetic_and_memory(replicated, cpus):
+    for peak, bandwidth in ((1e12, 1e9), (1e9, 1e12)):
+        chips = dataclasses.replace(cpus, peak=peak, bandwidth=bandwidth)
+        result = compiled._roofline(replicated, chips)
+        slower = (replicated['bytes'] / 8 / bandwidth if peak > bandwidth
+                  else replicated['flops'] / 8 / peak)
+        assert result['roofline_seconds'] == pytest.approx(slower)
+        assert result['mfu'] == pytest.approx(replicated['model_flops'] / slower / 8 / peak)
+
+
+def test_the_command_prints_json():
+    process = start(
+        '--topology=cpu:2', '--json', '--config=configs/digits_r20.py', '--config.model.depth=8',
+        '--config.model.width=8', module='compile')
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    printed = json.loads(output)
+    assert printed['devices'] == 2 and printed['fits'] and printed['mfu'] is None
+    assert set(printed['memory']) >= {'arguments', 'temporaries', 'code', 'capacity'}
+    assert set(printed) >= {
+        'parameters', 'devices', 'memory', 'fits', 'flops', 'bytes', 'collectives',
+        'compile_seconds', 'roofline_seconds', 'mfu'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
+                    reason='libtpu is not installed: pip install "resnet_jax[tpu]"')
+def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
+    result = compiled.report(host_config(), topology.create('v5e:2x2'))
+    assert result['devices'] == 4 and result['fits']
+    assert result['parameters'] == replicated['parameters']
+    assert result['memory']['capacity'] == 16 * 2**30
+    assert result['collectives']['all-reduce']['count'] <= 2
+    assert result['flops'] == pytest.approx(result['model_flops'], rel=0.25)
+    assert 0 < result['mfu'] < 1 and result['roofline_seconds'] > 0

@@ -1,0 +1,413 @@
+"""Jobs of several processes, each a real one of four simulated devices."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_r20
+from resnet_jax import processes, sharding, train
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.errors import UserError
+from resnet_jax.program import build
+from resnet_jax.writers import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = {
+    'model.depth': 8, 'model.width': 8, 'model.virtual_batch_size': 8, 'batch_size': 64,
+    'schedule.name': 'constant', 'schedule.warmup': 'none', 'schedule.learning_rate': 0.01,
+    'log.every_steps': 1, 'eval.every_steps': 10**6, 'checkpoint.every_steps': 10,
+    'checkpoint.keep_last': 1000, 'compilation_cache': ''}
+
+
+class Job:
+    """Processes that were started together; their output goes to files."""
+
+    def __init__(self, folder, *arguments, flags=True, env=None):
+        """Starts two of `python ARGUMENTS`, which find one another by flags or by env(process)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        # Tiny networks take longer to compile than to run.
+        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': (
+            '--xla_force_host_platform_device_count=4 --xla_llvm_disable_expensive_passes=true '
+            '--xla_backend_optimization_level=1')}
+        port = free_port()
+        self.processes = []
+        for i in range(2):
+            told = ([f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
+                    if flags else [])
+            with open(folder / f'out{i}', 'w') as out, open(folder / f'err{i}', 'w') as err:
+                self.processes.append(subprocess.Popen(
+                    [sys.executable, *map(str, arguments), *told], cwd=ROOT, stdout=out, stderr=err,
+                    env=environment | (env(i, port) if env else {})))
+
+    def output(self, process):
+        return (self.folder / f'out{process}').read_text()
+
+    def errors(self, process):
+        return (self.folder / f'err{process}').read_text()
+
+    def until(self, condition):
+        """Waits until a condition holds, while all processes run."""
+        end = time.monotonic() + 600
+        while not condition():
+            for i, process in enumerate(self.processes):
+                assert process.poll() is None, self.errors(i)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def wait(self):
+        """The exit statuses of all."""
+        try:
+            return [process.wait(600) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def config(**fields):
+    result = digits_r20.get_config()
+    result.update_from_flattened_dict({**CONFIG, **fields})
+    return result
+
+
+def main(workdir, **fields):
+    """The arguments of Python for the training command."""
+    return ['-m', 'resnet_jax.main', '--config=configs/digits_r20.py', f'--workdir={workdir}',
+            *(f'--config.{name}={value}' for name, value in {**CONFIG, **fields}.items())]
+
+
+def losses(workdir):
+    return {row['step']: row['train/loss'] for row in read_rows(workdir / 'metrics.jsonl')
+            if 'train/loss' in row}
+
+
+def saved(workdir):
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir()
+                  if path.name.isdigit())
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('processes')
+
+
+@pytest.fixture(scope='module')
+def one(folder):
+    """Workdir of 40 steps of one process of eight devices, through the host pipeline."""
+    train.train(config(**{'data.pipeline': 'host', 'num_steps': 40}), folder / 'one')
+    return folder / 'one'
+
+
+@pytest.fixture(scope='module')
+def stopped(folder):
+    """A job on the on-device pipeline, one process of which got SIGTERM, and its workdir."""
+    workdir = folder / 'two'
+    job = Job(folder / 'stopped', *main(workdir, num_steps=10**6))
+    job.until(lambda: len(read_rows(workdir / 'metrics.jsonl')) > 35)
+    job.processes[1].send_signal(signal.SIGTERM)
+    return job, job.wait(), workdir
+
+
+def test_two_processes_of_four_devices_have_the_losses_of_one_of_eight(one, stopped):
+    expected, found = losses(one), losses(stopped[2])
+    steps = range(1, 31)
+    np.testing.assert_allclose([found[s] for s in steps], [expected[s] for s in steps], rtol=1e-4)
+
+
+def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
+    job, statuses, workdir = stopped
+    assert statuses == [143, 143]
+    told = re.search(r'stopped by SIGTERM after step (\d+), which is saved', job.errors(0))
+    assert int(told[1]) == saved(workdir)[-1] == max(losses(workdir))
+
+
+def test_only_process_0_speaks_and_writes_logs(stopped):
+    job, _, workdir = stopped
+    said = [line for line in job.output(1).splitlines() if '[Gloo]' not in line]
+    assert said == [] and 'stopped' not in job.errors(1)
+    assert 'mesh {\'data\': 8, \'model\': 1}' in job.output(0)
+    steps = [row['step'] for row in read_rows(workdir / 'metrics.jsonl')]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
+
+
+def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewhere(
+        folder, stopped, capsys):
+    *_, workdir = stopped
+    first = saved(workdir)[-1]
+    job = Job(folder / 'killed', *main(workdir, num_steps=10**6))
+    job.until(lambda: saved(workdir)[-1] > first)
+    job.processes[0].kill()
+    killed = time.monotonic()
+    assert job.wait() in ([-9, 134], [-9, -6])  # -6 where jax was faster
+    assert time.monotonic() - killed < 60
+    assert f'going on from step {first} ' in job.output(0)
+    sentence = f'error: process 0 on {socket.gethostname()} died, and this one stops with it;'
+    assert job.errors(1).count(sentence) == 1
+    # One process of eight devices, its parameters laid out otherwise.
+    last = saved(workdir)[-1]
+    train.train(config(**{'num_steps': last + 3, 'mesh.parameters': 'fsdp'}), workdir)
+    assert f'going on from step {last} ' in capsys.readouterr().out
+    assert list(losses(workdir)) == list(range(1, last + 4))
+
+
+GOES_ON = '''
+import json
+import pathlib
+import jax
+from resnet_jax import cli, processes, sharding, train
+from resnet_jax.program import build
+from tests import test_processes
+
+PROCESSES = cli.process_flags()
+
+def main(arguments):
+    with processes.job(*(flag.value for flag in PROCESSES)):
+        config = test_processes.config(**json.loads(arguments[2]))
+        train.train(config, pathlib.Path(arguments[1]))
+        config.model.width = 32  # smaller arrays are not split
+        program = build(config, sharding.create_mesh(config))
+        state = jax.jit(program.create_state, out_shardings=program.shardings)()
+        trees = jax.tree.leaves((state.params, state.opt_state))
+        here = sum(leaf.addressable_shards[0].data.nbytes for leaf in trees)
+        print('share', here / sum(leaf.nbytes for leaf in trees))
+
+cli.run(main, takes_files=True)
+'''
+
+
+@pytest.fixture(scope='module')
+def gone_on(folder, one):
+    """Two processes that take over from step 10 of `one`, with parameters in parts."""
+    workdir = folder / 'gone_on'
+    shutil.copytree(one, workdir)
+    shutil.rmtree(workdir / 'checkpoints')
+    shutil.copytree(one / 'checkpoints' / '10', workdir / 'checkpoints' / '10')
+    job = Job(folder / 'gone_on_job', '-c', GOES_ON, workdir, json.dumps(
+        {'data.pipeline': 'host', 'num_steps': 40, 'mesh.parameters': 'fsdp'}))
+    assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    return job, workdir
+
+
+def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
+    job, workdir = gone_on
+    assert 'going on from step 10 ' in job.output(0)
+    steps = range(11, 41)
+    np.testing.assert_allclose([losses(workdir)[s] for s in steps],
+                               [losses(one)[s] for s in steps], rtol=1e-4)
+
+
+def test_fsdp_over_processes_leaves_a_device_less_than_a_sixth(gone_on):
+    job, _ = gone_on
+    for process in range(2):
+        assert float(re.search(r'share (\S+)', job.output(process))[1]) < 1 / 6
+
+
+def test_a_checkpoint_of_two_processes_is_restored_by_one(one, gone_on):
+    *_, workdir = gone_on
+    states = []
+    for path, fields in ((one, {}), (workdir, {}), (workdir, {'mesh.data': 1})):
+        program_config = config(num_steps=40, **fields)
+        program = build(program_config, sharding.create_mesh(program_config))
+        state = Checkpoints(path / 'checkpoints', 1).restore(program.state)
+        assert all(leaf.sharding == like.sharding for leaf, like in zip(
+            *map(jax.tree.leaves, (state, program.state)), strict=True))
+        states.append([np.asarray(leaf) for leaf in jax.tree.leaves(state)])
+    for expected, eight, alone in zip(*states, strict=True):
+        np.testing.assert_array_equal(eight, alone)
+        np.testing.assert_allclose(eight, expected, rtol=1e-3, atol=1e-4)
+
+
+def slurm(process, port):
+    """What srun sets."""
+    return {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_TASKS': '2',
+            'SLURM_NTASKS': '2', 'SLURM_PROCID': str(process), 'SLURM_LOCALID': str(process),
+            'JAX_COORDINATOR_PORT': str(port)}
+
+
+def test_evaluation_over_processes_counts_every_image_once(folder, one):
+    confusion = folder / 'confusion.tsv'
+    job = Job(folder / 'evaluated', '-m', 'resnet_jax.evaluate', f'--workdir={one}', '--json',
+              f'--confusion={confusion}', flags=False, env=slurm)
+    assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    found = json.loads(job.output(0).splitlines()[-1])
+    expected = read_rows(one / 'metrics.jsonl')[-1]
+    assert found['eval/count'] == 297
+    for name in ('eval/loss', 'eval/top1_error', 'eval/top5_error'):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4)
+    assert '{' not in job.output(1)
+    assert len(confusion.read_text().splitlines()) == 11
+
+
+FAILS = '''
+import pathlib
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from resnet_jax import cli, processes
+from resnet_jax.errors import UserError
+
+def main(arguments):
+    with processes.job():
+        me = jax.process_index()
+        print('devices', jax.device_count())
+        for check, argument in (
+                (processes.check_alike, {'seed': '0', 'num_steps': str(me)}),
+                (processes.check_shared, pathlib.Path(arguments[1 + me])),
+                (processes.check_shared, pathlib.Path(arguments[1]))):
+            try:
+                check(argument)
+                print('ok')
+            except UserError as error:
+                print(error)
+        while True:
+            total = multihost_utils.process_allgather(np.float32(jax.process_index()))
+            assert list(total) == [0, 1]
+            if me:
+                raise UserError('the disk is full.')
+
+cli.run(main, takes_files=True)
+'''
+
+
+def open_mpi(process, port):
+    """What mpirun sets."""
+    return {'OMPI_MCA_orte_hnp_uri': '4096.0;tcp://127.0.0.1:1', 'JAX_COORDINATOR_PORT': str(port),
+            'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(process),
+            'OMPI_COMM_WORLD_LOCAL_RANK': str(process)}
+
+
+@pytest.fixture(scope='module')
+def failed(folder):
+    """A job started as by Open MPI, of which process 1 has an error while 0 waits for it."""
+    for i in range(2):
+        (folder / f'own{i}').mkdir()
+    job = Job(folder / 'failed', '-c', FAILS, folder / 'own0', folder / 'own1', flags=False,
+              env=open_mpi)
+    return job, job.wait()
+
+
+def test_processes_that_would_not_compute_the_same_are_told(failed):
+    for i in range(2):
+        said = [line for line in failed[0].output(i).splitlines() if '[Gloo]' not in line]
+        assert said[:2] == ['devices 8', 'process 1 has not the same num_steps as process 0.']
+        assert said[2].startswith('process 1 does not see what process 0 writes to')
+        assert said[3:] == ['ok']
+
+
+def test_an_error_in_one_process_ends_all(failed):
+    job, statuses = failed
+    assert statuses == [1, 1]
+    assert job.errors(1) == 'error: the disk is full.\n'
+    host = socket.gethostname()
+    assert job.errors(0) == f'error: process 1 on {host} stopped: the disk is full.\n'
+
+
+def meet_all(*numbers):
+    """What is said to each of the processes (count, number) that come to one address."""
+    coordinator, told = f'127.0.0.1:{free_port()}', {}
+
+    def meet(i, count, number):
+        try:
+            processes._meet(coordinator, count, number)
+        except UserError as error:
+            told[i] = str(error)
+
+    threads = [threading.Thread(target=meet, args=(i, *x)) for i, x in enumerate(numbers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+@pytest.mark.parametrize(('numbers', 'sentence'), [
+    ([(4, 0), (4, 2)], 'of the 4 processes, 1, 3 did not come to'),
+    ([(3, 0), (3, 1), (3, 1)], 'two processes were started with --process_id=1'),
+    ([(2, 0), (3, 1)], 'process 1 was started with --num_processes=3, and process 0 with 2'),
+    ([(2, 1)], 'process 1 did not reach process 0 at'),
+])
+def test_processes_that_do_not_come_together_are_told_why(monkeypatch, numbers, sentence):
+    monkeypatch.setattr(processes, 'START', 2)
+    begun = time.monotonic()
+    told = meet_all(*numbers)
+    assert len(told) == len(numbers)
+    assert all(sentence in text for text in told.values())
+    assert time.monotonic() - begun < 20
+
+
+def test_processes_that_all_come_are_told_nothing():
+    assert meet_all((3, 2), (3, 0), (3, 1)) == {}
+
+
+@pytest.mark.parametrize(('flags', 'sentence'), [
+    ((None, 2, 0), 'go together'), (('127.0.0.1', 2, 0), 'an address and a port'),
+    (('127.0.0.1:80', 2, 2), 'counts from 0 to --num_processes - 1, got 2 of 2')])
+def test_flags_that_make_no_job_are_told(flags, sentence):
+    with pytest.raises(UserError, match=sentence), processes.job(*flags):
+        pass
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(('', 0)) as server, pytest.raises(
+            UserError, match=r'process 0 cannot open the port .*; choose another one'):
+        processes._meet(f'127.0.0.1:{server.getsockname()[1]}', 2, 0)
+
+
+WATCHER = '''
+import sys
+from resnet_jax import watch
+watch.BEAT, watch.SILENCE = 0.1, 2
+connect = watch.Watcher.connect
+watch.Watcher.connect = lambda *args: connect(*args) and not print('connected', file=sys.stderr)
+watch.main()
+'''
+OWNER = f'''
+import json, subprocess, sys
+listener = json.loads(sys.argv[1])['listener']
+watcher = subprocess.Popen(
+    [sys.executable, '-uc', {WATCHER!r}, sys.argv[1]], stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE, pass_fds=[listener] if listener else [])
+print(watcher.pid, flush=True)
+sys.exit(int(watcher.stdout.readline()))
+'''
+
+
+def test_a_machine_that_is_no_longer_heard_of_is_named():
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        told = {'hosts': ['here', 'there'], 'token': 'x', 'addresses': ['127.0.0.1'],
+                'port': listener.getsockname()[1]}
+        owners = [subprocess.Popen(
+            [sys.executable, '-c', OWNER, json.dumps(told | {
+                'process': i, 'listener': None if i else listener.fileno()})],
+            cwd=ROOT, pass_fds=[listener.fileno()], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE) for i in range(2)]
+    watcher = int(owners[0].stdout.readline())
+    try:
+        assert owners[1].stderr.readline() == 'connected\n'
+        os.kill(watcher, signal.SIGSTOP)  # as if its machine stood still
+        assert owners[1].wait(60) == 134
+        assert owners[1].stderr.read() == (
+            'error: process 0 on here was not heard of for 2 s, and this one stops with it; start '
+            'all of them again to go on.\n')
+    finally:
+        os.kill(watcher, signal.SIGKILL)
+        owners[0].kill()

@@ -1,0 +1,67 @@
+"""Presets of compiler options."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from resnet_jax import xla_flags
+from resnet_jax.errors import UserError
+
+TOPOLOGY = '''
+from jax.experimental import topologies
+print(len(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices))
+'''
+
+
+def start(code, **environment):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', **environment}
+    return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True,
+                          text=True)
+
+
+def texts(variable):
+    return [flag.text for preset in xla_flags.PRESETS.values() if preset.variable == variable
+            for flag in preset.flags]
+
+
+def test_every_flag_has_a_reason_and_a_measured_effect():
+    for preset in xla_flags.PRESETS.values():
+        for flag in preset.flags:
+            assert flag.text.startswith('--xla') and flag.reason and flag.effect
+
+
+def test_no_preset_leaves_the_environment_as_it_is():
+    environment = {'XLA_FLAGS': '--a=1'}
+    xla_flags.use('none', environment)
+    assert environment == {'XLA_FLAGS': '--a=1'}
+
+
+def test_flags_of_the_user_win_over_the_preset():
+    environment = {'XLA_FLAGS': '--xla_backend_optimization_level=3'}
+    xla_flags.use('cpu_quick', environment)
+    flags = environment['XLA_FLAGS'].split()
+    assert flags == [*texts('XLA_FLAGS')[:2], '--xla_backend_optimization_level=3']
+
+
+def test_a_preset_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="one of none, cpu_quick, gpu, tpu, got 'fast'"):
+        xla_flags.use('fast', {})
+
+
+def test_xla_knows_the_flags_of_all_presets_and_takes_the_last_of_two():
+    count = '--xla_force_host_platform_device_count'
+    process = start('import jax; print(jax.device_count())', XLA_FLAGS=' '.join(
+        [*texts('XLA_FLAGS'), f'{count}=2', f'{count}=3']))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == '3'
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
+def test_libtpu_knows_the_flags_of_all_presets():
+    process = start(TOPOLOGY, LIBTPU_INIT_ARGS=' '.join(texts('LIBTPU_INIT_ARGS')),
+                    ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1')
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == '4'
