@@ -16,7 +16,6 @@ def config(dark: bool) -> dict[str, Any]:
         ('#e6e9ee', '#b4bbc6', '#39414d', '#171b21', DARK) if dark else
         ('#1b2027', '#4b5563', '#dfe3e8', '#ffffff', LIGHT))
     return {
-        'aria': False,  # the figure has a text of its own
         'background': 'transparent' if dark else page,
         'font': FONT,
         'range': {'category': list(colors)},
