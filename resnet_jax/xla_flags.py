@@ -2,6 +2,10 @@
 
 XLA reads its options once, when JAX starts its first backend, so `use` comes before that. What the
 user has set in the environment is kept, and wins.
+
+There is none for CPUs: with --xla_backend_optimization_level=1 and
+--xla_llvm_disable_expensive_passes=true, the step of configs/digits_r20.py compiled in 0.9 times
+the processor time and then took 1.1 times as much (medians of 3 and 8 interleaved pairs).
 """
 
 import os
@@ -39,15 +43,6 @@ class Preset(NamedTuple):
 
 PRESETS = {
     'none': Preset('XLA_FLAGS', ()),
-    'cpu_quick': Preset('XLA_FLAGS', (
-        Flag('--xla_backend_optimization_level=1',
-             'LLVM optimises less, for tests and first tries: tiny networks take longer to compile '
-             'than to run.',
-             'not run'),
-        Flag('--xla_llvm_disable_expensive_passes=true',
-             'The same: LLVM leaves out its slowest passes.',
-             'not run'),
-    )),
     'gpu': Preset('XLA_FLAGS', (
         Flag('--xla_gpu_enable_latency_hiding_scheduler=true',
              'The all-reduces of gradients run while the backward pass goes on.', 'not run'),

@@ -102,7 +102,7 @@ def space_to_depth_conv2d(x, kernel):
     A matrix unit of 128 rows is nearly idle on the 3 channels of an image. On [N, H / 2, W / 2, 4C]
     the 7x7 convolution of stride 2 is one of 4x4 and stride 1: the kernel is given a row and a
     column of zeros above and left, and cut into blocks of 2x2 taps. Sums run over the same products
-    in another order. (From MLPerf's ResNet-50 for TPUs.)
+    in another order. (From MLPerf's ResNet-50 for TPUs. Its effect there: not run.)
 
     Args:
       x: [N, H, W, C]; an odd H or W is filled up with zeros, which belong to the padding anyway.

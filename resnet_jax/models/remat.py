@@ -1,6 +1,9 @@
 """What the forward pass keeps for the gradient, and what the backward pass computes again.
 
 T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. The results stay the same.
+Temporaries of the step of ResNet-56 with 128 CIFAR images in float32, scanned, compiled for CPU:
+'none' 682 MB, 'conv' 506 MB, 'block' 275 MB. In straight-line code XLA:CPU merges the second
+computation with the first again, and the memory stays the same (ResNet-20: 319, 319, 334 MB).
 """
 
 from collections.abc import Callable
