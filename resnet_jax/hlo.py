@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                'collective-broadcast', 'ragged-all-to-all')
-BITS = {'pred': 8, 'bf16': 16, 'tf32': 32}  # where the name ends in no number, or the wrong one
 # Instructions that give names to bytes and move none, or whose computations are counted instead.
 FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional',
         'call', 'after-all', 'partition-id', 'replica-id')
@@ -159,8 +158,9 @@ def _closing(text: str, depth: int = 0) -> int:
 
 
 def _bits(kind: str) -> int:
+    """Of one number: 32 for 'f32', 8 for 'pred' and 'f8e4m3fn', 0 for 'token'."""
     number = re.search(r'\d+', kind)
-    return BITS.get(kind) or (int(number[0]) if number else 0)
+    return int(number[0]) if number else 8 * (kind == 'pred')
 
 
 def _callees(instruction: Instruction) -> Iterator[str]:
