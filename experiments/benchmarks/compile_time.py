@@ -41,7 +41,7 @@ def start(config_json: str, cache: str):
     config = ConfigDict(json.loads(config_json))
     compilation_cache.use(cache)
     program = build(config, sharding.create_mesh(config))
-    inputs = next(program.train_data.inputs(0))
+    inputs = (next(program.train_data.inputs(0)),)
 
     def run(_: int) -> dict[str, float]:
         made = {}
@@ -50,9 +50,8 @@ def start(config_json: str, cache: str):
             made['state'] = jax.block_until_ready(program.initial_state())
 
         def trace():
-            made['step'] = jax.jit(
-                program.train_step, donate_argnums=(0,),
-                out_shardings=(program.shardings, None)).lower(made['state'], inputs)
+            made['step'] = program.lower_train_steps(
+                made['state'], inputs, config.steps_per_call)
 
         times = [turns.timed(part) for part in (
             initial_state, trace, lambda: made['step'].compile())]

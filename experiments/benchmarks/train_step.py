@@ -45,32 +45,34 @@ OURS = 'this program'
 
 def this_program(config_json: str):
     """The compiled step of this program; see `turns.take_turns`."""
-    from resnet_jax import host_memory
-
-    host_memory.keep()
-    import jax
     from ml_collections import ConfigDict
+
+    from resnet_jax import host_memory, xla_flags
+
+    config = ConfigDict(json.loads(config_json))
+    host_memory.keep()
+    xla_flags.use(config.xla_preset)
+    import jax
 
     from resnet_jax import compilation_cache, sharding
     from resnet_jax.program import build
     from resnet_jax.summary import summarize
 
-    config = ConfigDict(json.loads(config_json))
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
-    state, inputs = program.initial_state(), next(program.train_data.inputs(0))
-    step = jax.jit(program.train_step, donate_argnums=(0,),
-                   out_shardings=(program.shardings, None)).lower(state, inputs).compile()
+    state, inputs = program.initial_state(), (next(program.train_data.inputs(0)),)
+    call = program.lower_train_steps(state, inputs, config.steps_per_call).compile()
     device = program.mesh.devices.flat[0]
-    cost = step.cost_analysis()
+    images_a_call = config.batch_size * config.steps_per_call
     facts = {'device': device.device_kind, 'devices': program.mesh.size,
              'multiply_adds_an_image': summarize(config)['multiply_adds'],
-             'bytes_an_image': cost.get('bytes accessed', 0) / config.batch_size or None}
+             'bytes_an_image':
+                 call.cost_analysis().get('bytes accessed', 0) / images_a_call or None}
 
     def steps(count: int) -> None:
         nonlocal state
-        for _ in range(count):
-            state, report = step(state, inputs)
+        for _ in range(count // config.steps_per_call):
+            state, report = call(state, inputs)
         jax.block_until_ready((state, report))
 
     def run(count: int) -> dict[str, float]:
@@ -234,6 +236,10 @@ def main(_) -> None:
         for compiled in (False, True):
             contenders[f'PyTorch {"torch.compile" if compiled else "eager"}'] = (
                 pytorch, config.to_json(), compiled, cores)
+    for name, (_, config_json, *_) in contenders.items():
+        if STEPS.value % (count := json.loads(config_json)['steps_per_call']):
+            raise UserError(f'--steps={STEPS.value} is no multiple of the {count} steps_per_call '
+                            f'of {name}.')
     outcomes = turns.take_turns(contenders, REPEATS.value, STEPS.value)
     for outcome in outcomes.values():
         for one in outcome.passes:
