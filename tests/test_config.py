@@ -121,7 +121,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     for name in ('lars', 'adamw'):
         config.optimizer.name = name
         optim.create_optimizer(config)
-    config.num_steps = 100
+    config.num_steps = 200
     for name, warmup in (('plateau', 'error'), ('cosine', 'linear'), ('steps', 'none')):
         config.schedule.update(name=name, warmup=warmup, plateau_window=1)
         optim.create_schedule(config)
