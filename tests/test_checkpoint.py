@@ -71,7 +71,9 @@ def test_what_an_interrupted_run_left_half_written_is_no_checkpoint(tmp_path, st
     (tmp_path / '2.orbax-checkpoint-tmp').mkdir()
     again = Checkpoints(tmp_path, keep_last=2)
     assert again.latest_step == 1
-    assert kept(tmp_path) == [1]
+    again.save(state, 2)  # waits until what was left is gone
+    again.close()
+    assert kept(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize('damage', ['cut', 'remove'])
