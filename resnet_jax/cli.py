@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import host_memory
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
@@ -120,7 +119,6 @@ def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) 
         except UserError as error:
             fail(str(error))
 
-    host_memory.keep()
     app.run(guarded, flags_parser=functools.partial(_parse, takes_files=takes_files))
 
 
