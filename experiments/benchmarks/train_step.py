@@ -47,10 +47,9 @@ def this_program(config_json: str):
     """The compiled step of this program; see `turns.take_turns`."""
     from ml_collections import ConfigDict
 
-    from resnet_jax import host_memory, xla_flags
+    from resnet_jax import xla_flags
 
     config = ConfigDict(json.loads(config_json))
-    host_memory.keep()
     xla_flags.use(config.xla_preset)
     import jax
 
