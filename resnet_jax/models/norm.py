@@ -51,12 +51,14 @@ def _forward(x, gamma, beta, size, epsilon):
 def _backward(size, epsilon, saved, cotangents):
     """S. Ioffe and C. Szegedy, 2015, section 3, with means in place of the sums."""
     x, gamma, mean, var = saved
-    dy, centred = _groups(cotangents[0], size), _groups(x, size) - _spread(mean)
+    dy, groups = _groups(cotangents[0], size), _groups(x, size)
     inverse = lax.rsqrt(var + epsilon)
     with jax.named_scope('batch_statistics'):
         dbeta = dy.mean(PIXELS)
-        dgamma = (dy * centred).mean(PIXELS) * inverse
-    dx = (dy - _spread(dbeta) - centred * _spread(inverse * dgamma)) * _spread(gamma * inverse)
+        # Of x as it is: XLA's CPU backend would write x - mean to memory for this sum.
+        dgamma = ((dy * groups).mean(PIXELS) - mean * dbeta) * inverse
+    dx = (dy - _spread(dbeta) - (groups - _spread(mean)) * _spread(inverse * dgamma)) * _spread(
+        gamma * inverse)
     pixels = dy[0, ..., 0].size
     return (dx.reshape(x.shape).astype(x.dtype),
             pixels * dgamma.sum(0).astype(gamma.dtype), pixels * dbeta.sum(0).astype(gamma.dtype))

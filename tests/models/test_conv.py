@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_jax.models import conv as conv_lib
 from resnet_jax.models.conv import Conv, conv2d, space_to_depth_conv2d
 
 
+@pytest.mark.parametrize('parts', [1, 2, 6])
 @pytest.mark.parametrize('size', [8, 9])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('kernel_size', [1, 3, 7])
-def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size):
+def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size, parts, monkeypatch):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(3, size, size + 3, 4)))
+        x = jnp.asarray(rng.normal(size=(6, size, size + 3, 4)))
+        monkeypatch.setattr(jax, 'device_count', lambda: 1)
+        monkeypatch.setattr(conv_lib, 'CACHE', {1: 2**20, 2: x.nbytes, 6: 1}[parts])
         kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)))
 
         def autodiff(x, kernel):
@@ -32,6 +36,21 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size):
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+        gradient = jax.make_jaxpr(jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1)))
+        assert str(gradient(x, kernel)).count('scan[') == (parts > 1 and kernel_size > 1)
+
+
+@given(images=st.integers(1, 60), nbytes=st.integers(1, 2000))
+def test_the_parts_of_a_filter_gradient_are_equal_fit_and_are_as_large_as_they_can_be(
+        images, nbytes):
+    x = dy = np.broadcast_to(np.int8(0), (images, nbytes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'device_count', lambda: 1)
+        patch.setattr(conv_lib, 'CACHE', 4000)
+        parts = conv_lib._parts(x, dy)
+    fitting = [n for n in range(1, images + 1)
+               if images % n == 0 and images // n * 2 * nbytes <= 4000]
+    assert parts == min(fitting)
 
 
 @settings(max_examples=10, deadline=None)
