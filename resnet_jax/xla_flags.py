@@ -3,11 +3,15 @@
 XLA reads its options once, when JAX starts its first backend, so `use` comes before that. What the
 user has set in the environment is kept, and wins.
 
-There is none for CPUs: with --xla_backend_optimization_level=1 and
---xla_llvm_disable_expensive_passes=true, the step of configs/digits_r20.py compiled in 0.9 times
-the processor time and then took 1.1 times as much (medians of 3 and 8 interleaved pairs).
+The options of 'cpu' concern programs for CPUs alone, and so it is the default. Not among them, from
+measurements in turns: --xla_backend_optimization_level=1 with
+--xla_llvm_disable_expensive_passes=true, with which the step of configs/digits_r20.py compiled in
+0.9 times the processor time and then took 1.1 times as much; and
+--xla_cpu_experimental_onednn_custom_call=true, with which that of configs/cifar10_r20.py took 395
+ms for 340 (jaxlib 0.11.2) and could not be kept in the compilation cache.
 """
 
+import importlib.metadata
 import os
 from collections.abc import MutableMapping
 from typing import NamedTuple
@@ -22,11 +26,13 @@ class Flag(NamedTuple):
       text: as it is given, '--name=value'.
       reason: what it is for.
       effect: what was measured, and where; or 'not run'.
+      before: the first version of jaxlib that no longer needs it.
     """
 
     text: str
     reason: str
     effect: str
+    before: tuple[int, int] | None = None
 
 
 class Preset(NamedTuple):
@@ -43,6 +49,13 @@ class Preset(NamedTuple):
 
 PRESETS = {
     'none': Preset('XLA_FLAGS', ()),
+    'cpu': Preset('XLA_FLAGS', (
+        Flag('--xla_cpu_experimental_ynn_fusion_type='
+             'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+             'Convolutions are left to Eigen: YNNPACK runs them on one core only.',
+             'ResNet-20, batch 128, two cores, jaxlib 0.10.2: 353 ms a step for 465 without (5 '
+             'passes in turns).', before=(0, 11)),
+    )),
     'gpu': Preset('XLA_FLAGS', (
         Flag('--xla_gpu_enable_latency_hiding_scheduler=true',
              'The all-reduces of gradients run while the backward pass goes on.', 'not run'),
@@ -73,6 +86,7 @@ def use(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
     if name not in PRESETS:
         raise UserError(f'xla_preset must be one of {", ".join(PRESETS)}, got {name!r}.')
     variable, flags = PRESETS[name]
-    if flags:
-        own = environment.get(variable, '').split()
-        environment[variable] = ' '.join([*(flag.text for flag in flags), *own])
+    jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
+    texts = [flag.text for flag in flags if flag.before is None or jaxlib < flag.before]
+    if texts:
+        environment[variable] = ' '.join([*texts, *environment.get(variable, '').split()])

@@ -86,7 +86,7 @@ def test_mistakes_end_in_one_clear_sentence(tmp_path):
         'there is no flag --workdr; did you mean --workdir?': [digits, '--workdr=x'],
         "invalid literal for int() with base 10: 'deep'":
             [digits, workdir, '--config.model.depth=deep'],
-        'xla_preset must be one of none, gpu, tpu':
+        'xla_preset must be one of none, cpu, gpu, tpu':
             [digits, workdir, '--config.xla_preset=fast'],
         'model is a section of the config': [digits, workdir, '--config.model=8'],
     }

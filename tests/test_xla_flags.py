@@ -1,5 +1,6 @@
 """Presets of compiler options."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -39,15 +40,24 @@ def test_no_preset_leaves_the_environment_as_it_is():
     assert environment == {'XLA_FLAGS': '--a=1'}
 
 
+@pytest.mark.parametrize(('jaxlib', 'count'), [('0.10.2', 1), ('0.11.0', 0), ('1.0.1', 0)])
+def test_a_flag_is_given_only_to_versions_that_need_it(jaxlib, count, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'version', {'jaxlib': jaxlib}.get)
+    environment = {}
+    xla_flags.use('cpu', environment)
+    assert environment.get('XLA_FLAGS', '').count('ynn_fusion_type') == count
+
+
 def test_flags_of_the_user_win_over_the_preset():
     environment = {'XLA_FLAGS': '--xla_gpu_enable_latency_hiding_scheduler=false'}
     xla_flags.use('gpu', environment)
     assert environment['XLA_FLAGS'].split() == [
-        *texts('XLA_FLAGS'), '--xla_gpu_enable_latency_hiding_scheduler=false']
+        *(flag.text for flag in xla_flags.PRESETS['gpu'].flags),
+        '--xla_gpu_enable_latency_hiding_scheduler=false']
 
 
 def test_a_preset_that_does_not_exist_is_named():
-    with pytest.raises(UserError, match="one of none, gpu, tpu, got 'fast'"):
+    with pytest.raises(UserError, match="one of none, cpu, gpu, tpu, got 'fast'"):
         xla_flags.use('fast', {})
 
 
