@@ -27,10 +27,12 @@ def main(_) -> None:
     config, status = CONFIG.value, 0
     xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
-    from resnet_jax import processes, train
+    from resnet_jax import cpu, processes, train
     from resnet_jax.writers import say
 
+    cpu.compute_in_main_thread()
     with processes.job(*(flag.value for flag in PROCESSES)):
+        cpu.keep_memory()
         try:
             train.train(config, pathlib.Path(WORKDIR.value))
         except train.Stopped as stopped:

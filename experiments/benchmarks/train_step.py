@@ -16,6 +16,7 @@ over the device's published peak in bfloat16. Bytes an image: what XLA counts as
 memory: on an accelerator what was allocated at most, on CPU what of the process was resident.
 """
 
+import contextlib
 import copy
 import importlib.util
 import json
@@ -26,6 +27,7 @@ import turns
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -53,10 +55,12 @@ def this_program(config_json: str):
     xla_flags.use(config.xla_preset)
     import jax
 
-    from resnet_jax import compilation_cache, sharding
+    from resnet_jax import compilation_cache, cpu, sharding
     from resnet_jax.program import build
     from resnet_jax.summary import summarize
 
+    cpu.compute_in_main_thread()
+    cpu.keep_memory()
     compilation_cache.use(config.compilation_cache)
     program = build(config, sharding.create_mesh(config))
     state, inputs = program.initial_state(), (next(program.train_data.inputs(0)),)
@@ -160,14 +164,14 @@ def variant(config, changes: str):
       UserError: there is no such field.
     """
     config = copy.deepcopy(config)
-    values = {}
+    values, now = {}, leaves(config)
     for change in changes.split(','):
         name, _, value = change.partition('=')
-        try:
-            values[name] = json.loads({'True': 'true', 'False': 'false', 'none': 'null'}.get(
-                value, value))
-        except json.JSONDecodeError:
-            values[name] = value
+        values[name] = value
+        if not isinstance(now.get(name), str):
+            words = {'True': 'true', 'False': 'false', 'none': 'null'}
+            with contextlib.suppress(json.JSONDecodeError):
+                values[name] = json.loads(words.get(value, value))
     try:
         config.update_from_flattened_dict(values)
     except (KeyError, TypeError) as error:
