@@ -1,4 +1,4 @@
-"""Jobs of several processes, each a real one of four simulated devices."""
+"""Jobs of several processes, which have eight simulated devices together."""
 
 import json
 import os
@@ -34,19 +34,20 @@ CONFIG = {
 class Job:
     """Processes that were started together; their output goes to files."""
 
-    def __init__(self, folder, *arguments, flags=True, env=None):
-        """Starts two of `python ARGUMENTS`, which find one another by flags or by env(process)."""
+    def __init__(self, folder, *arguments, count=2, flags=True, env=None):
+        """Starts some of `python ARGUMENTS`, which find one another by flags or by env(process)."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        # Tiny networks take longer to compile than to run.
-        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': (
-            '--xla_force_host_platform_device_count=4 --xla_llvm_disable_expensive_passes=true '
-            '--xla_backend_optimization_level=1')}
+        # Tiny networks take longer to compile than to run. NPROC: as many threads in every process,
+        # since Eigen cuts its sums by their number.
+        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'NPROC': '8', 'XLA_FLAGS': (
+            f'--xla_force_host_platform_device_count={8 // count} '
+            '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')}
         port = free_port()
         self.processes = []
-        for i in range(2):
-            told = ([f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
-                    if flags else [])
+        for i in range(count):
+            told = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}',
+                    f'--process_id={i}'] if flags else []
             with open(folder / f'out{i}', 'w') as out, open(folder / f'err{i}', 'w') as err:
                 self.processes.append(subprocess.Popen(
                     [sys.executable, *map(str, arguments), *told], cwd=ROOT, stdout=out, stderr=err,
@@ -130,6 +131,15 @@ def test_two_processes_of_four_devices_have_the_losses_of_one_of_eight(one, stop
     expected, found = losses(one), losses(stopped[2])
     steps = range(1, 31)
     np.testing.assert_allclose([found[s] for s in steps], [expected[s] for s in steps], rtol=1e-4)
+
+
+def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(folder, stopped):
+    workdir = folder / 'alone'
+    job = Job(folder / 'job_alone', *main(workdir, num_steps=30), count=1)  # by gloo, as two do
+    assert job.wait() == [0], job.errors(0)
+    expected, found = losses(workdir), losses(stopped[2])
+    assert len(expected) == 30
+    assert expected == {step: found[step] for step in expected}
 
 
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
