@@ -32,13 +32,17 @@ PARTS = ('initial_state', 'trace', 'compile')
 def start(config_json: str, cache: str):
     """What a run does before its first step; see `turns.take_turns`."""
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
-    import jax
     from ml_collections import ConfigDict
+
+    from resnet_jax import xla_flags
+
+    config = ConfigDict(json.loads(config_json))
+    xla_flags.use(config.xla_preset)
+    import jax
 
     from resnet_jax import compilation_cache, sharding
     from resnet_jax.program import build
 
-    config = ConfigDict(json.loads(config_json))
     compilation_cache.use(cache)
     program = build(config, sharding.create_mesh(config))
     inputs = (next(program.train_data.inputs(0)),)
