@@ -39,6 +39,13 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def assert_same_up_to_rounding(a, b):
+    """Of programs compiled apart, which may round otherwise; a wrong step differs by far more."""
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """The folder of a finished run of the tiny config."""
@@ -84,18 +91,18 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
-def test_several_steps_a_call_end_with_the_bits_of_single_steps(finished, tmp_path):
+def test_several_steps_a_call_compute_the_same_as_single_steps(finished, tmp_path):
     config = tiny.config()
     config.num_steps, config.steps_per_call = 7, 2
     train.train(config, tmp_path)
     config.num_steps, config.steps_per_call = 20, 3  # lines of the log, and so calls, end at 10, 15
     train.train(config, tmp_path)
-    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+    assert_same_up_to_rounding(arrays(tmp_path, 20), arrays(finished, 20))
     measured = {'train/images_per_second', 'train/data_wait_fraction'}
-    expected = [row for row in rows(finished) if row['step'] > 7]
-    got = [row for row in rows(tmp_path) if row['step'] > 10]
-    assert [{tag: row[tag] for tag in row.keys() - measured} for row in got] == [
-        {tag: row[tag] for tag in row.keys() - measured} for row in expected if row['step'] > 10]
+    got, expected = (
+        [{tag: row[tag] for tag in row.keys() - measured} for row in rows(run) if row['step'] > 10]
+        for run in (tmp_path, finished))
+    assert got == [pytest.approx(row, rel=1e-4) for row in expected]
     assert [row['step'] for row in rows(tmp_path)] == [5, 7, 7, 10, 10, 15, 20, 20]
 
 
@@ -126,7 +133,7 @@ def test_the_host_pipeline_takes_several_steps_a_call_too(tmp_path):
     for steps in (1, 3):
         config.steps_per_call = steps
         train.train(config, tmp_path / str(steps))
-    assert_same_bits(arrays(tmp_path / '1', 6), arrays(tmp_path / '3', 6))
+    assert_same_up_to_rounding(arrays(tmp_path / '1', 6), arrays(tmp_path / '3', 6))
 
 
 def test_a_trace_covers_the_whole_calls_that_have_its_steps(tmp_path, monkeypatch, capsys):
@@ -180,9 +187,10 @@ def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finish
     assert ((finished / 'config.json').read_text(), rows(finished)) == before
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(finished, tmp_path, number):
+@pytest.mark.parametrize(('number', 'per_call'), [(signal.SIGTERM, 1), (signal.SIGINT, 3)])
+def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, number, per_call):
     config = tiny.config()
+    config.steps_per_call = per_call
     config.checkpoint.every_steps = None
 
     def stop_soon():
