@@ -26,5 +26,7 @@ def keep_memory() -> None:
     """
     if jax.default_backend() == 'cpu' and platform.libc_ver()[0] == 'glibc':
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, MOST)
-        mallopt(M_TRIM_THRESHOLD, MOST)
+        # Older versions refuse thresholds above 32 MiB. They are left to their own, which grow to
+        # that by themselves, but not once one has been set.
+        if mallopt(M_MMAP_THRESHOLD, MOST):
+            mallopt(M_TRIM_THRESHOLD, MOST)

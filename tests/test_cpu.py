@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from resnet_jax import cpu
+
 FAULTS = '''
 import resource
 from resnet_jax import cpu
@@ -32,3 +34,17 @@ def test_a_step_finds_the_memory_of_the_step_before():
         text=True, env={'PATH': '', 'JAX_PLATFORMS': 'cpu'}).stdout) for keep in (False, True))
     assert fresh >= 16_000
     assert kept <= 100
+
+
+def test_a_c_library_that_refuses_so_high_a_threshold_is_left_as_it_is(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append(parameter)
+            return 0
+
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.31'))
+    monkeypatch.setattr(cpu.ctypes, 'CDLL', lambda _: Library())
+    cpu.keep_memory()
+    assert calls == [cpu.M_MMAP_THRESHOLD]
