@@ -20,7 +20,7 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(x, kernel, stride: int):
-    """Convolution of NHWC images with an HWIO kernel of k x k.
+    """Convolution of NHWC images with an HWIO kernel of k x k, computed in the type of the images.
 
     k // 2 zeros are padded above and left, and the rest of k - 1 below and right: for an odd k, as
     many on every side.
@@ -28,14 +28,19 @@ def conv2d(x, kernel, stride: int):
     XLA's CPU backend runs the gradient of a convolution inside any loop (scanned blocks, the parts
     of an accumulated batch, several steps a call) on a naive path: four scanned 3x3 layers of 32
     filters on 128 images of 16x16 took 3973 ms, and take 71 ms with the gradients below. So on CPU
-    they are written as ordinary convolutions and matrix products. Elsewhere they are XLA's own.
+    they are written as ordinary convolutions and matrix products.
+
+    The gradient of a float32 kernel with bfloat16 images is float32 on CPU and TPU, and so are its
+    sums over images, pixels and chips. XLA's own would be rounded to bfloat16 on every chip and
+    summed over the chips in it. On GPU the gradients are XLA's own.
     """
     return _convolve(x, kernel, stride)
 
 
 def _convolve(x, kernel, stride: int = 1):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [_padding(len(kernel))] * 2, dimension_numbers=DIMENSIONS)
+        x, kernel.astype(x.dtype), (stride, stride), [_padding(len(kernel))] * 2,
+        dimension_numbers=DIMENSIONS)
 
 
 def _padding(k: int) -> tuple[int, int]:
@@ -49,14 +54,22 @@ def _forward(x, kernel, stride: int):
 def _backward(stride: int, saved, dy):
     x, kernel = saved
 
-    def own(x, kernel, dy):
-        return (_input_gradient(dy, kernel, x.shape, stride),
-                _kernel_gradient(x, dy, kernel.shape[0], stride))
+    k = len(kernel)
+
+    def cpu(x, kernel, dy):
+        gradient = (_pixel_product(x, dy, stride) if k == 1 else
+                    _correlate(x, dy, k, stride, _parts(x, dy)))
+        return (_input_gradient(dy, kernel.astype(x.dtype), x.shape, stride),
+                gradient.astype(kernel.dtype))
+
+    def tpu(x, kernel, dy):
+        return (jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](dy)[0],
+                _correlate(x, dy, k, stride, 1).astype(kernel.dtype))
 
     def xla(x, kernel, dy):
         return jax.vjp(lambda x, kernel: _convolve(x, kernel, stride), x, kernel)[1](dy)
 
-    return lax.platform_dependent(x, kernel, dy, cpu=own, default=xla)
+    return lax.platform_dependent(x, kernel, dy, cpu=cpu, tpu=tpu, default=xla)
 
 
 conv2d.defvjp(_forward, _backward)
@@ -77,36 +90,42 @@ def _input_gradient(dy, kernel, shape: tuple[int, ...], stride: int):
                                     dimension_numbers=DIMENSIONS)
 
 
-def _kernel_gradient(x, dy, k: int, stride: int):
-    """The sum over images and pixels of input patches times dy: [k, k, C, features].
+def _pixel_product(x, dy, stride: int):
+    """The kernel's gradient for k = 1, one matrix product: [1, 1, C, features] as `_sum`."""
+    pixels = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
+    return jnp.dot(pixels.T, dy.reshape(-1, dy.shape[-1]), preferred_element_type=_sum(x))[
+        None, None]
 
-    A few images at a time, as many as the nearest cache holds: the filter gradient of 3x3 filters
-    on 128 images took 36 ms of one core in one piece and takes 19 ms in eight on 32x32 pixels with
-    16 channels, 24 and 10 ms on 16x16 with 32, 17 and 8 ms on 8x8 with 64; on 32 images of 56x56
-    with 64 channels 479 and 167 ms, and of the first layer's 7x7 filters 1056 and 310 ms.
+
+def _correlate(x, dy, k: int, stride: int, parts: int):
+    """The kernel's gradient: the sum over images and pixels of input patches times dy.
+
+    On CPU, a few images at a time, as many as the nearest cache holds: the filter gradient of 3x3
+    filters on 128 images took 36 ms of one core in one piece and takes 19 ms in eight on 32x32
+    pixels with 16 channels, 24 and 10 ms on 16x16 with 32, 17 and 8 ms on 8x8 with 64; on 32 images
+    of 56x56 with 64 channels 479 and 167 ms, and of the first layer's 7x7 filters 1056 and 310 ms.
+
+    Returns:
+      [k, k, C, features] as `_sum`.
     """
-    if k == 1:
-        pixels = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
-        return jnp.dot(pixels.T, dy.reshape(-1, dy.shape[-1]), preferred_element_type=_sum(x))[
-            None, None].astype(x.dtype)
-    parts = _parts(x, dy)
     images, before = len(x) // parts, k // 2
     after = [(out - 1) * stride + k - size - before
              for size, out in zip(x.shape[1:3], dy.shape[1:3], strict=True)]
 
-    def part(y, i):
-        return lax.dynamic_slice_in_dim(y, i * images, images)
+    def convolve(x, dy):
+        # The channels take the place of the images, and dy that of the kernel.
+        return lax.conv_general_dilated(
+            x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1),
+            [(before, end) for end in after], rhs_dilation=(stride, stride),
+            dimension_numbers=DIMENSIONS, preferred_element_type=_sum(x))
 
     def add(i, total):
-        # The channels take the place of the images, and dy that of the kernel.
-        return total + lax.conv_general_dilated(
-            part(x, i).transpose(3, 1, 2, 0), part(dy, i).transpose(1, 2, 0, 3), (1, 1),
-            [(before, end) for end in after], rhs_dilation=(stride, stride),
-            dimension_numbers=DIMENSIONS).astype(total.dtype)
+        return total + convolve(*(
+            lax.dynamic_slice_in_dim(y, i * images, images) for y in (x, dy)))
 
-    total = jnp.zeros((x.shape[-1], k, k, dy.shape[-1]), _sum(x))
-    total = lax.fori_loop(0, parts, add, total) if parts > 1 else add(0, total)
-    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+    zeros = jnp.zeros((x.shape[-1], k, k, dy.shape[-1]), _sum(x))
+    total = lax.fori_loop(0, parts, add, zeros) if parts > 1 else convolve(x, dy)
+    return total.transpose(1, 2, 0, 3)
 
 
 def _sum(x):
@@ -175,7 +194,7 @@ class Conv(nn.Module):
         """float [N, H, W, C] -> dtype [N, ceil(H / stride), ceil(W / stride), features]."""
         k, channels = self.kernel_size, x.shape[-1]
         kernel = self.param('kernel', he_normal, (k, k, channels, self.features), jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
         if self.space_to_depth:
             y = space_to_depth_conv2d(x, kernel)
         else:

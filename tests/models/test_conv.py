@@ -1,4 +1,6 @@
-"""Convolutions: the gradients written for CPU, and the padding."""
+"""Convolutions: the gradients that are written out, and the padding."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,10 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size, parts, m
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+        dy = jax.vjp(autodiff, x, kernel)[0]
+        dkernel = jax.vjp(lambda kernel: autodiff(x, kernel), kernel)[1](dy)[0]
+        np.testing.assert_allclose(  # as on TPU: 1x1 kernels too
+            conv_lib._correlate(x, dy, kernel_size, stride, 1), dkernel, rtol=1e-10, atol=1e-10)
         gradient = jax.make_jaxpr(jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1)))
         assert str(gradient(x, kernel)).count('scan[') == (parts > 1 and kernel_size > 1)
 
@@ -80,19 +86,35 @@ def test_gradients_on_blocks_equal_those_of_the_7x7_convolution_in_float64(size)
 
 
 @pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 2), (3, 1), (3, 2), (7, 2)])
-def test_gradients_in_bfloat16_are_those_of_float32_to_its_precision(kernel_size, stride):
+def test_of_bfloat16_images_the_float32_kernels_gradient_is_summed_in_float32(kernel_size, stride):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 9, 6, 4)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(8, 9, 6, 4)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)), jnp.float32)
 
-    def loss(x, kernel):
-        return jnp.sin(conv2d(x, kernel, stride).astype(jnp.float32)).sum()
+    y = conv2d(x, kernel, stride)
+    dy = jnp.asarray(rng.normal(size=y.shape), jnp.bfloat16)
 
-    exact = jax.grad(loss, (0, 1))(x, kernel)
-    half = jax.grad(loss, (0, 1))(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    for a, b in zip(half, exact, strict=True):
-        assert a.dtype == jnp.bfloat16 and a.shape == b.shape
-        assert jnp.linalg.norm(a - b) < 0.05 * jnp.linalg.norm(b)
+    def gradients(x, dy):
+        return jax.vjp(lambda *args: conv2d(*args, stride), x, kernel)[1](dy)
+
+    dx, dkernel = gradients(x, dy)
+    exact_dx, exact_dkernel = gradients(x.astype(jnp.float32), dy.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    assert dx.dtype == jnp.bfloat16 and dkernel.dtype == jnp.float32
+    assert jnp.linalg.norm(dx - exact_dx) < 0.01 * jnp.linalg.norm(exact_dx)
+    np.testing.assert_allclose(dkernel, exact_dkernel, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 2), (3, 1), (7, 2)])
+def test_a_tpu_is_given_convolutions_of_bfloat16_that_sum_the_kernels_gradient_in_float32(
+        kernel_size, stride):
+    x = jax.ShapeDtypeStruct((8, 8, 8, 4), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, 4, 5), jnp.float32)
+    gradient = jax.grad(lambda *args: conv2d(*args, stride).astype(jnp.float32).sum(), (0, 1))
+    text = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=('tpu',)).as_text()
+    convolutions = re.findall(r'stablehlo.convolution\(.*: \((.*)\) -> (.*)', text)
+    assert all(arguments.count('bf16') == 2 for arguments, _ in convolutions)
+    assert sorted(result.split('x')[-1] for _, result in convolutions) == ['bf16>', 'f32>']
 
 
 @pytest.mark.parametrize(('kernel_size', 'size', 'stride', 'out'), [
