@@ -1,4 +1,7 @@
-"""What a compiled training step costs: memory, FLOPs, bytes and collectives, read from XLA."""
+"""What a compiled training step costs: memory, FLOPs, bytes and collectives, read from XLA.
+
+Compiled is the call that training makes, of `steps_per_call` steps; what it costs is told a step.
+"""
 
 import math
 import re
@@ -35,9 +38,9 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
       devices, as XLA counts them, loops included; the bytes are those that go in and out of every
       operation, also where they stay in a chip's fast memory. 'model_flops': 6 for each
       multiply-add of the images. 'collectives': by name, 'count' in a step and 'bytes' of their
-      results on one device. 'compile_seconds'. 'roofline_seconds': the longer of the times that
-      FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs over what the peak
-      allows in that time. 'notes': sentences.
+      results on one device, rounded up where a call's are no multiple. 'compile_seconds'.
+      'roofline_seconds': the longer of the times that FLOPs and bytes take at the published peaks.
+      'mfu': the model's FLOPs over what the peak allows in that time. 'notes': sentences.
 
     Raises:
       UserError: a field of the config is wrong, or does not fit the devices.
@@ -54,8 +57,10 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         'bytes': None, 'collectives': None, 'compile_seconds': None, 'roofline_seconds': None,
         'mfu': None, 'notes': list(_batch_norm_notes(program, devices.device)),
     }
+    steps, pipeline = config.steps_per_call, program.train_data
+    inputs = (pipeline.input_shapes,) * (1 if pipeline.shares_inputs else steps)
     start = time.perf_counter()
-    lowered = program.lower_train_steps(program.state, (program.train_data.input_shapes,), 1)
+    lowered = program.lower_train_steps(program.state, inputs, steps)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -68,8 +73,10 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     costs = compiled.cost_analysis()
     for name, key, factor in zip(('flops', 'bytes'), ('flops', 'bytes accessed'),
                                  hlo.loop_factors(module), strict=True):
-        result[name] = round(costs[key] * factor) * count
-    result['collectives'] = hlo.collectives(module)
+        result[name] = round(costs[key] * factor / steps) * count
+    result['collectives'] = {
+        name: {key: -(-value // steps) for key, value in total.items()}
+        for name, total in hlo.collectives(module).items()}
     if module.open_loops:
         result['notes'].append(f'loops that end on a condition, counted as one turn: '
                                f'{module.open_loops}.')

@@ -104,6 +104,26 @@ def test_loops_count_as_often_as_they_go_round(cpus):
     assert scanned['collectives']['all-reduce']['count'] == 2 * 3 * 3 + 1
 
 
+def test_of_several_steps_a_call_the_costs_are_those_of_one(replicated, cpus):
+    config = host_config()
+    config.steps_per_call = 3
+    several = compiled.report(config, cpus)
+    assert several['collectives'] == replicated['collectives']
+    for name in ('flops', 'bytes'):
+        assert several[name] == pytest.approx(replicated[name], rel=0.1), name
+    # The images of two more steps, and the reports.
+    assert several['memory']['arguments'] - replicated['memory']['arguments'] == pytest.approx(
+        2 * 8 * 16 * 16 * 3, abs=200)
+
+
+def test_images_on_the_devices_need_no_communication(cpus):
+    config = tiny.config()
+    config.mesh.data = -1
+    report = compiled.report(config, cpus)
+    assert set(report['collectives']) == {'all-reduce'}
+    assert report['collectives']['all-reduce']['count'] == 1  # of the gradients
+
+
 MODULE = '''\
 HloModule example, is_scheduled=true
 

@@ -70,14 +70,18 @@ class Resident:
     def batch(self, inputs, step, normalization) -> Batch:
         position = jnp.uint32(self.batch_size) * jnp.asarray(step, jnp.uint32) + jnp.arange(
             self.batch_size, dtype=jnp.uint32)
-        position = jax.lax.with_sharding_constraint(position, self._by_batch)
         if self._augmentation is not None:
             augmentation = self._augmentation._replace(seed=inputs['seed'])
-            index = image_index(position, self.num_images, augmentation.seed)
+            # By every device for all images: divided up, all would have to agree on each turn of a
+            # loop whether it is the last one.
+            index = jax.lax.with_sharding_constraint(
+                image_index(position, self.num_images, augmentation.seed), self._everywhere)
+            index = jax.lax.with_sharding_constraint(index, self._by_batch)
             batch = augment(inputs['image'][index], inputs['label'][index], step, normalization,
                             augmentation)
             batch['mask'] = jnp.ones(self.batch_size, jnp.float32)
         else:
+            position = jax.lax.with_sharding_constraint(position, self._by_batch)
             # The last batch is filled up with the last image, which the mask then leaves out.
             index = jnp.minimum(position, self.num_images - 1).astype(jnp.int32)
             batch = {'image': normalize(inputs['image'][index], normalization),
