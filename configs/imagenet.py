@@ -8,7 +8,7 @@ ResNet-50 by default. The data is prepared once by
 --config.data.source=folder or shards, and --config.data.path=DIR. Reproduces tables 2, 3 and 4; the
 files imagenet_r*.py name their rows. Not run.
 
-2,048 images a step of ResNet-50 fit on 16 chips of TPU v5e: 4,541 of 16,384 MiB a chip and 2
+2,048 images a step of ResNet-50 fit on 16 chips of TPU v5e: 4,531 of 16,384 MiB a chip and 2
 all-reduces, by
 
   python -m resnet_jax.compile --config=configs/imagenet.py --topology=v5e:4x4 \

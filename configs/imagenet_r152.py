@@ -4,7 +4,7 @@
 
 The authors' release has 23.0 / 6.7 % by one crop.
 
-4,096 images a step fit on 256 chips of TPU v5e: 2,024 of 16,384 MiB a chip and 4 all-reduces. With
+4,096 images a step fit on 256 chips of TPU v5e: 2,028 of 16,384 MiB a chip and 4 all-reduces. With
 16 images on a chip, batch statistics over 16 are those that need no communication:
 
   python -m resnet_jax.compile --config=configs/imagenet_r152.py --topology=v5e:16x16 \
