@@ -16,6 +16,7 @@ from resnet_jax.models.blocks import (
 )
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.pool import max_pool
 from resnet_jax.models.remat import remat
 
 # Table 1: the block, and how many of them each stage has.
@@ -152,4 +153,4 @@ class Stem(nn.Module):
         x = self.conv(self.features, 7, 2, self.space_to_depth, name='conv')(x)
         x = nn.relu(self.norm(name='norm')(x))
         pad = (1, 1) if self.pool_pad == 'both' else (0, 1)
-        return nn.max_pool(x, (3, 3), (2, 2), padding=(pad, pad))
+        return max_pool(x, 3, 2, pad)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.pool import max_pool
 from resnet_jax.models.remat import remat
 
 # K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks", 2015, table 1, columns D and E.
@@ -91,4 +92,4 @@ class VGG(nn.Module):
             if self.batch_norm:
                 x = norm(name=f'stage{i + 1}_norm{j + 1}')(x)
             x = nn.relu(x)
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return max_pool(x, 2, 2)
