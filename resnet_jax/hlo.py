@@ -114,27 +114,38 @@ def collectives(module: Module) -> dict[str, dict[str, int]]:
     return totals
 
 
+def kernels(module: Module) -> Iterator[tuple[Instruction, int, int]]:
+    """What runs by itself, and not as a part of another: an instruction that is not fused.
+
+    Yields:
+      The instruction, the bytes that go in and out of it, and how often it runs.
+    """
+    parts = {callee for instructions in module.computations.values()
+             for instruction in instructions if instruction.opcode not in FREE
+             for callee in _callees(instruction)}
+    for name, times in module.runs.items():
+        if name not in parts:
+            known = {instruction.name: instruction for instruction in module.computations[name]}
+            for instruction in known.values():
+                if instruction.opcode not in FREE:
+                    yield instruction, instruction.bytes + sum(
+                        known[operand].bytes for operand in instruction.operands
+                        if operand in known), times
+
+
 def loop_factors(module: Module) -> tuple[float, float]:
     """By how much the loops multiply the FLOPs and bytes of a module whose every line ran once.
 
     FLOPs are weighed by the multiply-adds of matrix products and convolutions, bytes by what goes
-    in and out of the instructions that are not fused into another.
+    in and out of `kernels`.
     """
-    fused = {callee for instructions in module.computations.values()
-             for instruction in instructions if instruction.opcode == 'fusion'
-             for callee in _callees(instruction)}
-    flops, bytes_ = [0, 0], [0, 0]  # every line once, and as often as it runs
+    flops = bytes_ = 0, 0  # every line once, and as often as it runs
     for name, times in module.runs.items():
         known = {instruction.name: instruction for instruction in module.computations[name]}
-        for instruction in known.values():
-            work = _multiply_adds(instruction, known)
-            moved = 0
-            if name not in fused and instruction.opcode not in FREE:
-                moved = instruction.bytes + sum(
-                    known[operand].bytes for operand in instruction.operands if operand in known)
-            for totals, amount in ((flops, work), (bytes_, moved)):
-                totals[0] += amount
-                totals[1] += amount * times
+        work = sum(_multiply_adds(instruction, known) for instruction in known.values())
+        flops = flops[0] + work, flops[1] + work * times
+    for _, moved, times in kernels(module):
+        bytes_ = bytes_[0] + moved, bytes_[1] + moved * times
     return flops[1] / max(flops[0], 1), bytes_[1] / max(bytes_[0], 1)
 
 

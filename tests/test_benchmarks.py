@@ -1,5 +1,6 @@
 """Every benchmark runs on CPU with small settings, and its JSON says what the table does."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -107,3 +108,17 @@ def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
                 for line in (tmp_path / variant / 'metrics.jsonl').read_text().splitlines()]
         assert [row['step'] for row in rows] == [2, 4]
         assert {row['eval/count'] for row in rows} == {20}
+
+
+def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache):
+    if importlib.util.find_spec('jax_plugins') is None:
+        process = subprocess.run(
+            [sys.executable, 'experiments/benchmarks/gpu_traffic.py', *TINY], cwd=ROOT,
+            capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
+        assert process.returncode == 1
+        assert process.stderr.splitlines()[-1].endswith("pip install 'resnet_jax[cuda]'.")
+        assert 'Traceback' not in process.stderr
+        return
+    result = benchmark('gpu_traffic', tmp_path, cache, *TINY)
+    assert result['table'][-1] == 'all' and result['kernels'] > 50
+    assert result['bytes'] == sum(row['bytes'] for row in result['kinds'].values())

@@ -165,6 +165,16 @@ ENTRY %main (p: f32[4,8], q: bf16[16]) -> f32[4,8] {
 '''
 
 
+def test_kernels_are_what_runs_by_itself_with_the_bytes_in_and_out_of_it():
+    counted = {instruction.name: (moved, times)
+               for instruction, moved, times in hlo.kernels(hlo.parse(MODULE))}
+    # A matrix [4, 8] of float32 takes 128 bytes, one of [8, 8] 256.
+    assert counted['dot'] == (128 + 256 + 128, 5) and counted['sum'] == (2 * 128, 5)
+    assert counted['both'] == (4 * (2 + 3) + 2 * 128, 1)
+    assert 's' not in counted  # how an all-reduce adds
+    assert 'loop' not in counted and 'p' not in counted
+
+
 def test_collectives_are_read_from_loops_tuples_and_asynchronous_pairs():
     module = hlo.parse(MODULE)
     assert module.entry == 'main' and module.open_loops == 0
