@@ -17,6 +17,7 @@ from resnet_jax.classes import imagenet_classes
 from resnet_jax.data import Normalization
 from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
+from resnet_jax.models.pool import max_pool
 from resnet_jax.weights import stored
 
 BATCH_SIZE = 64  # images that a device computes at once
@@ -182,5 +183,5 @@ def _features_of(model, weights, images, *, stage):
     features = found[0]
     if is_vgg and not sees_input:
         # What closes a stage there is not a module of its own.
-        features = nn.max_pool(nn.relu(features), (2, 2), (2, 2))
+        features = max_pool(nn.relu(features), 2, 2)
     return features
