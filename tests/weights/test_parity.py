@@ -69,8 +69,11 @@ def gradient_differences(theirs, mine):
     return together, max(difference(mine[name], theirs[name]) for name in mine)
 
 
-def assert_parity(found, network, shapes):
-    """Logits on images of each shape; every stage and every gradient on the first shape."""
+def assert_parity(found, network, shapes, float32_gradients=True):
+    """Logits on images of each shape; every stage and every gradient on the first shape.
+
+    The gradients are compared in float64, and in float32 as well where asked for.
+    """
     assert found.origin == 'Hugging Face'
     ours, report = classifier(found), []
     for shape in shapes:
@@ -88,10 +91,11 @@ def assert_parity(found, network, shapes):
             report.append(f'stages {max(errors[1:]):.1e}')
     x = images(shapes[0])
     labels = np.arange(len(x), dtype=np.int32)
-    together, worst = gradient_differences(
-        torch_gradients(network, x, labels), our_gradients(found, x, labels, np.float32))
-    report.append(f'gradients {together:.1e}, the worst parameter {worst:.1e}')
-    assert together < 1e-3
+    if float32_gradients:
+        together, worst = gradient_differences(
+            torch_gradients(network, x, labels), our_gradients(found, x, labels, np.float32))
+        report.append(f'gradients {together:.1e}, the worst parameter {worst:.1e}')
+        assert together < 1e-3
     # In float32 a ReLU whose input is within rounding of zero lets a pixel through or not, and that
     # shows in its block: on ResNet-152 PyTorch's own float32 is up to 2.6e-3 from its float64. So
     # every single parameter is compared in float64.
@@ -111,7 +115,9 @@ def test_narrow_networks_equal_transformers(depth, stride_in, tmp_path):
     if depth >= 50:
         assert found.config.model.stride_in == stride_in
     found.config.model.unroll = False  # compiles sooner
-    assert_parity(found, network, [(2, 64, 64, 3), (1, 64, 96, 3)])
+    # The gradient in float32 is a program of its own to compile: one variant has it.
+    assert_parity(found, network, [(2, 64, 64, 3), (1, 64, 96, 3)],
+                  float32_gradients=(depth, stride_in) == (50, 'v1.5'))
 
 
 @pytest.mark.long
