@@ -33,6 +33,9 @@ def conv2d(x, kernel, stride: int):
     The gradient of a float32 kernel with bfloat16 images is float32 on CPU and TPU, and so are its
     sums over images, pixels and chips. XLA's own would be rounded to bfloat16 on every chip and
     summed over the chips in it. On GPU the gradients are XLA's own.
+
+    Reverse mode only, to any order: a product with the Hessian is the gradient of a gradient times
+    a vector. `jax.jvp`, `jax.jacfwd` and `jax.hessian` are refused by JAX.
     """
     return _convolve(x, kernel, stride)
 
