@@ -115,6 +115,7 @@ def default() -> ConfigDict:
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
     optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
     optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
+    optimizer.ema_warmup = True  # the decay grows with the steps, from 0.1 to ema_decay
     optimizer.lars_trust_coefficient = 0.001
     optimizer.adamw_b1 = 0.9
     optimizer.adamw_b2 = 0.999
