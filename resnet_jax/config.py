@@ -115,6 +115,7 @@ def default() -> ConfigDict:
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
     optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
     optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
+    optimizer.ema_warmup = True  # the decay grows with the steps, from 0.1 to ema_decay
     optimizer.lars_trust_coefficient = 0.001
     optimizer.adamw_b1 = 0.9
     optimizer.adamw_b2 = 0.999
@@ -224,10 +225,11 @@ def check(config: ConfigDict, data_shards: int) -> None:
     parts = config.optimizer.accumulation_steps
     for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
         if fields[name] % divisor:
+            what = 'the number of data-parallel devices'
+            if divisor != data_shards:
+                what += f' ({data_shards}) times optimizer.accumulation_steps ({parts})'
             raise UserError(
-                f'{name} ({fields[name]}) is no multiple of {divisor}: it is divided over '
-                f'{data_shards} devices along the mesh axis data'
-                + (f' and {parts} accumulation steps.' if name == 'batch_size' else '.'))
+                f'{name}={fields[name]} must be a multiple of {divisor}, {what}.')
     size, part = config.model.virtual_batch_size, config.batch_size // parts
     if size is not None and part % size:
         raise UserError(
@@ -251,7 +253,7 @@ def check_ranges(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if value is None:
             if name not in OPTIONAL_FIELDS:
-                raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
+                raise UserError(f'{name} is not set; pass --config.{name}=VALUE.')
             continue
         if name in LEAST and value < LEAST[name]:
             raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')

@@ -72,7 +72,7 @@ class Program:
         """(state, inputs of the training pipeline) -> (state, report)."""
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
         return steps.train_step(
-            train_state, batch, model=self.model, optimizer=self.optimizer,
+            train_state, batch, inputs['seed'], model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
 
     def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
@@ -160,7 +160,7 @@ def build(config: ConfigDict, mesh: Mesh,
       UserError: a field of the config is wrong, or the data is not there.
     """
     config_lib.check(config, mesh.shape['data'])
-    model = create_model(config)
+    model = create_model(config).clone(num_devices=mesh.size)
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)

@@ -274,7 +274,7 @@ def test_other_failures_of_the_compiler_are_shown(cpus, monkeypatch):
 def test_a_batch_that_the_devices_do_not_divide_is_an_error(cpus):
     config = host_config()
     config.batch_size = 60
-    with pytest.raises(UserError, match=r'batch_size \(60\) is no multiple of 8'):
+    with pytest.raises(UserError, match='batch_size=60 must be a multiple of 8'):
         compiled.report(config, cpus)
 
 

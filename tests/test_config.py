@@ -148,12 +148,14 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('fields', 'sentence'), [
-    ({'batch_size': None}, 'leaves batch_size empty'),
+    ({'batch_size': None}, r'batch_size is not set; pass --config\.batch_size='),
     ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
     ({'model.virtual_batch_size': 48}, r'virtual_batch_size \(48\) does not divide the 64 images'),
-    ({'optimizer.accumulation_steps': 3}, r'batch_size \(64\) is no multiple of 3'),
-    ({'mesh.data': 8, 'batch_size': 68}, r'batch_size \(68\) is no multiple of 8'),
-    ({'mesh.data': 8, 'eval.batch_size': 300}, r'eval.batch_size \(300\) is no multiple of 8'),
+    ({'optimizer.accumulation_steps': 3},
+     r'batch_size=64 must be a multiple of 3, .* \(1\) times optimizer.accumulation_steps \(3\)'),
+    ({'mesh.data': 8, 'batch_size': 68},
+     'batch_size=68 must be a multiple of 8, the number of data-parallel devices'),
+    ({'mesh.data': 8, 'eval.batch_size': 300}, 'eval.batch_size=300 must be a multiple of 8'),
     ({'optimizer.ema_decay': 1.0}, 'optimizer.ema_decay must be at least 0 and below 1'),
     ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be at least 0 and below 1'),
     ({'optimizer.momentum': 1.5}, 'optimizer.momentum must be at least 0 and below 1'),

@@ -46,7 +46,8 @@ class Pipeline(Protocol):
       num_classes: labels are in [0, num_classes).
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
-      input_shapes: shapes, dtypes and shardings of an item of `inputs`.
+      input_shapes: shapes, dtypes and shardings of an item of `inputs`; in training, 'seed' is
+        among them, the run's as uint32 [].
       shares_inputs: whether all batches are made from the same inputs.
     """
 

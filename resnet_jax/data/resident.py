@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.data.augment import Augmentation, Batch, augment
+from resnet_jax.data.augment import Augmentation, Batch, augment, seed_input
 from resnet_jax.data.normalization import normalize
 from resnet_jax.data.order import image_index
 from resnet_jax.data.sources import ArraySource
@@ -56,10 +56,10 @@ class Resident:
 
     @property
     def _arrays(self) -> dict[str, np.ndarray]:
-        # The seed is an input and no constant, so that runs that differ in it share one program.
-        seed = self._augmentation.seed if self._augmentation is not None else 0
-        return {'image': self.source.images, 'label': self.source.labels,
-                'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
+        arrays = {'image': self.source.images, 'label': self.source.labels}
+        if self._augmentation is not None:
+            arrays['seed'] = seed_input(self._augmentation)
+        return arrays
 
     @functools.cached_property
     def _inputs(self) -> dict[str, jax.Array]:
