@@ -10,12 +10,13 @@ The layout on disk, of which nothing else in the project knows:
 The last two are written after the state, each whole or not at all, and deleted with it.
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -229,7 +230,7 @@ def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     stored = _stored_digests(checkpoint, item)
     _check_fits(checkpoint, item, like, stored)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _quiet_reads(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
                 (checkpoint / item).absolute(), args=ocp.args.StandardRestore(like))
     except Exception:
@@ -253,15 +254,34 @@ def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[s
     stored = _stored_digests(checkpoint, item)
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     try:
-        tree = ocp.PyTreeCheckpointHandler().restore(
-            (checkpoint / item).absolute(), args=ocp.args.PyTreeRestore(
-                item=wanted, restore_args=on_host, partial_restore=True))
+        with _quiet_reads():
+            tree = ocp.PyTreeCheckpointHandler().restore(
+                (checkpoint / item).absolute(), args=ocp.args.PyTreeRestore(
+                    item=wanted, restore_args=on_host, partial_restore=True))
     except MemoryError:
         raise
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
     _verify(checkpoint, tree, stored)
     return tree
+
+
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Where one read fails, the others end in silence.
+
+    Orbax closes its event loop at the first error; every read that ends later finds it closed, and
+    Python would print a traceback for each.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # not after an error: reads are still under way
 
 
 def _check_fits(checkpoint: pathlib.Path, item: str, like: Any,
@@ -306,8 +326,8 @@ def _verify(checkpoint: pathlib.Path, tree: Any, stored: dict[str, str] | None) 
         return
     changed = [name for name, digest in digests(tree).items() if stored.get(name) != digest]
     if changed:
-        raise _damaged(checkpoint, f'{len(changed)} arrays are not as they were written: '
-                       + ', '.join(changed[:LISTED]) + (', …' if len(changed) > LISTED else ''))
+        raise _damaged(checkpoint, 'not as they were written: ' + ', '.join(changed[:LISTED])
+                       + (f' and {len(changed) - LISTED} more' if len(changed) > LISTED else ''))
 
 
 def _damaged(checkpoint: pathlib.Path, what: Exception | str) -> Damaged:
