@@ -131,7 +131,7 @@ class Run:
         self.evaluated = {row['step']: row for row in rows if ERROR in row}
         self.errors = {step: row[ERROR] for step, row in self.evaluated.items()}
         self.checkpoints = Checkpoints(workdir / 'checkpoints', options.keep_last,
-                                       self.errors if options.keep_best else None)
+                                       options.keep_best)
         self.start_step = self.checkpoints.latest_step or 0
         for step in [step for step in self.evaluated if step > self.start_step]:
             del self.evaluated[step], self.errors[step]
@@ -221,14 +221,14 @@ class Run:
                 self._write_log(log, step)
             evaluate = self._is_due(step, config.eval.every_steps)
             if evaluate or self._is_due(step, config.checkpoint.every_steps):
-                log.settle(self.checkpoints.latest_step)
+                log.settle(self.checkpoints.written_step)
                 log.meter.pause()
                 if evaluate:
                     state = self._evaluate_and_save(state, step)
                 else:
                     self.checkpoints.save(state, step)
                 log.meter.start()
-        log.settle(self.checkpoints.latest_step)
+        log.settle(self.checkpoints.written_step)
         return state, step
 
     def _inputs(self, feed: Iterator[Any], count: int) -> tuple[Any, ...]:
@@ -256,7 +256,7 @@ class Run:
             + (', which is saved; the same command goes on from there.' if step else '.'), number)
 
     def _write_log(self, log: StepLog, step: int) -> None:
-        log.settle(self.checkpoints.latest_step)
+        log.settle(self.checkpoints.written_step)
         row = log.read()
         self.writer.write(step, row)
         left = (self.config.num_steps - step) * self.config.batch_size
@@ -283,6 +283,8 @@ class Run:
         if (best and self.config.checkpoint.keep_best) or (
                 self._is_due(step, self.config.checkpoint.every_steps)):
             self.checkpoints.save(state, step)
+        if step in self.checkpoints.steps:
+            self.checkpoints.write_evaluation(step, values)
         return state
 
     def _evaluate(self, state: TrainState) -> dict[str, float] | None:
