@@ -25,8 +25,8 @@ def keep_memory() -> None:
     `compute_in_main_thread`. One arena for all threads slowed two cores instead.
     """
     if jax.default_backend() == 'cpu' and platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
         # Older versions refuse thresholds above 32 MiB. They are left to their own, which grow to
         # that by themselves, but not once one has been set.
-        if mallopt(M_MMAP_THRESHOLD, MOST):
+        if mallopt and mallopt(M_MMAP_THRESHOLD, MOST):
             mallopt(M_TRIM_THRESHOLD, MOST)

@@ -8,7 +8,6 @@ mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import blank, cache, decode, normalization, sources
 from resnet_jax.data.augment import Augmentation, Batch
 from resnet_jax.data.folder import open_folder
@@ -265,4 +265,4 @@ def train_transform(config: ConfigDict) -> TrainTransform:
 def _threads(config: ConfigDict) -> int:
     if config.data.threads is not None:
         return config.data.threads
-    return max(1, len(os.sched_getaffinity(0)) // max(1, config.data.workers))
+    return max(1, available_cores() // max(1, config.data.workers))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
@@ -96,7 +97,7 @@ def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, n
                     f'{item.name} has {pixels.shape[1]} x {pixels.shape[0]} pixels')
             images[i], labels[i] = pixels, item.label
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         # Consumed, so that an error in a thread is raised here.
         for _ in pool.map(fill, range(0, len(source), CHUNK)):
             pass

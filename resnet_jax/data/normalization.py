@@ -1,6 +1,5 @@
 """What is subtracted from the pixels and what they are divided by."""
 
-import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import cache
 from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
 from resnet_jax.data.transforms import EvalTransform
@@ -125,7 +125,7 @@ def _sums(source: Source, transform: EvalTransform | None):
         squares = np.square(images, dtype=np.uint16)
         return images.sum(0, dtype=np.uint16), squares.sum((0, 1, 2), dtype=np.uint64)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         sums = pool.map(add, range(0, len(source), CHUNK))
         total, squares = (x.astype(np.uint64) for x in next(sums))
         for chunk_total, chunk_squares in sums:
