@@ -22,7 +22,7 @@ from importlib import metadata
 from typing import Any
 
 PAUSE = 0.3  # seconds
-NO_PYTORCH = "PyTorch is not installed: pip install 'resnet_jax[torch]'"
+NO_PYTORCH = "PyTorch is not installed: pip install -e '.[torch]'"
 
 Run = Callable[[int], dict[str, float]]  # so many units of work -> what was measured
 
