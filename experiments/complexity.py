@@ -5,8 +5,8 @@
 
 Sizes are counted from the networks of this project (for GoogLeNet they are the published ones);
 errors are the paper's. With --ledger the networks of a sweep stand beside them with their measured
-errors; without it nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir; by default
-beside the ledger, or to runs/complexity.
+errors; without it nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir, by
+default beside the ledger, or to runs/complexity.
 """
 
 import pathlib

@@ -9,7 +9,8 @@ PyTorch is `torch_cifar.py`, plain with a DataLoader, and fair, with data on the
 and CUDA graphs. The images were decoded before, for all three.
 
 Where a machine's time is short: after --limit seconds a program is told to stop; run the command
-again to resume it, and the pieces' times are added up. --programs chooses among the three. On a CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
+again to resume it, and the pieces' times are added up. --programs chooses among the three. On a
+CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
 """
 
 import importlib.util
