@@ -37,8 +37,6 @@ CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
     'Text file of class names, one a line in label order, to store with the weights. The names of'
     ' ImageNet need not be given.')
-flags.adopt_module_key_flags(cli)
-flags.mark_flags_as_required(['input', 'output'])
 
 
 def main(_) -> None:
@@ -72,4 +70,4 @@ def _classes(num_classes: int) -> list[str]:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--input=FILE', '--output=DIR'])

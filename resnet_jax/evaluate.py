@@ -20,7 +20,7 @@ from absl import flags
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-CONFIG = cli.config_flag(required=False)
+CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of a run; its newest checkpoint is evaluated on the data of its config.json, unless '
@@ -57,7 +57,6 @@ CONFUSION = cli.flag(
     'predicted one.')
 JSON = cli.json_flag()
 PROCESSES = cli.process_flags()
-flags.adopt_module_key_flags(cli)
 
 WORST = 5  # classes that the printed report names
 
@@ -67,7 +66,7 @@ def main(_) -> None:
 
     paths = [*([WORKDIR.value] if WORKDIR.value else []), *CHECKPOINT.value]
     if not paths:
-        raise UserError('give --workdir=DIR, or --checkpoint=DIR with --config=FILE.')
+        raise UserError(cli.give('--workdir=DIR, or --checkpoint=DIR with --config=FILE', __name__))
     with processes.job(*(flag.value for flag in PROCESSES)):
         evaluate(paths)
 

@@ -29,7 +29,6 @@ CHECKPOINT = cli.flag(
 TOP = cli.flag(
     flags.DEFINE_integer, 'top', 5, 'Classes to name, the most probable first.', lower_bound=1)
 JSON = cli.json_flag()
-flags.adopt_module_key_flags(cli)
 
 BATCH_SIZE = 16  # images that are computed, and told, at once
 STDIN = '-'
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from resnet_jax import compilation_cache, pretrained
 
     if not CHECKPOINT.value:
-        raise UserError('give --checkpoint=DIR, a workdir or converted weights.')
+        raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
     files, failures = find_files(argv[1:])
     if not files and not failures:
         raise UserError('give image files, folders of them, or - for standard input.')

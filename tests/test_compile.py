@@ -304,7 +304,7 @@ def test_the_command_prints_json():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
-                    reason='libtpu is not installed: pip install "resnet_jax[tpu]"')
+                    reason="libtpu is not installed: pip install -e '.[tpu]'")
 def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
     result = compiled.report(host_config(), topology.create('v5e:2x2'))
     assert result['devices'] == 4 and result['fits']

@@ -43,7 +43,7 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f'reading {path.name} needs PyTorch: pip install "resnet_jax[torch]"; '
+        raise UserError(f"reading {path.name} needs PyTorch: pip install -e '.[torch]'; "
                         'a .safetensors file needs nothing more.') from error
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
