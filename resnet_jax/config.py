@@ -5,6 +5,8 @@ field is set with `--config.a.b=value`; `none` clears one that may be empty.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -255,6 +257,10 @@ def check_ranges(fields: dict[str, Any]) -> None:
             if name not in OPTIONAL_FIELDS:
                 raise UserError(f'{name} is not set; pass --config.{name}=VALUE.')
             continue
+        if not all(map(math.isfinite, floats(value))):
+            raise UserError(f'{name} must be finite, got {value}.')
+        if name == 'seed' and not 0 <= value < 2**32:
+            raise UserError(f'seed must be from 0 to 2**32 - 1, got {value}.')
         if name in LEAST and value < LEAST[name]:
             raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
         if name in SHARES and not 0 <= value < 1:
@@ -262,6 +268,15 @@ def check_ranges(fields: dict[str, Any]) -> None:
     boundaries = fields.get('schedule.boundaries', ())
     if any(not isinstance(step, int) for step in boundaries):
         raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
+
+
+def floats(value: Any) -> Iterator[float]:
+    """The floats in the value of a field, however deep its sequences are."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from floats(part)
+    elif isinstance(value, float):
+        yield value
 
 
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:

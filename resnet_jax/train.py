@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import compilation_cache, data, processes, sharding
+from resnet_jax import backend, compilation_cache, data, processes, sharding
 from resnet_jax import config as config_lib
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
@@ -39,6 +39,7 @@ class Stopped(Exception):  # noqa: N818
         self.signal = number
 
 
+@backend.in_32_bits
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """Trains until `config.num_steps`, from the newest checkpoint in the workdir if there is one.
 

@@ -157,6 +157,8 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
      'batch_size=68 must be a multiple of 8, the number of data-parallel devices'),
     ({'mesh.data': 8, 'eval.batch_size': 300}, 'eval.batch_size=300 must be a multiple of 8'),
     ({'optimizer.ema_decay': 1.0}, 'optimizer.ema_decay must be at least 0 and below 1'),
+    ({'seed': 99999999999999999999}, r'seed must be from 0 to 2\*\*32 - 1, got 9999999999'),
+    ({'seed': -1}, 'seed must be from 0'),
     ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be at least 0 and below 1'),
     ({'optimizer.momentum': 1.5}, 'optimizer.momentum must be at least 0 and below 1'),
     ({'schedule.factor': 1.5}, 'schedule.factor must be at least 0 and below 1'),
@@ -178,6 +180,20 @@ def test_mistakes_are_named_before_anything_is_compiled(tiny_config, fields, sen
     tiny_config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=sentence):
         build(tiny_config, sharding.create_mesh(tiny_config))
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+def test_every_field_of_floats_must_be_finite(number):
+    fields = config_lib.leaves(load('digits_r20'))
+    config_lib.check_ranges(fields)
+    floats = [name for name, value in fields.items()
+              if any(isinstance(part, float) for part in (
+                  value if isinstance(value, list) else [value]))]
+    assert len(floats) > 20 and {'schedule.learning_rate', 'data.crop_scale'} <= set(floats)
+    for name in floats:
+        wrong = [0.5, number] if isinstance(fields[name], list) else number
+        with pytest.raises(UserError, match=f'{name} must be finite'):
+            config_lib.check_ranges(fields | {name: wrong})
 
 
 @settings(deadline=None)

@@ -145,9 +145,10 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,
                test_source: Source) -> tuple[Pipeline, Pipeline, EvalTransform | None]:
     """Both pipelines, and what the host makes of an image in evaluation; on devices, nothing."""
     data = config.data
+    eval_batch = _eval_batch_size(config, len(test_source), mesh.shape['data'])
     if resident := _as_resident(config, train_source, test_source):
         train, test = (Resident(source, mesh, size, augmentation) for source, size, augmentation
-                       in zip(resident, (config.batch_size, config.eval.batch_size),
+                       in zip(resident, (config.batch_size, eval_batch),
                               (augmentation(config), None), strict=True))
         return train, test, None
     size = data.image_size
@@ -160,8 +161,17 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,
              batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
         for source, batch_size, kind, augmentation in (
             (train_source, config.batch_size, train_transform(config), augmentation(config)),
-            (test_source, config.eval.batch_size, transform, None)))
+            (test_source, eval_batch, transform, None)))
     return train, test, transform
+
+
+def _eval_batch_size(config: ConfigDict, num_images: int, data_shards: int) -> int:
+    """`eval.batch_size`, and no more than the images rounded up to a multiple of 8 per device.
+
+    Anything beyond would be filler, for which there may not even be memory.
+    """
+    unit = 8 * data_shards
+    return min(config.eval.batch_size, -(-num_images // unit) * unit)
 
 
 def _check(config: ConfigDict) -> None:

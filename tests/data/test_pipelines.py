@@ -64,6 +64,16 @@ def test_size_and_crop_choose_the_pipeline(tiny):
         create_pipelines(tiny, mesh())
 
 
+@pytest.mark.parametrize(('devices', 'asked', 'size'), [
+    (1, 10**6, 32), (8, 10**6, 64), (1, 32, 32), (1, 24, 24)])
+@pytest.mark.parametrize('pipeline', ['resident', 'host'])
+def test_a_batch_of_evaluation_has_little_more_than_all_images(
+        tiny, pipeline, devices, asked, size):
+    tiny.data.pipeline, tiny.eval.batch_size = pipeline, asked
+    _, test, _ = create_pipelines(tiny, mesh(devices))
+    assert (test.num_images, test.batch_size) == (30, size)
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('pipeline', ['resident', 'host'])
 def test_an_evaluation_counts_every_image_once(tiny, pipeline, devices):
