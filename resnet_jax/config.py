@@ -32,7 +32,8 @@ def default() -> ConfigDict:
     """A configuration with every field there is. Base recipes fill in those that are empty."""
     config = ConfigDict()
 
-    config.seed = 0  # of the initial parameters, the order of the images, and the augmentation
+    # Of the initial parameters, the order of the images, and the augmentation; below 2**32.
+    config.seed = 0
     config.num_steps = placeholder(int)
     config.batch_size = placeholder(int)  # images a step, over all devices
     # Training steps in one call of the devices, where nothing is due before its end; single steps
@@ -140,7 +141,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)
+    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
     evaluation.recalibrate_batches = 0  # BN statistics before the last evaluation; 0: running ones
 
     checkpoint = config.checkpoint = ConfigDict()
@@ -161,7 +162,7 @@ def default() -> ConfigDict:
     mesh.parameters = 'replicated'  # or 'fsdp': every array split over the axis 'data'
     mesh.rules = ()  # exceptions: pairs (regular expression on the path, axes by dimension)
 
-    # Folder of compiled programs, shared by all runs; '' switches it off.
+    # Folder of compiled programs, shared by all runs and kept below 2 GiB; '' switches it off.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
     return config.lock()  # a misspelt field in a config file is an error
 
