@@ -48,6 +48,8 @@ class Pipeline(Protocol):
       batch_size: N, over all processes.
       input_shapes: shapes, dtypes and shardings of an item of `inputs`.
       shares_inputs: whether all batches are made from the same inputs.
+      skipped: unreadable images that this process has left out so far: once where they are decoded
+        in advance, otherwise each time they were met.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class Pipeline(Protocol):
     batch_size: int
     input_shapes: Any
     shares_inputs: bool
+    skipped: int
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …
@@ -101,8 +104,9 @@ def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline
     _check(config)
     splits = _splits(config, create_source)
     train, test, transform = _over_mesh(config, mesh, *splits)
-    return train, test, normalization.measure(train.source, config.data.normalization, transform,
-                                              config.data.cache)
+    return train, test, normalization.measure(
+        train.source, config.data.normalization, transform, config.data.cache,
+        skip_unreadable=config.data.on_unreadable == 'skip')
 
 
 def blank_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:

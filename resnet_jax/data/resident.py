@@ -40,6 +40,7 @@ class Resident:
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
+        self.skipped = source.skipped
         self.batch_size = batch_size
         self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))

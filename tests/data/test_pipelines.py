@@ -114,12 +114,12 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     for split in ('train', 'test'):
         file = folder / split / 'b' / '0003.jpg'
         file.write_bytes(file.read_bytes()[:200])
-    config.data.normalization = 'none'
+    config.data.normalization = 'imagenet'
     train, test, norm = create_pipelines(config, mesh())
     for pipeline in (train, test):
         with pytest.raises(UnreadableImageError, match=r'0003.jpg cannot be read'):
             list(batches(pipeline, norm, 4))
-    config.data.on_unreadable = 'skip'
+    config.data.on_unreadable, config.data.normalization = 'skip', 'per_channel'
     train, test, norm = create_pipelines(config, mesh())
     seen = list(batches(test, norm, 4))
     assert sum(x['mask'].sum() for x in seen) == 29
@@ -128,7 +128,7 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     assert train.skipped >= 1
 
 
-def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path):
+def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path, capsys):
     for split in ('train', 'test'):
         (tmp_path / 'tiny' / split / 'a' / '0000.jpg').write_text('hello')
     with pytest.raises(UnreadableImageError, match=r'a/0000.jpg cannot be read'):
@@ -137,6 +137,13 @@ def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path):
     train, test, _ = create_pipelines(tiny, mesh())
     assert (train.num_images, test.num_images) == (29, 29)
     assert isinstance(train, Resident)
+    assert train.skipped == 1
+    name = tmp_path / 'tiny' / 'train' / 'a' / '0000.jpg'
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f'warning: skipped an image: {name} cannot be read: it is not a JPEG, PNG or WebP image.',
+        'warning: unreadable images left out: 1 of 30.']
+    assert create_pipelines(tiny, mesh())[0].skipped == 1  # by the cache
+    assert 'warning: unreadable images left out: 1 of 30.' in capsys.readouterr().err
 
 
 def test_workers_hand_on_the_error_that_names_the_file(config, folder):
