@@ -20,7 +20,7 @@ from resnet_jax import config as config_lib
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.monitor import IN_FLIGHT, Profiler, StepLog, StopRequest
-from resnet_jax.program import Program, build
+from resnet_jax.program import Program, build, completed
 from resnet_jax.state import TrainState, recalibrate
 from resnet_jax.writers import MetricsWriter, duration, read_rows, say, write_whole
 
@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or SIGINT came; the state has been saved.
     """
     compilation_cache.use(config.compilation_cache)
+    config = completed(config)
     program = build(config, sharding.create_mesh(config))
     processes.check_alike({
         **config_lib.common_fields(config),

@@ -8,6 +8,7 @@ mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -20,9 +21,10 @@ from ml_collections import ConfigDict
 from resnet_jax.cores import available_cores
 from resnet_jax.data import blank, cache, decode, normalization, sources
 from resnet_jax.data.augment import Augmentation, Batch
-from resnet_jax.data.folder import open_folder
+from resnet_jax.data.folder import class_names, open_folder
 from resnet_jax.data.host import Host
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.randaugment import MAX_MAGNITUDE
 from resnet_jax.data.resident import Resident
 from resnet_jax.data.shards import Shards
 from resnet_jax.data.sources import ArraySource, Source, check_unchanged
@@ -31,7 +33,7 @@ from resnet_jax.data.transforms import EvalTransform, TrainTransform
 from resnet_jax.errors import UserError
 
 __all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'blank_pipelines', 'check_unchanged',
-           'create_pipelines', 'create_source']
+           'count_classes', 'create_pipelines', 'create_source']
 
 FILES = ('folder', 'tfds', 'shards')  # sources that the user must provide
 SOURCES = (*FILES, 'digits', 'synthetic')
@@ -92,6 +94,20 @@ def create_source(config: ConfigDict, split: str) -> Source:
     if data.source == 'synthetic':
         return sources.synthetic(split, data.image_size, config.model.num_classes)
     raise UserError(f'data.source must be one of {", ".join(SOURCES)}, got {data.source!r}.')
+
+
+def count_classes(config: ConfigDict) -> int | None:
+    """The classes of `config.data.source`, or none where the config says how many to make up.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    data = config.data
+    if data.source == 'synthetic':
+        return None
+    if data.source == 'folder':  # without listing its images
+        return len(class_names(data.path, data.class_list))
+    return create_source(config, 'train').num_classes
 
 
 def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
@@ -190,6 +206,28 @@ def _check(config: ConfigDict) -> None:
     if data.eval_resize is not None and data.image_size and data.eval_resize < data.image_size:
         raise UserError(f'data.eval_resize must not be less than data.image_size, got '
                         f'{data.eval_resize} and {data.image_size}.')
+    if data.train_crop == 'pad' and data.image_size and data.crop_padding >= data.image_size:
+        raise UserError(f'data.crop_padding={data.crop_padding} must be less than '
+                        f'data.image_size={data.image_size}.')
+    if data.channels not in (1, 3):
+        raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
+    for field, what, least, most in (
+            ('crop_scale', 'shares of the area, above 0 and at most 1', 0, 1),
+            ('crop_ratio', 'ratios of width to height, above 0', 0, math.inf),
+            ('jitter_sides', 'numbers of pixels, above 0', 0, math.inf)):
+        pair = tuple(data[field])
+        if len(pair) != 2 or not least < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
+            raise UserError(f'data.{field} must be two {what}, the smaller one first; got {pair}.')
+    for field in ('color_noise', 'mixup_alpha', 'cutmix_alpha'):
+        if not math.isfinite(data[field]):
+            raise UserError(f'data.{field} must be a finite number, got {data[field]}.')
+    if data.randaugment_magnitude > MAX_MAGNITUDE:
+        raise UserError(f'data.randaugment_magnitude must be at most {MAX_MAGNITUDE}, got '
+                        f'{data.randaugment_magnitude}.')
+    for field in ('color_noise', 'randaugment_layers'):
+        if data[field] and data.channels != 3:
+            raise UserError(f'data.{field}={data[field]} is for colour images: set it to 0 where '
+                            f'data.channels is {data.channels}.')
     if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
         raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
                         f'got {config.batch_size}.')

@@ -107,6 +107,15 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
     return config
 
 
+def config_of(path: pathlib.Path) -> ConfigDict:
+    """The config that is stored with the weights at a path; see `read`.
+
+    Raises:
+      UserError: there are no weights, or no config.
+    """
+    return read_config(_locate(path.expanduser())[0])
+
+
 def read_classes(path: pathlib.Path) -> list[str] | None:
     """The names of the classes that are stored with weights, if there are any."""
     file = _locate(path.expanduser())[0] / CLASSES_FILE
