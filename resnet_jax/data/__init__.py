@@ -193,6 +193,7 @@ def _check(config: ConfigDict) -> None:
         if data[field] not in choices:
             raise UserError(f'data.{field} must be one of {", ".join(choices)}, '
                             f'got {data[field]!r}.')
+    _check_augmentation(data)
     if data.eval_split == 'holdout' and not data.holdout:
         raise UserError("data.eval_split 'holdout' needs data.holdout, the number of training "
                         'images that are held out.')
@@ -211,12 +212,23 @@ def _check(config: ConfigDict) -> None:
                         f'data.image_size={data.image_size}.')
     if data.channels not in (1, 3):
         raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
-    for field, what, least, most in (
-            ('crop_scale', 'shares of the area, above 0 and at most 1', 0, 1),
-            ('crop_ratio', 'ratios of width to height, above 0', 0, math.inf),
-            ('jitter_sides', 'numbers of pixels, above 0', 0, math.inf)):
+    if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
+        raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
+                        f'got {config.batch_size}.')
+
+
+def _check_augmentation(data: ConfigDict) -> None:
+    """Raises UserError where a field of the augmentation makes no sense, whether used or not."""
+    if data.train_crop == 'pad' and data.image_size and data.crop_padding >= data.image_size:
+        raise UserError(f'data.crop_padding={data.crop_padding} must be less than '
+                        f'data.image_size={data.image_size}.')
+    if data.channels not in (1, 3):
+        raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
+    for field, what, most in (('crop_scale', 'shares of the area, above 0 and at most 1', 1),
+                              ('crop_ratio', 'ratios of width to height, above 0', math.inf),
+                              ('jitter_sides', 'numbers of pixels, above 0', math.inf)):
         pair = tuple(data[field])
-        if len(pair) != 2 or not least < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
             raise UserError(f'data.{field} must be two {what}, the smaller one first; got {pair}.')
     for field in ('color_noise', 'mixup_alpha', 'cutmix_alpha'):
         if not math.isfinite(data[field]):
@@ -226,11 +238,8 @@ def _check(config: ConfigDict) -> None:
                         f'{data.randaugment_magnitude}.')
     for field in ('color_noise', 'randaugment_layers'):
         if data[field] and data.channels != 3:
-            raise UserError(f'data.{field}={data[field]} is for colour images: set it to 0 where '
-                            f'data.channels is {data.channels}.')
-    if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
-        raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
-                        f'got {config.batch_size}.')
+            raise UserError(f'data.{field} is for colour images: set it to 0 where data.channels '
+                            f'is {data.channels}.')
 
 
 def _device_only(data: ConfigDict) -> bool:

@@ -222,8 +222,30 @@ def test_transfers_are_explicit(config):
     ('eval_resize', 20, 'data.eval_resize must not be less'),
     ('pipeline', 'resident', 'set data.pipeline to host'),
     ('path', '/nowhere', 'data.path must be the folder of the dataset'),
+    ('crop_padding', 1000, 'data.crop_padding=1000 must be less than data.image_size=24'),
+    ('crop_padding', 24, 'data.crop_padding=24 must be less than data.image_size=24'),
+    ('channels', 2, 'data.channels must be 1 or 3, got 2'),
+    ('crop_scale', (0.5, 1.5), 'data.crop_scale must be two shares of the area'),
+    ('crop_scale', (0.9, 0.1), r'the smaller one first; got \(0.9, 0.1\)'),
+    ('crop_scale', (0.5,), 'data.crop_scale must be two shares'),
+    ('crop_ratio', (0.0, 1.0), 'data.crop_ratio must be two ratios of width to height'),
+    ('crop_ratio', (float('nan'), 1.0), 'data.crop_ratio must be two ratios'),
+    ('crop_ratio', (1.0, float('inf')), 'data.crop_ratio must be two ratios'),
+    ('jitter_sides', (480, 256), 'data.jitter_sides must be two numbers of pixels'),
+    ('mixup_alpha', float('inf'), 'data.mixup_alpha must be a finite number, got inf'),
+    ('color_noise', float('nan'), 'data.color_noise must be a finite number, got nan'),
+    ('randaugment_magnitude', 31, 'data.randaugment_magnitude must be at most 30'),
 ])
 def test_a_wrong_field_is_one_sentence(config, field, value, sentence):
+    if field == 'crop_padding':
+        config.data.train_crop = 'pad'
     config.data[field] = value
     with pytest.raises(UserError, match=sentence):
+        create_pipelines(config, mesh())
+
+
+@pytest.mark.parametrize('field', ['color_noise', 'randaugment_layers'])
+def test_augmentation_of_colours_is_refused_for_grey_images(config, field):
+    config.data.channels, config.data[field] = 1, 1
+    with pytest.raises(UserError, match=rf'data.{field} is for colour images: set it to 0'):
         create_pipelines(config, mesh())
