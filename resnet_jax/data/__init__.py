@@ -71,6 +71,10 @@ class Pipeline(Protocol):
         """
         ...
 
+    def total_skipped(self) -> int:
+        """`skipped` of all processes; to be called by all of them."""
+        ...
+
     def batch(self, inputs: Any, step: jax.Array, normalization: Normalization) -> Batch:
         """The batch of a step. Pure, and called inside jit."""
         ...

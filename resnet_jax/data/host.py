@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -138,6 +139,11 @@ class Host:
     @property
     def skipped(self) -> int:
         return self._skips.count
+
+    def total_skipped(self) -> int:
+        if jax.process_count() == 1 or not self._skip_unreadable:
+            return self.skipped
+        return int(multihost_utils.process_allgather(np.int32(self.skipped)).sum())
 
     @property
     def input_shapes(self) -> Any:

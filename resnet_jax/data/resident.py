@@ -46,6 +46,9 @@ class Resident:
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
 
+    def total_skipped(self) -> int:
+        return self.skipped  # every process has all images
+
     @property
     def input_shapes(self) -> Any:
         return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._everywhere)
