@@ -8,6 +8,7 @@ from resnet_jax import train
 from resnet_jax.errors import UserError
 from resnet_jax.program import completed
 from resnet_jax.weights import stored
+from resnet_jax.writers import read_rows
 from tests.data.data_helpers import write_folder
 from tests.weights.networks import store
 
@@ -61,6 +62,27 @@ def test_what_is_not_left_empty_stays_as_it_is(tmp_path):
     config.data.image_size = None
     with pytest.raises(UserError, match='there is no folder'):
         completed(config)
+
+
+def test_images_that_are_skipped_are_counted_in_each_row_and_line_of_the_log(
+        images, tmp_path, capsys):
+    damaged = images / 'train' / 'dog' / '0001.jpg'
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    config = folder.get_config()
+    config.update_from_flattened_dict({
+        **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
+        'model.depth': 8, 'data.image_size': 24, 'data.eval_resize': 28, 'log.every_steps': 1,
+        'data.on_unreadable': 'skip'})
+    train.train(config, tmp_path / 'run')
+    told = capsys.readouterr()
+    counts = [row['train/skipped_images'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
+              if 'train/loss' in row]
+    # 16 of 12 images in turn, and those that are decoded ahead.
+    assert len(counts) == 2
+    assert 1 <= counts[-1] <= 5
+    assert f'  skipped {counts[-1]} unreadable images\n' in told.out
+    sentence = f'warning: skipped an image: {damaged} cannot be read: it is cut short.'
+    assert told.err.splitlines().count(sentence) >= 2  # for the statistics, then in training
 
 
 def test_a_missing_evaluation_split_says_how_to_hold_out_images(tmp_path):
