@@ -84,7 +84,7 @@ def default() -> ConfigDict:
     data.channels = 3  # of the images: 1 or 3
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
-    data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
+    data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
     data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side
