@@ -43,8 +43,9 @@ def default() -> ConfigDict:
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
+    # Empty with init.checkpoint: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
-    model.num_classes = placeholder(int)
+    model.num_classes = placeholder(int)  # none: as many as the data has
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.plain = False  # the same stack without shortcuts
     model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
@@ -81,11 +82,12 @@ def default() -> ConfigDict:
     data.eval_split = 'test'  # or 'holdout', these
     data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
     data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
-    data.image_size = placeholder(int)  # height and width that the network sees
+    # Height and width that the network sees; empty with init.checkpoint: those of its weights.
+    data.image_size = placeholder(int)
     data.channels = 3  # of the images: 1 or 3
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
-    data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
+    data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
     data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side

@@ -30,8 +30,8 @@ def keep_memory() -> None:
       UserError: JAX cannot start; see `backend.devices`.
     """
     if backend.devices()[0].platform == 'cpu' and platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
         # Older versions refuse thresholds above 32 MiB. They are left to their own, which grow to
         # that by themselves, but not once one has been set.
-        if mallopt(M_MMAP_THRESHOLD, MOST):
+        if mallopt and mallopt(M_MMAP_THRESHOLD, MOST):
             mallopt(M_TRIM_THRESHOLD, MOST)

@@ -8,13 +8,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.checkpoint import Checkpoints, read_weights, steps_in
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
@@ -70,24 +68,8 @@ def read(path: pathlib.Path) -> Weights:
     path = path.expanduser()
     folder, step = _locate(path)
     config = read_config(folder)
-    item = (folder / 'checkpoints' / str(step) / 'default').absolute()
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(item).item_metadata.tree
-            averages = tree.get('ema') is not None
-            fields = (['ema'] if averages else ['params', 'batch_stats']) + ['normalization']
-            # As numpy arrays, whatever devices and mesh they were saved from.
-            wanted = {field: tree[field] for field in fields}
-            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            state = checkpointer.restore(item, args=ocp.args.PyTreeRestore(
-                item=wanted, restore_args=numpy, partial_restore=True))
-    except Exception as error:  # tensorstore, Orbax and json raise many kinds
-        reason = ' '.join(str(error).split())[:300]
-        raise UserError(f'the checkpoint {item.parent} cannot be read '
-                        f'({type(error).__name__}: {reason}).') from error
-    normalization = state.pop('normalization')
-    return Weights(config, state['ema'] if averages else state, normalization,
-                   f'step {step} of {folder}')
+    variables, normalization = read_weights(folder / 'checkpoints' / str(step))
+    return Weights(config, variables, normalization, f'step {step} of {folder}')
 
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
@@ -107,6 +89,15 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
     return config
 
 
+def config_of(path: pathlib.Path) -> ConfigDict:
+    """The config that is stored with the weights at a path; see `read`.
+
+    Raises:
+      UserError: there are no weights, or no config.
+    """
+    return read_config(_locate(path.expanduser())[0])
+
+
 def read_classes(path: pathlib.Path) -> list[str] | None:
     """The names of the classes that are stored with weights, if there are any."""
     file = _locate(path.expanduser())[0] / CLASSES_FILE
@@ -119,9 +110,8 @@ def _locate(path: pathlib.Path) -> tuple[pathlib.Path, int]:
         return path.parent.parent, int(path.name)
     if not path.is_dir():
         raise UserError(f'there is no folder {path}.')
-    steps = [int(child.name) for child in (path / 'checkpoints').glob('*')
-             if child.name.isdigit()]
+    steps = steps_in(path / 'checkpoints')
     if not steps:
         raise UserError(f'{path} holds no checkpoints; a folder of weights is a workdir of '
                         'resnet_jax.main or was written by resnet_jax.convert.')
-    return path, max(steps)
+    return path, steps[-1]

@@ -113,5 +113,5 @@ def test_damage_is_told(tmp_path):
     config.write_text(good)
     data = max((tmp_path / 'a').rglob('d/*'), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(UserError, match='cannot be read'):
+    with pytest.raises(UserError, match='is damaged'):
         resnet_jax.load(tmp_path / 'a')
