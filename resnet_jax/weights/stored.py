@@ -6,6 +6,7 @@ as well; those are a training state of step 0, without an optimizer's.
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from resnet_jax.checkpoint import Checkpoints, read_weights, steps_in
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
-from resnet_jax.writers import write_whole
+from resnet_jax.writers import warn, write_whole
 
 CLASSES_FILE = 'classes.txt'
 
@@ -73,20 +74,28 @@ def read(path: pathlib.Path) -> Weights:
 
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
-    """The config that a workdir's config.json holds; new fields have their defaults.
+    """The config that a workdir's config.json holds, of whatever time; see `config.upgrade`.
+
+    A warning names fields that are unknown today.
 
     Raises:
       UserError: the file is missing or damaged.
     """
+    file = folder / 'config.json'
     try:
-        stored = json.loads((folder / 'config.json').read_text())
-        config = config_lib.default()
-        config.update(ConfigDict(stored))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f'{folder / "config.json"} cannot be read ({error}); a folder of weights '
-                        'is a workdir of resnet_jax.main or was written by resnet_jax.convert.'
-                        ) from error
+        config, unknown = config_lib.from_stored(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read ({error}); a folder of weights is a workdir of '
+                        'resnet_jax.main or was written by resnet_jax.convert.') from error
+    warn_of_unknown(file, unknown)
     return config
+
+
+def warn_of_unknown(file: pathlib.Path, unknown: Sequence[str]) -> None:
+    """One line that names the fields of a config.json that are unknown today, if there are any."""
+    if unknown:
+        warn(f'{file} has fields that are unknown to this version and are ignored: '
+             f'{", ".join(unknown)}.')
 
 
 def read_classes(path: pathlib.Path) -> list[str] | None:
