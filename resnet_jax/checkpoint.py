@@ -31,6 +31,7 @@ from resnet_jax.state import TrainState
 from resnet_jax.writers import warn, write_whole
 
 HEADLINE = 'eval/top1_error'  # the best checkpoint has the lowest
+FOLDER = 'checkpoints'  # in the workdir
 STATE, RECALIBRATED, EVALUATION = 'default', 'recalibrated', 'evaluation.json'
 METADATA = '_CHECKPOINT_METADATA'  # Orbax's, beside the arrays or in the folder above
 LISTED = 4  # arrays that an error names
@@ -100,6 +101,26 @@ class Checkpoints:
         """The training state of a checkpoint, the newest by default; see `restore`."""
         step = self.latest_step if step is None else step
         return restore(self._folder / str(step), like)
+
+    def adopt(self, origin: pathlib.Path, like: Any) -> int:
+        """Takes over a checkpoint of another run, with its evaluation, to resume from.
+
+        Args:
+          origin: its folder.
+          like: see `restore`.
+
+        Returns:
+          Its step.
+
+        Raises:
+          UserError, Damaged: see `restore`.
+        """
+        step = int(origin.name)
+        self.save(restore(origin, like), step)
+        if evaluation := _stored_evaluations(origin.parent).get(step):
+            self.write_evaluation(step, evaluation)
+        self.wait()
+        return step
 
     def write_recalibrated(self, step: int, batch_stats: Any) -> None:
         """Stores running statistics for evaluation beside the state of a step.
@@ -181,6 +202,24 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, in ascending order."""
     return sorted(int(path.name) for path in folder.glob('*')
                   if path.name.isdigit() and path.is_dir())
+
+
+def locate(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the checkpoint that a path means: one of a run, or the newest of a workdir.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = path.expanduser()
+    if path.parent.name == FOLDER and path.name.isdigit() and path.is_dir():
+        return path
+    if not path.is_dir():
+        raise UserError(f'there is no folder {path}.')
+    steps = steps_in(path / FOLDER)
+    if not steps:
+        raise UserError(f'{path} holds no checkpoints; a folder of weights is a workdir of '
+                        'resnet_jax.main or was written by resnet_jax.convert.')
+    return path / FOLDER / str(steps[-1])
 
 
 def restore(checkpoint: pathlib.Path, like: Any) -> TrainState:

@@ -28,6 +28,8 @@ LOCAL_FIELDS = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.worker
 
 # What runs from before a field was added have computed, where that is not its default.
 BEFORE = {'optimizer.ema_warmup': False}
+# Fields that mean nothing while another one is empty.
+MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
 # Fields by the paths that they once had.
 RENAMED: dict[str, str] = {}
 
@@ -326,7 +328,13 @@ def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
     """
     new, (old, _) = leaves(config), upgrade(stored)
     return [f'{name}: {old[name]} -> {new[name]}' for name in new
-            if old[name] != new[name] and not _is_free(name, config)]
+            if old[name] != new[name] and not _is_free(name, config)
+            and not _is_meaningless(name, old, new)]
+
+
+def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
+    other = MEANINGLESS_WITHOUT.get(name)
+    return other is not None and all(config[other] is None for config in configs)
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:
