@@ -126,13 +126,16 @@ class Meter:
         self._waited += seconds
         self._steps += steps
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        """images_per_second and data_wait_fraction since the last reading; starts anew."""
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """images_per_second and data_wait_fraction since the last `start_anew`."""
         self.pause()
+        self.start()
         seconds = max(self._elapsed, 1e-9)
-        values = {'train/images_per_second': self._steps * batch_size / seconds,
-                  'train/data_wait_fraction': self._waited / seconds}
+        return {'train/images_per_second': self._steps * batch_size / seconds,
+                'train/data_wait_fraction': self._waited / seconds}
+
+    def start_anew(self) -> None:
+        """Forgets what was timed so far."""
         self._elapsed = self._waited = 0.0
         self._steps = 0
         self.start()
-        return values

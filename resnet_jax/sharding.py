@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from resnet_jax import backend
 from resnet_jax.errors import UserError
 
 AXES = ('data', 'model')
@@ -44,9 +45,10 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
       devices: to choose from; None: all that JAX sees.
 
     Raises:
-      UserError: there are too few, or some would be left out of a job of several processes.
+      UserError: there are too few, or some would be left out of a job of several processes; or
+        JAX cannot start, see `backend.devices`.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = backend.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     count = shape[0] * shape[1]
     if count < len(devices) and jax.process_count() > 1:

@@ -158,7 +158,7 @@ def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(fol
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
     job, statuses, workdir = stopped
     assert statuses == [143, 143]
-    told = re.search(r'stopped by SIGTERM after step (\d+), which is saved', job.errors(0))
+    told = re.search(r'stopped by SIGTERM; checkpoint saved at step (\d+)', job.errors(0))
     assert int(told[1]) == saved(workdir)[-1] == max(losses(workdir))
 
 
@@ -181,14 +181,14 @@ def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewher
     killed = time.monotonic()
     assert job.wait() in ([-9, 134], [-9, -6])  # -6 where jax was faster
     assert time.monotonic() - killed < 60
-    assert f'going on from step {first} ' in job.output(0)
+    assert f'resuming from step {first} ' in job.output(0)
     sentence = (f'error: process 0 on {socket.gethostname()} died; stopping. Restart all processes '
                 'to resume.\n')
     assert job.errors(1).count(sentence) == 1
     # One process of eight devices, its parameters laid out otherwise.
     last = saved(workdir)[-1]
     train.train(config(**{'num_steps': last + 3, 'mesh.parameters': 'fsdp'}), workdir)
-    assert f'going on from step {last} ' in capsys.readouterr().out
+    assert f'resuming from step {last} ' in capsys.readouterr().out
     assert list(losses(workdir)) == list(range(1, last + 4))
 
 
@@ -232,7 +232,7 @@ def gone_on(folder, one):
 
 def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
     job, workdir = gone_on
-    assert 'going on from step 10 ' in job.output(0)
+    assert 'resuming from step 10 ' in job.output(0)
     steps = range(11, 41)
     np.testing.assert_allclose([losses(workdir)[s] for s in steps],
                                [losses(one)[s] for s in steps], rtol=1e-4)

@@ -13,6 +13,7 @@ import pytest
 
 from configs import cifar10_r1202
 from resnet_jax import data, sharding, steps
+from resnet_jax.models import conv, vgg
 from resnet_jax.program import build
 from resnet_jax.state import recalibrate
 
@@ -174,11 +175,13 @@ def test_with_a_warm_up_the_moving_average_forgets_the_initial_parameters():
 
 @pytest.mark.parametrize('pipeline', ['resident', 'host'])
 @pytest.mark.parametrize('family', ['cifar', 'vgg'])
-def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(tiny_config, family, pipeline):
+def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(
+        tiny_config, monkeypatch, family, pipeline):
     tiny_config.data.update(source='tfds', tfds_name='cifar10', channels=3, pipeline=pipeline,
                             crop_padding=4, flip=True, mixup_alpha=0.2, color_noise=0.1)
     tiny_config.data.image_size = 32 if family == 'cifar' else 224
     if family == 'vgg':  # which drops out
+        monkeypatch.setitem(vgg.STAGE_SIZES, 16, (1,) * 5)
         tiny_config.model.update(family='vgg', depth=16, width=1)
     texts = []
     for seed in (0, 7):
@@ -187,6 +190,22 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(tiny_config, f
         texts.append(program.lower_train_steps(
             program.state, (program.train_data.input_shapes,), 1).as_text())
     assert texts[0] == texts[1]
+
+
+def test_the_step_of_one_device_does_not_depend_on_how_many_are_visible(tiny_config, monkeypatch):
+    monkeypatch.setattr(conv, 'CACHE_BYTES', 2**16)  # so that filter gradients are cut into parts
+
+    def text(mesh_size, visible):
+        monkeypatch.setattr(jax, 'device_count', lambda: visible)
+        tiny_config.mesh.data = mesh_size
+        program = build(tiny_config, sharding.create_mesh(tiny_config))
+        return program.lower_train_steps(
+            program.state, (program.train_data.input_shapes,), 1).as_text()
+
+    alone = text(1, 1)
+    assert text(1, 8) == alone
+    # On several devices, the gradient of each of the filters is a single sum over the batch.
+    assert alone.count('stablehlo.while') >= text(8, 8).count('stablehlo.while') + 5
 
 
 class Recorder:

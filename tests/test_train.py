@@ -75,7 +75,7 @@ def test_a_run_leaves_its_config_metrics_checkpoints_and_tensorboard_files(finis
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     before = rows(finished), arrays(finished, 20)
     values = train.train(tiny.config(), finished)
-    assert 'the run is finished' in capsys.readouterr().out
+    assert 'nothing to do: all 20 steps are complete' in capsys.readouterr().out
     assert values['eval/top1_error'] == before[0][-1]['eval/top1_error']
     assert rows(finished) == before[0]
     assert_same_bits(arrays(finished, 20), before[1])
@@ -87,7 +87,7 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     train.train(config, tmp_path)
     config.num_steps = 20
     train.train(config, tmp_path)
-    assert 'going on from step 10' in capsys.readouterr().out
+    assert 'resuming from step 10' in capsys.readouterr().out
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
@@ -154,7 +154,7 @@ def test_a_trace_covers_the_whole_calls_that_have_its_steps(tmp_path, monkeypatc
 def test_a_run_that_is_further_than_asked_for_is_refused(finished):
     config = tiny.config()
     config.num_steps = 15
-    with pytest.raises(UserError, match='a run of 20 steps, more than the 15 of num_steps'):
+    with pytest.raises(UserError, match='is already at step 20, beyond num_steps=15'):
         train.train(config, finished)
 
 
@@ -209,7 +209,7 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     thread.join()
     assert stopped.value.signal == number
     step = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
-    assert f'after step {step}, which is saved' in str(stopped.value)
+    assert f'checkpoint saved at step {step}' in str(stopped.value)
 
     config.num_steps = step + 7
     train.train(config, tmp_path)
@@ -233,7 +233,7 @@ def test_a_signal_that_comes_with_an_evaluation_does_not_pass_for_the_end(
     config.checkpoint.keep_best = False
     with monkeypatch.context() as patch:
         patch.setattr(MetricsWriter, 'write', write_and_signal)
-        with pytest.raises(train.Stopped, match='after step 10, which is saved'):
+        with pytest.raises(train.Stopped, match='checkpoint saved at step 10'):
             train.train(config, tmp_path)
     train.train(config, tmp_path)
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
@@ -251,7 +251,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
     (tmp_path / 'config.json').write_text(json.dumps(stored))
     with pytest.raises(monitor.Diverged, match=(
-            r'became (nan|inf) in step 1\d; the checkpoint of step 10 is intact')):
+            r'became (nan|inf) in step 1\d; the latest checkpoint is that of step 10')):
         train.train(config, tmp_path)
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']
     assert_same_bits(arrays(tmp_path, 10), good)

@@ -40,10 +40,14 @@ class Resident:
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
+        self.skipped = source.skipped
         self.batch_size = batch_size
         self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
+
+    def total_skipped(self) -> int:
+        return self.skipped  # every process has all images
 
     @property
     def input_shapes(self) -> Any:
