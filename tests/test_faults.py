@@ -33,15 +33,8 @@ def config():
     return config
 
 
-@pytest.fixture(scope='module')
-def built():
-    """What `built_once` keeps, by name."""
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def built_once(built, monkeypatch):
-    """All runs here are of one config: their program is built and compiled once."""
+def build_once(monkeypatch, built):
+    """Has all runs of one config share what is built and compiled; `built` keeps it by name."""
     compile_now, build = validation.compile_now, train.build
 
     def compile_once(name, lower, *args):
@@ -49,7 +42,7 @@ def built_once(built, monkeypatch):
             built[name] = compile_now(name, lower, *args)
         return built[name]
 
-    def build_once(config, mesh):
+    def built_program(config, mesh):
         if 'program' not in built:
             built['program'] = build(config, mesh)
         assert built['program'].config.to_dict() == config.to_dict()
@@ -57,7 +50,14 @@ def built_once(built, monkeypatch):
 
     monkeypatch.setattr(validation, 'compile_now', compile_once)
     monkeypatch.setattr(train, 'compile_now', compile_once)
-    monkeypatch.setattr(train, 'build', build_once)
+    monkeypatch.setattr(train, 'build', built_program)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def built_once():
+    with pytest.MonkeyPatch.context() as patch:
+        build_once(patch, {})
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ import signal
 import jax
 import pytest
 from resnet_jax import cli, processes, train
-from tests.test_faults import Places
+from tests.test_faults import Places, build_once
 from tests.test_faults_of_processes import PLACES, config
 
 PROCESSES = cli.process_flags()
@@ -39,7 +39,8 @@ def fail():
 
 def main(arguments):
     folder = pathlib.Path(arguments[1])
-    with processes.job(*(flag.value for flag in PROCESSES)):
+    with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
+        build_once(patch, {})
         train.train(config(), folder / 'straight')
         for name, place in PLACES.items():
             run(folder / name, place, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -49,6 +50,7 @@ def main(arguments):
 
 cli.run(main, takes_files=True)
 '''
+pytestmark = pytest.mark.slow
 PLACES = {'recalibration': ('recalibration', 2), 'evaluation': ('evaluation', (1, 5))}
 
 

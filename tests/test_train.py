@@ -28,10 +28,12 @@ def rows(workdir):
 
 def arrays(workdir, step, item='default'):
     """Every array of a checkpoint, by name: of its state, or of what is stored beside it."""
-    tree = ocp.StandardCheckpointer().restore(
-        workdir.absolute() / 'checkpoints' / str(step) / item)
-    return {jax.tree_util.keystr(path): np.asarray(leaf)
-            for path, leaf in jax.tree.leaves_with_path(tree)}
+    folder = workdir.absolute() / 'checkpoints' / str(step) / item
+    handler = ocp.PyTreeCheckpointHandler()
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                           handler.metadata(folder).tree)  # whatever devices it was saved from
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def assert_same_bits(a, b):
