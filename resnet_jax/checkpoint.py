@@ -28,9 +28,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from resnet_jax.digests import by_path, checksum, description, digests
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
-from resnet_jax.writers import say, write_whole
+from resnet_jax.writers import warn, write_whole
 
 HEADLINE = 'eval/top1_error'  # the best checkpoint has the lowest
+FOLDER = 'checkpoints'  # in the workdir
 STATE, RECALIBRATED, EVALUATION = 'default', 'recalibrated', 'evaluation.json'
 METADATA = '_CHECKPOINT_METADATA'  # Orbax's, beside the arrays or in the folder above
 LISTED = 4  # arrays that an error names
@@ -100,6 +101,26 @@ class Checkpoints:
         """The training state of a checkpoint, the newest by default; see `restore`."""
         step = self.latest_step if step is None else step
         return restore(self._folder / str(step), like)
+
+    def adopt(self, origin: pathlib.Path, like: Any) -> int:
+        """Takes over a checkpoint of another run, with its evaluation, to resume from.
+
+        Args:
+          origin: its folder.
+          like: see `restore`.
+
+        Returns:
+          Its step.
+
+        Raises:
+          UserError, Damaged: see `restore`.
+        """
+        step = int(origin.name)
+        self.save(restore(origin, like), step)
+        if evaluation := _stored_evaluations(origin.parent).get(step):
+            self.write_evaluation(step, evaluation)
+        self.wait()
+        return step
 
     def write_recalibrated(self, step: int, batch_stats: Any) -> None:
         """Stores running statistics for evaluation beside the state of a step.
@@ -183,6 +204,24 @@ def steps_in(folder: pathlib.Path) -> list[int]:
                   if path.name.isdigit() and path.is_dir())
 
 
+def locate(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the checkpoint that a path means: one of a run, or the newest of a workdir.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = path.expanduser()
+    if path.parent.name == FOLDER and path.name.isdigit() and path.is_dir():
+        return path
+    if not path.is_dir():
+        raise UserError(f'there is no folder {path}.')
+    steps = steps_in(path / FOLDER)
+    if not steps:
+        raise UserError(f'{path} holds no checkpoints; a folder of weights is a workdir of '
+                        'resnet_jax.main or was written by resnet_jax.convert.')
+    return path / FOLDER / str(steps[-1])
+
+
 def restore(checkpoint: pathlib.Path, like: Any) -> TrainState:
     """The training state of a checkpoint, verified.
 
@@ -226,19 +265,17 @@ def read_weights(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, An
 
 
 def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
-    """An item of a checkpoint, onto the devices, verified."""
-    stored = _stored_digests(checkpoint, item)
-    _check_fits(checkpoint, item, like, stored)
-    try:
-        with _quiet_reads(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(
-                (checkpoint / item).absolute(), args=ocp.args.StandardRestore(like))
-    except Exception:
-        # Only files that are damaged make a damaged checkpoint: memory may have run out as well.
-        _read(checkpoint, item, _tree(checkpoint, item))
-        raise
-    _verify(checkpoint, restored, stored)
-    return restored
+    """An item of a checkpoint, verified and laid out like a tree of `jax.ShapeDtypeStruct`.
+
+    Every process reads all of it: nothing but the arrays is needed then, and whatever goes wrong
+    on the devices is no matter of the files.
+    """
+    tree = _tree(checkpoint, item)
+    _check_fits(checkpoint, item, like, tree)
+    arrays = by_path(_read(checkpoint, item, tree))
+    placed = [jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
+              for name, leaf in by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
 def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
@@ -258,9 +295,9 @@ def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[s
             tree = ocp.PyTreeCheckpointHandler().restore(
                 (checkpoint / item).absolute(), args=ocp.args.PyTreeRestore(
                     item=wanted, restore_args=on_host, partial_restore=True))
-    except MemoryError:
-        raise
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
+        if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+            raise
         raise _damaged(checkpoint, error) from error
     _verify(checkpoint, tree, stored)
     return tree
@@ -284,14 +321,22 @@ def _quiet_reads() -> Iterator[None]:
     sys.unraisablehook = before  # not after an error: reads are still under way
 
 
-def _check_fits(checkpoint: pathlib.Path, item: str, like: Any,
-                stored: dict[str, str] | None) -> None:
-    """Raises UserError where a checkpoint holds other arrays than are asked for."""
-    needed = {name: description(leaf) for name, leaf in by_path(like).items()}
+def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> None:
+    """Raises UserError where a checkpoint holds other arrays than are asked for.
+
+    Args:
+      checkpoint, item: which.
+      like: what is asked for.
+      tree: what Orbax says that there is, see `_tree`; the digests say it more reliably.
+    """
+    stored = _stored_digests(checkpoint, item)
     if stored is None:
-        held = {name: description(leaf) for name, leaf in by_path(_tree(checkpoint, item)).items()}
+        held = {name: description(leaf) for name, leaf in by_path(tree).items()}
     else:
         held = {name: digest.partition(' ')[0] for name, digest in stored.items()}
+        if held.keys() != by_path(tree).keys():
+            raise _damaged(checkpoint, 'its description lists other arrays than were written')
+    needed = {name: description(leaf) for name, leaf in by_path(like).items()}
     other = [name for name in {**needed, **held} if needed.get(name) != held.get(name)]
     if other:
         listed = ', '.join(f'{name} ({held.get(name, "missing")}, needed '
@@ -369,5 +414,5 @@ def _evaluation(checkpoint: pathlib.Path) -> dict[str, float] | None:
             return content['values']
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    say(f'warning: {file} is damaged; the evaluation counts as not done.', sys.stderr)
+    warn(f'{file} is damaged; the evaluation counts as not done.')
     return None

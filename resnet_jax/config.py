@@ -16,14 +16,22 @@ from resnet_jax.errors import UserError
 # run goes on from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
-    'model.stem_space_to_depth', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
+    'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',
+    'data.pipeline', 'data.resident_bytes', 'data.on_unreadable', 'data.workers', 'data.threads',
     'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
     'mesh', 'compilation_cache',
 )
 
 # Fields that may differ between the processes of one job, each of which has its own disk and cores.
-LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
-                'data.batches_ahead', 'data.cache', 'compilation_cache')
+LOCAL_FIELDS = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.workers', 'data.threads',
+                'data.chunk_size', 'data.batches_ahead', 'data.cache', 'compilation_cache')
+
+# What runs from before a field was added have computed, where that is not its default.
+BEFORE = {'optimizer.ema_warmup': False}
+# Fields that mean nothing while another one is empty.
+MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
+# Fields by the paths that they once had.
+RENAMED: dict[str, str] = {}
 
 
 def default() -> ConfigDict:
@@ -61,9 +69,10 @@ def default() -> ConfigDict:
     model.remat = 'none'
     model.stem_space_to_depth = False  # of imagenet: the 7x7 convolution on blocks of 2x2 pixels
 
-    # Where the weights of step 0 come from; a run that goes on from its own checkpoint ignores it.
+    # Where a new run starts; one that resumes from its own checkpoint ignores it.
     init = config.init = ConfigDict()
-    init.checkpoint = ''  # workdir, checkpoint or converted weights; '': random
+    init.checkpoint = ''  # weights of step 0: a workdir, checkpoint or conversion; '': random
+    init.resume_from = ''  # a workdir or checkpoint, whose step and optimizer are taken as well
     init.new_head = True  # the last layer stays random, for other classes
     init.freeze = ()  # regular expressions; parameters whose path one is found in stay as they are
     init.freeze_bn = False  # keep the running statistics, and normalise by them in training too
@@ -237,6 +246,10 @@ def check(config: ConfigDict, data_shards: int) -> None:
     if config.eval.recalibrate_batches and not normalised:
         raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
                         'normalisation.')
+    if config.init.checkpoint and config.init.resume_from:
+        raise UserError('init.checkpoint and init.resume_from cannot both be set: the first starts '
+                        'at step 0 with the weights alone, the second at the step of the '
+                        'checkpoint.')
 
 
 def check_ranges(fields: dict[str, Any]) -> None:
@@ -262,19 +275,66 @@ def check_ranges(fields: dict[str, Any]) -> None:
         raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
 
 
+def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a stored config, of whatever time, as they are called today.
+
+    Args:
+      stored: `leaves` of a config that may lack fields of today, and have others.
+
+    Returns:
+      Every field of today, and the names of the stored fields that are unknown today. What is
+      missing has the value that computes what was computed before there was the field.
+    """
+    known = leaves(default())
+    renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
+    before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
+    return ({name: renamed.get(name, value) for name, value in before.items()},
+            [name for name in renamed if name not in known])
+
+
+def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
+    """A config from what a config.json holds.
+
+    Args:
+      content: the file's content, parsed.
+
+    Returns:
+      The config, and the names of stored fields that are unknown today; see `upgrade`.
+
+    Raises:
+      ValueError: it is no config, or a value is of another type than its field.
+    """
+    if not isinstance(content, dict):
+        raise ValueError('not a JSON object')
+    fields, unknown = upgrade(leaves(ConfigDict(content)))
+    config = default()
+    for name, value in fields.items():
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{name} cannot be {json.dumps(value)}') from error
+    return config, unknown
+
+
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
-    """Fields that a run cannot go on with, since they change what it computes.
+    """Fields that a run cannot resume with, since they change what it computes.
 
     Args:
       config: of the run that is about to start.
-      stored: `leaves` of the run that wrote the checkpoint.
+      stored: `leaves` of the run that wrote the checkpoint, which may be of another time.
 
     Returns:
       One 'field: stored -> new' for each, in the order of the fields.
     """
-    new = leaves(config)
-    return [f'{name}: {stored.get(name)} -> {new.get(name)}' for name in {**stored, **new}
-            if stored.get(name) != new.get(name) and not _is_free(name, config)]
+    new, (old, _) = leaves(config), upgrade(stored)
+    return [f'{name}: {old[name]} -> {new[name]}' for name in new
+            if old[name] != new[name] and not _is_free(name, config)
+            and not _is_meaningless(name, old, new)]
+
+
+def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
+    other = MEANINGLESS_WITHOUT.get(name)
+    return other is not None and all(config[other] is None for config in configs)
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:

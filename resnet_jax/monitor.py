@@ -64,7 +64,10 @@ class StepLog:
                     raise Diverged(
                         f'the {name} became {value} in step {self._settled_step}; {kept}. Lower '
                         'schedule.learning_rate, warm up, or set optimizer.clip_norm, with another '
-                        '--workdir.')
+                        '--workdir' + (
+                            '; to start there from this checkpoint, pass --config.init.resume_from='
+                            f'WORKDIR/checkpoints/{last_checkpoint}.'
+                            if last_checkpoint is not None else '.'))
         self._reports += reports
         self._pending = []
 

@@ -60,6 +60,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """
     compilation_cache.use(config.compilation_cache)
     workdir_lib.check_path(workdir)
+    workdir_lib.check_origin(config)
     mesh = sharding.create_mesh(config)
     processes.check_alike(config_lib.common_fields(config))
     with disk.errors_of(workdir), contextlib.ExitStack() as held:

@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import data
-from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, steps_in
+from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, locate, steps_in
 from resnet_jax.errors import UserError
 from resnet_jax.program import Program
 from resnet_jax.state import TrainState
 from resnet_jax.stopping import of_first_process
+from resnet_jax.weights.stored import warn_of_unknown, write_classes
 from resnet_jax.writers import MetricsWriter, read_rows, say, write_whole
 
 try:
@@ -41,6 +42,12 @@ def check_path(workdir: pathlib.Path) -> None:
                         'bucket, for example with Cloud Storage FUSE.')
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file, not a folder.')
+
+
+def check_origin(config: ConfigDict) -> None:
+    """Raises UserError where there is nothing at `init.resume_from`."""
+    if config.init.resume_from:
+        locate(pathlib.Path(config.init.resume_from))
 
 
 def make(workdir: pathlib.Path) -> None:
@@ -93,11 +100,13 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not _has_checkpoints(workdir):
         return
-    stored = config_lib.leaves(ConfigDict(_stored(workdir / 'config.json')))
+    path = workdir / 'config.json'
+    stored = config_lib.leaves(ConfigDict(_stored(path)))
     changed = config_lib.differences(config, stored)
     if changed:
         raise UserError(f'{workdir} was trained with a different config ({"; ".join(changed)}). '
                         'Use another --workdir, or the original config to resume.')
+    warn_of_unknown(path, config_lib.upgrade(stored)[1])
 
 
 def check_data(program: Program, workdir: pathlib.Path) -> None:
@@ -123,6 +132,8 @@ def describe(program: Program, workdir: pathlib.Path) -> None:
         write_whole(workdir / 'data.json', json.dumps(
             {name: source.fingerprint for name, source in _sources(program).items()},
             indent=2) + '\n')
+        if names := getattr(program.train_data.source, 'class_names', ()):
+            write_classes(workdir, names)
 
 
 def _sources(program: Program) -> dict[str, data.Source]:
@@ -169,6 +180,8 @@ class Record:
                   if HEADLINE in row}
         self._checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last,
                                         config.checkpoint.keep_best)
+        if config.init.resume_from and not self._checkpoints.steps:
+            self._fork(program)
         self.start_step = of_first_process(self._checkpoints.latest_step or 0)
         if self.start_step > config.num_steps:
             raise UserError(f'{workdir} is already at step {self.start_step}, beyond num_steps='
@@ -182,6 +195,15 @@ class Record:
             if self.recalibrated is None:  # it was evaluated, if at all, without them
                 self.evaluations.pop(self.start_step, None)
         self._writer = MetricsWriter(workdir, self.start_step, self.evaluations)
+
+    def _fork(self, program: Program) -> None:
+        """Starts from a checkpoint of another run, as if it were the newest of this one."""
+        origin = locate(pathlib.Path(program.config.init.resume_from))
+        if int(origin.name) > program.config.num_steps:
+            raise UserError(f'init.resume_from={origin} is beyond num_steps='
+                            f'{program.config.num_steps}.')
+        step = self._checkpoints.adopt(origin, program.state)
+        say(f'starting from step {step} of {origin.parent.parent}, with its optimizer state')
 
     def _adopt(self, logged: Mapping[int, Mapping[str, float | None]]) -> None:
         """Gives checkpoints that were written without their evaluations those of the log."""

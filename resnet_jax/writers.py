@@ -204,6 +204,11 @@ def say(message: str, file: TextIO | None = None) -> None:
             print(message, file=file, flush=True)
 
 
+def warn(message: str) -> None:
+    """One line on stderr, from the first process only: 'warning: ' and the sentence."""
+    say(f'warning: {message}', sys.stderr)
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as in 1:02:03."""
     seconds = round(seconds)

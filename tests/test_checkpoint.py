@@ -122,15 +122,21 @@ def test_a_checkpoint_of_another_state_is_not_called_damaged(tmp_path, program, 
     assert not isinstance(error.value, Damaged)
 
 
-def test_other_errors_than_damage_keep_their_traceback(tmp_path, program, state, monkeypatch):
+@pytest.mark.parametrize(('where', 'error'), [
+    ((ocp.PyTreeCheckpointHandler, 'restore'), MemoryError()),
+    ((ocp.PyTreeCheckpointHandler, 'restore'), ValueError('RESOURCE_EXHAUSTED: no descriptors')),
+    ((jax, 'make_array_from_callback'), ValueError('the sharding does not divide the shape'))])
+def test_other_errors_than_damage_keep_their_traceback(
+        tmp_path, program, state, monkeypatch, where, error):
     checkpoints = saved(tmp_path, state, 1)
 
     def fail(*args, **kwargs):
-        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+        raise error
 
-    monkeypatch.setattr(ocp.Checkpointer, 'restore', fail)
-    with pytest.raises(RuntimeError, match='RESOURCE_EXHAUSTED'):
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(type(error)) as raised:
         checkpoints.restore(program.state)
+    assert raised.value is error
 
 
 def without_digests(checkpoint):

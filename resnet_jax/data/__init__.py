@@ -203,13 +203,16 @@ def _as_resident(config: ConfigDict, train: Source,
     if data.pipeline == 'host' or not _device_only(data):
         return None
     try:
-        return tuple(_as_array(config, source) for source in (train, test))
+        arrays = tuple(_as_array(config, source) for source in (train, test))
     except cache.UnequalSizesError as error:
         if data.pipeline == 'resident':
             raise UserError(f"data.pipeline 'resident' needs images of one size, and {error}: "
                             'set data.pipeline to host.') from error
         logging.info('Host pipeline, since %s', error)
         return None
+    for array, source in zip(arrays, (train, test), strict=True):
+        array.class_names = getattr(source, 'class_names', ())
+    return arrays
 
 
 def _as_array(config: ConfigDict, source: Source) -> ArraySource:
