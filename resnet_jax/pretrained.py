@@ -126,7 +126,7 @@ def load(path: str | pathlib.Path) -> Classifier:
     weights = stored.read(path)
     try:
         models.create(weights.config.model)
-    except ValueError as error:
+    except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
     classes = stored.read_classes(path)
