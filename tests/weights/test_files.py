@@ -150,6 +150,20 @@ def test_a_caffemodel_with_nan_is_refused_by_the_name_of_its_layer(tmp_path):
            r'NaN or infinite, in res2a_branch2b \(weight\)')
 
 
+def test_a_published_cifar_network_needs_its_mean_and_std():
+    pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    root = os.environ.get('RESNET_JAX_TEST_DATA')
+    if not root:
+        pytest.skip('RESNET_JAX_TEST_DATA is not set to the folder of the real data')
+    path = pathlib.Path(root) / 'cifar10_resnet20_torch.th'
+    with pytest.raises(UserError, match='give --mean and --std'):
+        weights.read(path)
+    found = weights.read(path, mean=(.485, .456, .406), std=(.229, .224, .225))
+    assert found.describe().startswith(
+        'cifar network of depth 20, 10 classes, shortcut A: 269,722 parameters, from the names of '
+        'CIFAR\ninput: RGB in [0, 1], less 0.485 0.456 0.406, divided by 0.229 0.224 0.225\n')
+
+
 def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match='there is no file or folder'):
         weights.read(tmp_path / 'nothing.pth')
