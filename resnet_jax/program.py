@@ -149,7 +149,7 @@ def create_model(config: ConfigDict) -> nn.Module:
         model = models.create(config.model)
         jax.eval_shape(lambda: model.init(
             jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
-    except ValueError as error:
+    except models.ConfigError as error:
         raise UserError(str(error)) from error
     return model.clone(bn_frozen=config.init.freeze_bn)
 
