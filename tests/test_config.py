@@ -150,7 +150,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(('fields', 'sentence'), [
     ({'batch_size': None}, 'leaves batch_size empty'),
     ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
-    ({'model.virtual_batch_size': 48}, r'virtual_batch_size \(48\) does not divide the 64 images'),
+    ({'model.virtual_batch_size': 48}, 'virtual_batch_size=48 must divide the 64 images'),
     ({'optimizer.accumulation_steps': 3}, r'batch_size \(64\) is no multiple of 3'),
     ({'mesh.data': 8, 'batch_size': 68}, r'batch_size \(68\) is no multiple of 8'),
     ({'mesh.data': 8, 'eval.batch_size': 300}, r'eval.batch_size \(300\) is no multiple of 8'),
