@@ -1,7 +1,7 @@
 """Runs commands as `python -m` would, each in a fork of a process that has imported the libraries.
 
-Reads [[name, argv, environment], …] as JSON from stdin; a name is a module, or the path of a script.
-Prints [[exit status, stdout, stderr], …].
+Reads [[name, argv, environment], …] as JSON from stdin, where a name is a module or the path of a
+script. Prints [[exit status, stdout, stderr], …].
 """
 
 import json
@@ -13,10 +13,10 @@ import tempfile
 import traceback
 
 # Only what defines no flags: those belong to the module that is run.
-import flax.linen
-import jax
-import ml_collections
-import optax
+import flax.linen  # noqa: F401
+import jax  # noqa: F401
+import ml_collections  # noqa: F401
+import optax  # noqa: F401
 import scipy.stats  # noqa: F401
 
 

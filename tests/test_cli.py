@@ -165,6 +165,7 @@ def test_every_config_reaches_training_or_the_sentence_about_missing_data(
         assert program.train_data.num_images >= config.batch_size
 
 
+@pytest.mark.slow
 def test_the_largest_recipe_runs_to_its_end_on_a_few_small_images(tmp_path):
     config = cli.read_config([
         f'--config={ROOT}/configs/imagenet_r152.py', '--config.data.source=synthetic',
