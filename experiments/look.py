@@ -96,13 +96,19 @@ def write(output: pathlib.Path, heading: str, found: Found) -> None:
     (output / 'figures').mkdir(exist_ok=True)
     report.write_figures(output / 'figures', found.sections)
     numbers = {'facts': found.facts, 'summary': found.paragraphs,
-               **{section.title: {name: value if math.isfinite(value) else None
-                                  for name, value in section.numbers.items()}
-                  for section in found.sections}}
+               **{section.title: {name: _finite(value) for name, value in section.numbers.items()}
+                  for section in found.sections},
+               'tables': {name: [heads, *([_finite(cell) for cell in row] for row in rows)]
+                          for section in found.sections
+                          for name, (heads, rows) in section.tables.items()}}
     write_whole(output / 'numbers.json', json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
     report.write(output / 'report.html', title=heading, facts=found.facts, question=QUESTION,
                  paragraphs=found.paragraphs, highlights=found.highlights,
                  sections=found.sections)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:

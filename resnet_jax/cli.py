@@ -86,6 +86,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     _find_configs(argv)
     try:
         values(argv)
+        values.config.is_locked  # noqa: B018  (a missing file is told on the first access)
         return values.config
     except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
@@ -221,7 +222,8 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     missing = [need for need in needs if flags.FLAGS[need[2:].partition('=')[0]].value is None]
     if missing:
         fail(give(' and '.join(missing), main.__module__))
-    if 'workdir' in flags.FLAGS and not (flags.FLAGS.workdir or 'none given').strip():
+    folder = flags.FLAGS.workdir if 'workdir' in flags.FLAGS else None
+    if folder is not None and not folder.strip():
         fail('--workdir is empty; give it a folder, such as --workdir=runs/digits.')
     if flags.FLAGS['verbosity'].using_default_value:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise

@@ -238,7 +238,7 @@ def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch):
 
 def test_without_libtpu_the_sentence_tells_how_to_get_it(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "resnet_jax\[tpu\]"'):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology.create('v5e:4x4')
 
 

@@ -25,7 +25,7 @@ CONFIG = cli.config_flag()
 ROWS = flags.DEFINE_integer('rows', 12, 'Kinds of kernels in the table, by traffic.', 1)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 
-# NVIDIA H100 SXM: what its driver tells of it.
+# NVIDIA H100 SXM, as its driver reports it.
 TARGET = '''
 gpu_device_info {
   threads_per_block_limit: 1024

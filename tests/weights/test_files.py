@@ -61,7 +61,7 @@ def test_a_pickle_cut_short_is_told(tmp_path):
 
 def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
-    refuse(tmp_path / 'weights.pth', b'x', r'pip install "resnet_jax\[torch\]"')
+    refuse(tmp_path / 'weights.pth', b'x', r"pip install -e '.\[torch\]'")
 
 
 def test_safetensors_cut_short_or_with_wrong_lengths_are_told(tmp_path):
