@@ -152,7 +152,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
+    evaluation.batch_size = placeholder(int)  # images per step; capped at the size of the split
     evaluation.recalibrate_batches = 0  # BN statistics before the last evaluation; 0: running ones
 
     checkpoint = config.checkpoint = ConfigDict()
