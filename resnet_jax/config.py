@@ -153,7 +153,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
+    evaluation.batch_size = placeholder(int)  # images per step; capped at the size of the split
     # Training batches, an epoch at most, over which the BN statistics of the last evaluation are
     # averaged; 0: the running averages.
     evaluation.recalibrate_batches = 0
