@@ -281,7 +281,8 @@ def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
 def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
     """The shapes and dtypes of an item, as Orbax describes them."""
     try:
-        return ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
+        with _quiet_reads():
+            return ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
 

@@ -154,6 +154,27 @@ def test_a_checkpoint_from_before_there_were_digests_is_restored(tmp_path, progr
         checkpoints.restore(program.state.replace(opt_state=()))
 
 
+@pytest.mark.parametrize('name', ['trace/head/bias', 'batch_stats/stem/norm/mean'])
+def test_an_array_that_is_not_what_was_written_is_named(tmp_path, program, state, name):
+    def change(path, leaf):
+        if jax.tree_util.keystr(path, simple=True, separator='/').endswith(name):
+            return leaf.at[3].add(0.125)
+        return leaf
+
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    checkpoints.save(state, 1)
+    checkpoints.save(jax.tree.map_with_path(change, state), 2)
+    checkpoints.wait()
+    shutil.copy(tmp_path / '1' / '_CHECKPOINT_METADATA', tmp_path / '2')
+    with pytest.raises(Damaged, match=rf'\(not as they were written: \S*{name}\)'):
+        checkpoints.restore(program.state, 2)
+    if name.startswith('batch_stats'):
+        with pytest.raises(Damaged, match=name):
+            read_weights(tmp_path / '2')
+    else:  # which is not read
+        read_weights(tmp_path / '2')
+
+
 def everything_read(folder, program):
     """What a checkpoint of step 2 gives to whoever asks, or the sentence."""
     checkpoints = Checkpoints(folder, keep_last=2)
@@ -181,11 +202,13 @@ def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, prog
     checkpoints.close()
     expected = everything_read(good, program)
     files = sorted(path.relative_to(good) for path in (good / '2').rglob('*') if path.is_file())
+    sizes = np.array([(good / file).stat().st_size for file in files])
     rng, refused = np.random.default_rng(flips), 0
-    for _ in range(flips):
+    for i in range(flips):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(good, copy)
-        file = copy / files[rng.integers(len(files))]
+        # Half of them in any file, half in any byte: most bytes are those of arrays.
+        file = copy / files[rng.choice(len(files), p=sizes / sizes.sum() if i % 2 else None)]
         content = bytearray(file.read_bytes())
         bit = int(rng.integers(8 * len(content)))
         content[bit // 8] ^= 1 << bit % 8
