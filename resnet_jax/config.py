@@ -5,6 +5,8 @@ field is set with `--config.a.b=value`; `none` clears one that may be empty.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,7 +40,8 @@ def default() -> ConfigDict:
     """A configuration with every field there is. Base recipes fill in those that are empty."""
     config = ConfigDict()
 
-    config.seed = 0  # of the initial parameters, the order of the images, and the augmentation
+    # Of the initial parameters, the order of the images, and the augmentation; below 2**32.
+    config.seed = 0
     config.num_steps = placeholder(int)
     config.batch_size = placeholder(int)  # images a step, over all devices
     # Training steps in one call of the devices, where nothing is due before its end; single steps
@@ -48,8 +51,9 @@ def default() -> ConfigDict:
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
+    # Empty with init.checkpoint: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
-    model.num_classes = placeholder(int)
+    model.num_classes = placeholder(int)  # none: as many as the data has
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.plain = False  # the same stack without shortcuts
     model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
@@ -87,11 +91,12 @@ def default() -> ConfigDict:
     data.eval_split = 'test'  # or 'holdout', these
     data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
     data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
-    data.image_size = placeholder(int)  # height and width that the network sees
+    # Height and width that the network sees; empty with init.checkpoint: those of its weights.
+    data.image_size = placeholder(int)
     data.channels = 3  # of the images: 1 or 3
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
-    data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
+    data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
     data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side
@@ -124,6 +129,7 @@ def default() -> ConfigDict:
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
     optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
     optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
+    optimizer.ema_warmup = True  # the decay grows with the steps, from 0.1 to ema_decay
     optimizer.lars_trust_coefficient = 0.001
     optimizer.adamw_b1 = 0.9
     optimizer.adamw_b2 = 0.999
@@ -146,7 +152,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)
+    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
     evaluation.recalibrate_batches = 0  # BN statistics before the last evaluation; 0: running ones
 
     checkpoint = config.checkpoint = ConfigDict()
@@ -167,7 +173,7 @@ def default() -> ConfigDict:
     mesh.parameters = 'replicated'  # or 'fsdp': every array split over the axis 'data'
     mesh.rules = ()  # exceptions: pairs (regular expression on the path, axes by dimension)
 
-    # Folder of compiled programs, shared by all runs; '' switches it off.
+    # Folder of compiled programs, shared by all runs and kept below 2 GiB; '' switches it off.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
     return config.lock()  # a misspelt field in a config file is an error
 
@@ -233,10 +239,11 @@ def check(config: ConfigDict, data_shards: int) -> None:
     parts = config.optimizer.accumulation_steps
     for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
         if fields[name] % divisor:
+            what = 'the number of data-parallel devices'
+            if divisor != data_shards:
+                what += f' ({data_shards}) times optimizer.accumulation_steps ({parts})'
             raise UserError(
-                f'{name} ({fields[name]}) is no multiple of {divisor}: it is divided over '
-                f'{data_shards} devices along the mesh axis data'
-                + (f' and {parts} accumulation steps.' if name == 'batch_size' else '.'))
+                f'{name}={fields[name]} must be a multiple of {divisor}, {what}.')
     size, part = config.model.virtual_batch_size, config.batch_size // parts
     if size is not None and part % size:
         raise UserError(
@@ -264,8 +271,12 @@ def check_ranges(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if value is None:
             if name not in OPTIONAL_FIELDS:
-                raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
+                raise UserError(f'{name} is not set; pass --config.{name}=VALUE.')
             continue
+        if not all(map(math.isfinite, floats(value))):
+            raise UserError(f'{name} must be finite, got {value}.')
+        if name == 'seed' and not 0 <= value < 2**32:
+            raise UserError(f'seed must be from 0 to 2**32 - 1, got {value}.')
         if name in LEAST and value < LEAST[name]:
             raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
         if name in SHARES and not 0 <= value < 1:
@@ -273,6 +284,15 @@ def check_ranges(fields: dict[str, Any]) -> None:
     boundaries = fields.get('schedule.boundaries', ())
     if any(not isinstance(step, int) for step in boundaries):
         raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
+
+
+def floats(value: Any) -> Iterator[float]:
+    """The floats in the value of a field, however deep its sequences are."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from floats(part)
+    elif isinstance(value, float):
+        yield value
 
 
 def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -80,10 +80,11 @@ def evaluate(paths: list[str]) -> None:
     """
     import jax
 
-    from resnet_jax import compilation_cache, inference, pretrained
+    from resnet_jax import backend, compilation_cache, inference, pretrained
     from resnet_jax.scores import confusion_table, score
     from resnet_jax.writers import say, write_whole
 
+    backend.devices()
     networks = [pretrained.load(path) for path in paths]
     config = CONFIG.value or networks[0].config
     if config.data.source is None:

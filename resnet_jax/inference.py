@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
@@ -49,7 +49,7 @@ def predict(networks: Sequence[Classifier], source: Source, views: Views, batch_
       source: every one of its images counts exactly once.
       views: see `resnet_jax.data.views`.
       batch_size: crops of `views.size` that are computed at once; fewer of larger views.
-      skip_unreadable: leave out images that cannot be decoded, and log them, instead of an error.
+      skip_unreadable: leave out images that cannot be decoded, with a warning, instead of an error.
       devices: of this process, that share each batch; none: all.
 
     Raises:
@@ -118,6 +118,7 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
     The last batch of a shape has fewer rows than images. A shape of few images has small batches.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    skips = Skips()
     compiled = set()  # shapes of which there has been a full batch
 
     def size_of(shape):
@@ -132,7 +133,7 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
         except UnreadableImageError as error:
             if not skip_unreadable:
                 raise
-            logging.warning('Skipped %s', error)
+            skips.add(str(error))
             return row, []
 
     with ThreadPoolExecutor() as pool:

@@ -30,10 +30,11 @@ class Metrics(clu_metrics.Collection):
 
         Args:
           logits: float32 [N, classes].
-          batch: 'label' int32 [N] and 'mask' float32 [N].
+          batch: 'label' int32 [N] and 'mask' float32 [N]; of mixed images also 'mix_label' and
+            'mix_weight', see `heavier_label`.
           losses: float32 [N].
         """
-        ranks = label_ranks(logits, batch['label'])
+        ranks = label_ranks(logits, heavier_label(batch))
         sums = cls.single_from_model_output(
             loss=losses, top1_error=(ranks >= 1).astype(jnp.float32),
             top5_error=(ranks >= TOP_K).astype(jnp.float32), mask=batch['mask'])
@@ -60,6 +61,21 @@ class Metrics(clu_metrics.Collection):
             'top5_error': 100 * average(sums.top5_error),
             'count': round(float(sums.loss.count)),
         }
+
+
+def heavier_label(batch) -> jax.Array:
+    """The label that an image is to be recognised by: int32 [N].
+
+    Of an image that mixup or CutMix made, the one with the larger weight, or its own where both
+    weigh the same. In half of those images, the image's own label has the smaller weight.
+
+    Args:
+      batch: 'label' int32 [N]; of mixed images also 'mix_label' int32 [N], and 'mix_weight'
+        float32 [N], the weight of 'label'.
+    """
+    if 'mix_label' not in batch:
+        return batch['label']
+    return jnp.where(batch['mix_weight'] >= 0.5, batch['label'], batch['mix_label'])
 
 
 def label_ranks(logits, labels) -> jax.Array:

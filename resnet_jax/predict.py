@@ -36,13 +36,14 @@ STDIN = '-'
 
 
 def main(argv: Sequence[str]) -> int:
-    from resnet_jax import compilation_cache, pretrained
+    from resnet_jax import backend, compilation_cache, pretrained
 
     if not CHECKPOINT.value:
         raise UserError('give --checkpoint=DIR, a workdir or converted weights.')
     files, failures = find_files(argv[1:])
     if not files and not failures:
         raise UserError('give image files, folders of them, or - for standard input.')
+    backend.devices()
     networks = [pretrained.load(path) for path in CHECKPOINT.value]
     if len({network.classes for network in networks}) > 1:
         raise UserError('the checkpoints are no ensemble: their classes differ.')

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import compilation_cache, disk, processes, sharding
+from resnet_jax import backend, compilation_cache, disk, processes, sharding
 from resnet_jax import config as config_lib
 from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import HEADLINE
 from resnet_jax.monitor import Profiler, StepLog
-from resnet_jax.program import Program, build
+from resnet_jax.program import Program, build, completed
 from resnet_jax.state import TrainState
 from resnet_jax.stopping import StopRequest
 from resnet_jax.validation import Evaluator, compile_now, with_statistics
@@ -39,6 +39,7 @@ class Stopped(Exception):  # noqa: N818
         self.signal = number
 
 
+@backend.in_32_bits
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """Trains until `config.num_steps`, from the newest checkpoint in the workdir if there is one.
 
@@ -59,6 +60,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or SIGINT came; the state has been saved.
     """
     compilation_cache.use(config.compilation_cache)
+    config = completed(config)
     workdir_lib.check_path(workdir)
     workdir_lib.check_origin(config)
     mesh = sharding.create_mesh(config)
@@ -210,16 +212,19 @@ class Run:
     def _report(self, log: StepLog, step: int, due: bool) -> None:
         """A line on the terminal, and a row for the log where one is due."""
         log.settle(self.record.written_step)
-        row = log.row()
+        row, skipped = log.row(), 0
         if due:
             log.start_anew()
+            if skipped := self.program.train_data.total_skipped():
+                row['train/skipped_images'] = skipped
             self.record.log(step, row)
         left = (self.config.num_steps - step) * self.config.batch_size
         say(f'step {step:>7,}/{self.config.num_steps:,}  loss {row["train/loss"]:.4f}  '
             f'top-1 error {row["train/top1_error"]:6.2f} %  lr {row["train/learning_rate"]:.3g}  '
             f'{row["train/images_per_second"]:,.0f} images/s  '
             f'waiting for data {100 * row["train/data_wait_fraction"]:.1f} %  '
-            f'ETA {duration(left / row["train/images_per_second"])}')
+            f'ETA {duration(left / row["train/images_per_second"])}'
+            + (f'  skipped {skipped:,} unreadable images' if skipped else ''))
 
     def _save_and_evaluate(self, state: TrainState, step: int, log: StepLog) -> None:
         """Does what is due after a step; saving comes first, so that no later error loses it."""

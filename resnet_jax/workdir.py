@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import data
-from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, locate
+from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, locate, steps_in
 from resnet_jax.errors import UserError
 from resnet_jax.program import Program
 from resnet_jax.state import TrainState
@@ -142,7 +142,7 @@ def _sources(program: Program) -> dict[str, data.Source]:
 
 
 def _has_checkpoints(workdir: pathlib.Path) -> bool:
-    return any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*'))
+    return bool(steps_in(workdir / 'checkpoints'))
 
 
 def _stored(path: pathlib.Path) -> dict[str, Any]:

@@ -105,13 +105,15 @@ def test_images_of_any_shape_keep_their_place(networks):
         np.testing.assert_allclose(np.exp(ours[i]), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_unreadable_images_are_told_or_left_out(networks):
+def test_unreadable_images_are_told_or_left_out(networks, capsys):
     with pytest.raises(UserError, match='3 cannot be read'):
         inference.predict(networks[:1], Shapes(3), Views('center_crop', 32, 32), 16)
     found = inference.predict(networks[:1], Shapes(3), Views('center_crop', 32, 32), 16,
                               skip_unreadable=True)
     assert (len(found.labels), found.skipped) == (11, 1)
     np.testing.assert_array_equal(found.labels, np.delete(np.arange(12) % 10, 3))
+    assert capsys.readouterr().err == (
+        'warning: skipped an image: 3 cannot be read: it is not a JPEG, PNG or WebP image.\n')
 
 
 def test_views_are_what_the_papers_say():

@@ -80,7 +80,7 @@ def test_mistakes_end_in_one_clear_sentence(tmp_path):
         'there is no config file configs/nix.py;': ['--config=configs/nix.py', workdir],
         'got 21; the nearest is 20.':
             [digits, workdir, '--config.model.depth=21', '--config.mesh.data=1'],
-        'eval.batch_size (100) is no multiple of 3':
+        'eval.batch_size=100 must be a multiple of 3':
             [digits, workdir, '--config.mesh.data=3', '--config.batch_size=192',
              '--config.eval.batch_size=100'],
         'there is no flag --workdr; did you mean --workdir?': [digits, '--workdr=x'],

@@ -22,6 +22,8 @@ import tempfile
 import turns
 from absl import app, flags
 
+from resnet_jax.cores import core_numbers
+
 PATH = flags.DEFINE_string('path', '', 'Image folder with a split called test or val.')
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each pipeline.', 1)
@@ -175,7 +177,7 @@ def main(argv) -> None:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
 
-        available = turns.available_cores()
+        available = core_numbers()
         prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
                 shorter_side=SHORTER_SIDE, quality=QUALITY, images_per_shard=1000,
                 processes=1, skip_unreadable=False)

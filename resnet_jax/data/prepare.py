@@ -6,12 +6,12 @@ An interrupted run goes on where it stopped. The result is read with `data.sourc
 format is told in `resnet_jax.data.shards`.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import command
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     if not OUTPUT.value:
         raise UserError('--output must name the folder of the shards.')
     output = pathlib.Path(OUTPUT.value).expanduser()
-    processes = PROCESSES.value or len(os.sched_getaffinity(0))
+    processes = PROCESSES.value or available_cores()
     for split in command.SPLITS.value:
         if VERIFY.value:
             info = Shards(OUTPUT.value, split).info

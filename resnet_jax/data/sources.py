@@ -43,18 +43,20 @@ class ArraySource:
       images: uint8 [N, H, W, C].
       labels: int32 [N].
       num_classes: labels are in [0, num_classes).
+      skipped: unreadable images that were left out.
       class_names: of the labels, in order, where they are known.
     """
 
     class_names: Sequence[str] = ()
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str,
-                 fingerprint: str = '', cache_key: str = ''):
+                 fingerprint: str = '', cache_key: str = '', skipped: int = 0):
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes = num_classes
         self.fingerprint = fingerprint or digest(
             name, images.shape, np.ascontiguousarray(images), self.labels)
         self.cache_key = cache_key
+        self.skipped = skipped
         self._name = name
 
     def __len__(self) -> int:

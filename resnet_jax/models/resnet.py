@@ -68,6 +68,7 @@ class ResNet(nn.Module):
       unroll, remat: see `Stage`; the stem counts as a block.
       stem_space_to_depth: see `Stem`; of 'imagenet' only.
       bn_frozen: normalise by the running statistics in training too, and keep them.
+      num_devices: that a batch is spread over; see `conv2d`.
     """
 
     block: type[nn.Module]
@@ -89,6 +90,7 @@ class ResNet(nn.Module):
     remat: str
     stem_space_to_depth: bool
     bn_frozen: bool = False
+    num_devices: int = 1
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -102,7 +104,7 @@ class ResNet(nn.Module):
         Returns:
           float32 [N, num_classes].
         """
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype, num_devices=self.num_devices)
         norm = functools.partial(
             BatchNorm, train=train and not self.bn_frozen,
             virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,

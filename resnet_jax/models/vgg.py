@@ -35,6 +35,7 @@ class VGG(nn.Module):
       remat: what the gradient keeps, where a block is the convolutions of a stage and its pooling;
         see `resnet_jax.models.remat`.
       bn_frozen: normalise by the running statistics in training too, and keep them.
+      num_devices: that a batch is spread over; see `conv2d`.
     """
 
     stage_sizes: tuple[int, ...]
@@ -49,6 +50,7 @@ class VGG(nn.Module):
     dtype: Any
     remat: str
     bn_frozen: bool = False
+    num_devices: int = 1
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -71,7 +73,8 @@ class VGG(nn.Module):
             BatchNorm, train=train and not self.bn_frozen,
             virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
             epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
-        conv = functools.partial(Conv, use_bias=not self.batch_norm, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=not self.batch_norm, dtype=self.dtype,
+                                 num_devices=self.num_devices)
         x = images.astype(self.dtype)
         for i in range(len(self.stage_sizes)):
             stage = functools.partial(VGG._stage, i=i, conv=conv, norm=norm)

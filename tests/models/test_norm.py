@@ -123,3 +123,25 @@ def test_a_batch_that_the_virtual_batch_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match='6 images is no multiple of the virtual batch of 4'):
         BatchNorm(train=True, virtual_batch_size=4).init(
             jax.random.key(0), jnp.zeros((6, 2, 2, 1)))
+
+
+def test_a_loss_on_the_statistics_of_a_batch_has_their_gradient():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(2, 3, (6, 4, 5, 3)))
+        gamma, beta = jnp.asarray(rng.normal(size=(2, 3)))
+
+        def definition(x):
+            groups = x.reshape(3, 2, 4, 5, 3)
+            return groups.mean((1, 2, 3)), groups.var((1, 2, 3))
+
+        def ours(x):
+            return batch_normalize(x, gamma, beta, 2, EPSILON)[1:]
+
+        def loss(statistics):
+            return lambda x: sum((k * jnp.sin(value)).sum() for k, value in enumerate(
+                statistics(x), 1))
+
+        got, expected = (jax.grad(loss(statistics))(x) for statistics in (ours, definition))
+        assert jnp.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
