@@ -54,8 +54,14 @@ class Checkpoints:
           folder: made if it is missing.
           keep_last: so many of the newest checkpoints are kept.
           keep_best: whether the checkpoint with the lowest error is kept as well.
+
+        Raises:
+          Damaged: the description of the newest checkpoint is not what was written.
         """
         self._folder = folder
+        for step in steps_in(folder)[-1:]:
+            # Before Orbax looks at it, which would print all of it.
+            _stored_digests(folder / str(step), STATE)
         self._evaluations = _stored_evaluations(folder)
         self._policy = Keep(keep_last, self._evaluations if keep_best else {})
         self._manager = ocp.CheckpointManager(

@@ -114,6 +114,15 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path, program, state,
     assert checkpoints.steps == kept(tmp_path) == [2, 3]  # nothing is deleted or moved
 
 
+def test_a_damaged_description_is_named_before_orbax_prints_it(tmp_path, state, capfd):
+    saved(tmp_path, state, 1, 2).close()
+    file = tmp_path / '2' / '_CHECKPOINT_METADATA'
+    file.write_text(file.read_text().replace('"digests": {', '"digests": X'))
+    with pytest.raises(Damaged, match=f'{tmp_path}/2 is damaged .*before it is {tmp_path}/1'):
+        Checkpoints(tmp_path, keep_last=2)
+    assert capfd.readouterr().err == ''
+
+
 def test_a_checkpoint_of_another_state_is_not_called_damaged(tmp_path, program, state):
     checkpoints = saved(tmp_path, state, 1)
     other = program.state.replace(opt_state=())
@@ -177,7 +186,10 @@ def test_an_array_that_is_not_what_was_written_is_named(tmp_path, program, state
 
 def everything_read(folder, program):
     """What a checkpoint of step 2 gives to whoever asks, or the sentence."""
-    checkpoints = Checkpoints(folder, keep_last=2)
+    try:
+        checkpoints = Checkpoints(folder, keep_last=2)
+    except Damaged as error:
+        return {'state': str(error)}
     found = {'evaluation': checkpoints.evaluations.get(2)}
     for name, read in (
             ('state', lambda: checkpoints.restore(program.state)),
