@@ -285,12 +285,16 @@ def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
 
 
 def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
-    """The shapes and dtypes of an item, as Orbax describes them."""
+    """The shapes and dtypes of an item, as Orbax describes them; they are those of the digests."""
     try:
         with _quiet_reads():
-            return ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
+            tree = ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
+    stored = _stored_digests(checkpoint, item)
+    if stored is not None and stored.keys() != by_path(tree).keys():
+        raise _damaged(checkpoint, 'its description lists other arrays than were written')
+    return tree
 
 
 def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -334,15 +338,13 @@ def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> No
     Args:
       checkpoint, item: which.
       like: what is asked for.
-      tree: what Orbax says that there is, see `_tree`; the digests say it more reliably.
+      tree: see `_tree`; where there are digests, shapes and dtypes are taken from them.
     """
     stored = _stored_digests(checkpoint, item)
     if stored is None:
         held = {name: description(leaf) for name, leaf in by_path(tree).items()}
     else:
         held = {name: digest.partition(' ')[0] for name, digest in stored.items()}
-        if held.keys() != by_path(tree).keys():
-            raise _damaged(checkpoint, 'its description lists other arrays than were written')
     needed = {name: description(leaf) for name, leaf in by_path(like).items()}
     other = [name for name in {**needed, **held} if needed.get(name) != held.get(name)]
     if other:

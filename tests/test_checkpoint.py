@@ -184,7 +184,7 @@ def test_an_array_that_is_not_what_was_written_is_named(tmp_path, program, state
         read_weights(tmp_path / '2')
 
 
-def everything_read(folder, program):
+def everything_read(folder, like):
     """What a checkpoint of step 2 gives to whoever asks, or the sentence."""
     try:
         checkpoints = Checkpoints(folder, keep_last=2)
@@ -192,9 +192,9 @@ def everything_read(folder, program):
         return {'state': str(error)}
     found = {'evaluation': checkpoints.evaluations.get(2)}
     for name, read in (
-            ('state', lambda: checkpoints.restore(program.state)),
+            ('state', lambda: checkpoints.restore(like)),
             ('recalibrated',
-             lambda: checkpoints.read_recalibrated(2, program.state.batch_stats)),
+             lambda: checkpoints.read_recalibrated(2, like.batch_stats)),
             ('weights', lambda: read_weights(folder / '2'))):
         try:
             found[name] = read()
@@ -208,11 +208,13 @@ def everything_read(folder, program):
     16, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, program, state, flips):
     good, copy = tmp_path / 'good', tmp_path / 'copy'
+    state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.variables))
+    like = program.state.replace(ema=program.state.variables)
     checkpoints = saved(good, state, 1, 2)
     checkpoints.write_recalibrated(2, jax.tree.map(lambda x: x + 3, state.batch_stats))
     checkpoints.write_evaluation(2, {'eval/top1_error': 2.5, 'eval/count': 297})
     checkpoints.close()
-    expected = everything_read(good, program)
+    expected = everything_read(good, like)
     files = sorted(path.relative_to(good) for path in (good / '2').rglob('*') if path.is_file())
     sizes = np.array([(good / file).stat().st_size for file in files])
     rng, refused = np.random.default_rng(flips), 0
@@ -225,7 +227,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, prog
         bit = int(rng.integers(8 * len(content)))
         content[bit // 8] ^= 1 << bit % 8
         file.write_bytes(content)
-        for name, found in everything_read(copy, program).items():
+        for name, found in everything_read(copy, like).items():
             if isinstance(found, str):
                 assert re.fullmatch(r'the checkpoint .*/2 is damaged \(.*', found)
                 refused += 1
@@ -234,6 +236,14 @@ def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, prog
             else:
                 jax.tree.map(np.testing.assert_array_equal, found, expected[name])
     assert refused > flips / 4
+
+
+def test_a_description_that_hides_the_moving_averages_is_refused(tmp_path, state):
+    saved(tmp_path, state.replace(ema=state.variables), 1).close()
+    file = tmp_path / '1' / 'default' / '_METADATA'
+    file.write_text(file.read_text().replace('ema', 'emb'))
+    with pytest.raises(Damaged, match='is damaged'):
+        read_weights(tmp_path / '1')
 
 
 def test_what_lies_beside_a_state_neither_disturbs_it_nor_outlives_it(tmp_path, program, state):
