@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from resnet_jax.cores import core_numbers
 from resnet_jax.errors import UserError
 from resnet_jax.sharding import mesh_shape
 
@@ -56,12 +57,7 @@ def look() -> Machine:
     if process.returncode:
         raise UserError(f'JAX finds no device: {process.stderr.strip().splitlines()[-1]}')
     backend, kind, count = json.loads(process.stdout.splitlines()[-1])
-    return Machine(backend, _processor() if backend == 'cpu' else kind, count, cores())
-
-
-def cores() -> tuple[int, ...]:
-    """Those that this process may use."""
-    return tuple(sorted(os.sched_getaffinity(0)))
+    return Machine(backend, _processor() if backend == 'cpu' else kind, count, core_numbers())
 
 
 def _processor() -> str:

@@ -31,6 +31,7 @@ from experiments import ledger as ledger_lib
 from experiments.grid import Cell
 from experiments.ledger import Ledger, Row
 from resnet_jax import cli
+from resnet_jax.cores import restrict
 from resnet_jax.errors import UserError
 from resnet_jax.writers import duration, read_rows
 
@@ -177,7 +178,7 @@ class _Run:
             command(cell, workdir), stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=subprocess.STDOUT, env={**os.environ, **share.environment},
             start_new_session=True, pass_fds=[lock.fileno()])
-        os.sched_setaffinity(self.process.pid, share.cores)
+        restrict(self.process.pid, share.cores)
 
     def step(self) -> int:
         """The last step that its log tells of."""

@@ -7,5 +7,12 @@ from importlib import resources
 @functools.cache
 def imagenet_classes() -> list[str]:
     """Such as 'tench, Tinca tinca', in label order: that of the WordNet ids (ILSVRC 2012)."""
+    return list(wordnet_names().values())
+
+
+@functools.cache
+def wordnet_names() -> dict[str, str]:
+    """The same by WordNet id, such as {'n01440764': 'tench, Tinca tinca', …}."""
     table = resources.files('resnet_jax').joinpath('imagenet1k_classes.tsv')
-    return [line.split('\t')[2] for line in table.read_text(encoding='utf-8').splitlines()]
+    rows = [line.split('\t') for line in table.read_text(encoding='utf-8').splitlines()]
+    return {identity: name for _, identity, name in rows}

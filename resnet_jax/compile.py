@@ -32,28 +32,28 @@ TOPOLOGY = cli.flag(
 def table(result: dict[str, Any]) -> str:
     """The report for a person to read."""
     memory, capacity = result['memory'], result['memory']['capacity']
-    device = result['device']
+    device, count = result['device'], result['devices']
     lines = [f'training step on {result["topology"]}',
-             f'devices             {result["devices"]}, each a {device}',
+             f'devices             {count} {device}{"" if count == 1 else "s"}',
              f'parameters          {result["parameters"]:,}']
     if result['compile_seconds'] is not None:
         lines.append(f'compiled in         {result["compile_seconds"]:,.1f} s')
-    lines += ['', f'memory of a {device}']
+    lines += ['', f'memory per {device}']
     for name in ('arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'):
-        value = 'not known' if memory[name] is None else (
+        value = 'unknown' if memory[name] is None else (
             f'{memory[name] / MIB:10,.1f} MiB  {memory[name] / capacity:7.1%}')
         lines.append(f'  {name:<17} {value}')
     lines.append(f'  {"fits":<17} {"yes" if result["fits"] else "no"}')
     if result['collectives'] is not None:
-        lines += ['', f'{"collectives":<19} {"count a step":>12} {"bytes a " + device:>24}']
-        lines += [f'  {name:<17} {total["count"]:>12,} {total["bytes"]:>24,}'
+        lines += ['', f'{"collectives":<19} {"count per step":>14} {"bytes per " + device:>26}']
+        lines += [f'  {name:<17} {total["count"]:>14,} {total["bytes"]:>26,}'
                   for name, total in sorted(result['collectives'].items())] or ['  none']
-        lines += ['', f'one step, over all {result["devices"]} devices',
+        lines += ['', f'one step, over all {count} devices',
                   f'  FLOPs             {result["flops"]:.4g}, the model\'s '
                   f'{result["model_flops"]:.4g}',
                   f'  bytes             {result["bytes"]:.4g}']
         if result['mfu'] is None:
-            lines.append('  roofline          not known: no published peak')
+            lines.append('  roofline          none: the peak of these devices is unknown')
         else:
             lines.append(f'  roofline          {1000 * result["roofline_seconds"]:.2f} ms, '
                          f'{result["mfu"]:.1%} of the peak FLOPs (MFU)')
@@ -61,12 +61,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def check_memory(result: dict[str, Any]) -> None:
-    """Raises UserError where the step that `report` tells of does not fit."""
+    """Raises UserError where the step of a `compiled.report` does not fit."""
     memory = result['memory']
     if not result['fits']:
         raise UserError(
-            f'the training step needs {memory["total"] / GIB:.2f} GiB a {result["device"]}, and '
-            f'those of {result["topology"]} have {memory["capacity"] / GIB:.2f}: take a smaller '
+            f'the training step needs {memory["total"] / GIB:.2f} GiB per {result["device"]}, but '
+            f'{result["topology"]} has {memory["capacity"] / GIB:.2f} GiB: use a smaller '
             'batch_size, a larger slice, model.dtype=bfloat16 or a larger '
             'optimizer.accumulation_steps.')
 

@@ -5,6 +5,8 @@ field is set with `--config.a.b=value`; `none` clears one that may be empty.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,21 +18,30 @@ from resnet_jax.errors import UserError
 # run goes on from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
-    'model.stem_space_to_depth', 'init.checkpoint', 'data.path', 'data.workers', 'data.threads',
+    'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',
+    'data.pipeline', 'data.resident_bytes', 'data.on_unreadable', 'data.workers', 'data.threads',
     'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
     'mesh', 'compilation_cache',
 )
 
 # Fields that may differ between the processes of one job, each of which has its own disk and cores.
-LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
-                'data.batches_ahead', 'data.cache', 'compilation_cache')
+LOCAL_FIELDS = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.workers', 'data.threads',
+                'data.chunk_size', 'data.batches_ahead', 'data.cache', 'compilation_cache')
+
+# What runs from before a field was added have computed, where that is not its default.
+BEFORE = {'optimizer.ema_warmup': False}
+# Fields that mean nothing while another one is empty.
+MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
+# Fields by the paths that they once had.
+RENAMED: dict[str, str] = {}
 
 
 def default() -> ConfigDict:
     """A configuration with every field there is. Base recipes fill in those that are empty."""
     config = ConfigDict()
 
-    config.seed = 0  # of the initial parameters, the order of the images, and the augmentation
+    # Of the initial parameters, the order of the images, and the augmentation; below 2**32.
+    config.seed = 0
     config.num_steps = placeholder(int)
     config.batch_size = placeholder(int)  # images a step, over all devices
     # Training steps in one call of the devices, where nothing is due before its end; single steps
@@ -40,8 +51,9 @@ def default() -> ConfigDict:
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
+    # Empty with init.checkpoint: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
-    model.num_classes = placeholder(int)
+    model.num_classes = placeholder(int)  # none: as many as the data has
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.plain = False  # the same stack without shortcuts
     model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
@@ -62,9 +74,10 @@ def default() -> ConfigDict:
     model.remat = 'none'
     model.stem_space_to_depth = False  # of imagenet: the 7x7 convolution on blocks of 2x2 pixels
 
-    # Where the weights of step 0 come from; a run that goes on from its own checkpoint ignores it.
+    # Where a new run starts; one that resumes from its own checkpoint ignores it.
     init = config.init = ConfigDict()
-    init.checkpoint = ''  # workdir, checkpoint or converted weights; '': random
+    init.checkpoint = ''  # weights of step 0: a workdir, checkpoint or conversion; '': random
+    init.resume_from = ''  # a workdir or checkpoint, whose step and optimizer are taken as well
     init.new_head = True  # the last layer stays random, for other classes
     init.freeze = ()  # regular expressions; parameters whose path one is found in stay as they are
     init.freeze_bn = False  # keep the running statistics, and normalise by them in training too
@@ -79,11 +92,12 @@ def default() -> ConfigDict:
     data.eval_split = 'test'  # or 'holdout', these
     data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
     data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
-    data.image_size = placeholder(int)  # height and width that the network sees
+    # Height and width that the network sees; empty with init.checkpoint: those of its weights.
+    data.image_size = placeholder(int)
     data.channels = 3  # of the images: 1 or 3
     data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
-    data.crop_padding = 0  # of 'pad': pixels of padding a side before the random crop
+    data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
     data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side
@@ -116,6 +130,7 @@ def default() -> ConfigDict:
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
     optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
     optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
+    optimizer.ema_warmup = True  # the decay grows with the steps, from 0.1 to ema_decay
     optimizer.lars_trust_coefficient = 0.001
     optimizer.adamw_b1 = 0.9
     optimizer.adamw_b2 = 0.999
@@ -138,7 +153,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)
+    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
     # Training batches, an epoch at most, over which the BN statistics of the last evaluation are
     # averaged; 0: the running averages.
     evaluation.recalibrate_batches = 0
@@ -161,7 +176,7 @@ def default() -> ConfigDict:
     mesh.parameters = 'replicated'  # or 'fsdp': every array split over the axis 'data'
     mesh.rules = ()  # exceptions: pairs (regular expression on the path, axes by dimension)
 
-    # Folder of compiled programs, shared by all runs; '' switches it off.
+    # Folder of compiled programs, shared by all runs and kept below 2 GiB; '' switches it off.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
     return config.lock()  # a misspelt field in a config file is an error
 
@@ -227,10 +242,11 @@ def check(config: ConfigDict, data_shards: int) -> None:
     parts = config.optimizer.accumulation_steps
     for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
         if fields[name] % divisor:
+            what = 'the number of data-parallel devices'
+            if divisor != data_shards:
+                what += f' ({data_shards}) times optimizer.accumulation_steps ({parts})'
             raise UserError(
-                f'{name} ({fields[name]}) is no multiple of {divisor}: it is divided over '
-                f'{data_shards} devices along the mesh axis data'
-                + (f' and {parts} accumulation steps.' if name == 'batch_size' else '.'))
+                f'{name}={fields[name]} must be a multiple of {divisor}, {what}.')
     size, part = config.model.virtual_batch_size, config.batch_size // parts
     if size is not None and part > size and part % size:
         raise UserError(
@@ -240,6 +256,10 @@ def check(config: ConfigDict, data_shards: int) -> None:
     if config.eval.recalibrate_batches and not normalised:
         raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
                         'normalisation.')
+    if config.init.checkpoint and config.init.resume_from:
+        raise UserError('init.checkpoint and init.resume_from cannot both be set: the first starts '
+                        'at step 0 with the weights alone, the second at the step of the '
+                        'checkpoint.')
 
 
 def check_ranges(fields: dict[str, Any]) -> None:
@@ -254,8 +274,12 @@ def check_ranges(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if value is None:
             if name not in OPTIONAL_FIELDS:
-                raise UserError(f'the config leaves {name} empty; set it with --config.{name}=…')
+                raise UserError(f'{name} is not set; pass --config.{name}=VALUE.')
             continue
+        if not all(map(math.isfinite, floats(value))):
+            raise UserError(f'{name} must be finite, got {value}.')
+        if name == 'seed' and not 0 <= value < 2**32:
+            raise UserError(f'seed must be from 0 to 2**32 - 1, got {value}.')
         if name in LEAST and value < LEAST[name]:
             raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
         if name in SHARES and not 0 <= value < 1:
@@ -265,19 +289,75 @@ def check_ranges(fields: dict[str, Any]) -> None:
         raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
 
 
+def floats(value: Any) -> Iterator[float]:
+    """The floats in the value of a field, however deep its sequences are."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from floats(part)
+    elif isinstance(value, float):
+        yield value
+
+
+def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a stored config, of whatever time, as they are called today.
+
+    Args:
+      stored: `leaves` of a config that may lack fields of today, and have others.
+
+    Returns:
+      Every field of today, and the names of the stored fields that are unknown today. What is
+      missing has the value that computes what was computed before there was the field.
+    """
+    known = leaves(default())
+    renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
+    before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
+    return ({name: renamed.get(name, value) for name, value in before.items()},
+            [name for name in renamed if name not in known])
+
+
+def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
+    """A config from what a config.json holds.
+
+    Args:
+      content: the file's content, parsed.
+
+    Returns:
+      The config, and the names of stored fields that are unknown today; see `upgrade`.
+
+    Raises:
+      ValueError: it is no config, or a value is of another type than its field.
+    """
+    if not isinstance(content, dict):
+        raise ValueError('not a JSON object')
+    fields, unknown = upgrade(leaves(ConfigDict(content)))
+    config = default()
+    for name, value in fields.items():
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{name} cannot be {json.dumps(value)}') from error
+    return config, unknown
+
+
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
-    """Fields that a run cannot go on with, since they change what it computes.
+    """Fields that a run cannot resume with, since they change what it computes.
 
     Args:
       config: of the run that is about to start.
-      stored: `leaves` of the run that wrote the checkpoint.
+      stored: `leaves` of the run that wrote the checkpoint, which may be of another time.
 
     Returns:
       One 'field: stored -> new' for each, in the order of the fields.
     """
-    new = leaves(config)
-    return [f'{name}: {stored.get(name)} -> {new.get(name)}' for name in {**stored, **new}
-            if stored.get(name) != new.get(name) and not _is_free(name, config)]
+    new, (old, _) = leaves(config), upgrade(stored)
+    return [f'{name}: {old[name]} -> {new[name]}' for name in new
+            if old[name] != new[name] and not _is_free(name, config)
+            and not _is_meaningless(name, old, new)]
+
+
+def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
+    other = MEANINGLESS_WITHOUT.get(name)
+    return other is not None and all(config[other] is None for config in configs)
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:

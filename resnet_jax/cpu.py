@@ -5,6 +5,8 @@ import platform
 
 import jax
 
+from resnet_jax import backend
+
 # Of mallopt(3), for glibc.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST = 2**31 - 1
@@ -23,10 +25,13 @@ def keep_memory() -> None:
     every step of ResNet-20 at batch 128: a sixth of its processor time. What the main thread has
     allocated in its own arena can be kept (up to 2 GiB), so the computations have to run there; see
     `compute_in_main_thread`. One arena for all threads slowed two cores instead.
+
+    Raises:
+      UserError: JAX cannot start; see `backend.devices`.
     """
-    if jax.default_backend() == 'cpu' and platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
+    if backend.devices()[0].platform == 'cpu' and platform.libc_ver()[0] == 'glibc':
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
         # Older versions refuse thresholds above 32 MiB. They are left to their own, which grow to
         # that by themselves, but not once one has been set.
-        if mallopt(M_MMAP_THRESHOLD, MOST):
+        if mallopt and mallopt(M_MMAP_THRESHOLD, MOST):
             mallopt(M_TRIM_THRESHOLD, MOST)

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
+from resnet_jax.models import ConfigError
 from resnet_jax.pretrained import Classifier, logits
 
 WINDOW = 128  # images that are decoded ahead of the devices
@@ -49,7 +50,7 @@ def predict(networks: Sequence[Classifier], source: Source, views: Views, batch_
       source: every one of its images counts exactly once.
       views: see `resnet_jax.data.views`.
       batch_size: crops of `views.size` that are computed at once; fewer of larger views.
-      skip_unreadable: leave out images that cannot be decoded, and log them, instead of an error.
+      skip_unreadable: leave out images that cannot be decoded, with a warning, instead of an error.
       devices: of this process, that share each batch; none: all.
 
     Raises:
@@ -99,7 +100,7 @@ class _Run:
     def __call__(self, images: np.ndarray) -> jax.Array:
         try:
             return self._function(self._weights, jax.device_put(images, self._by_image))
-        except ValueError as error:
+        except ConfigError as error:
             raise UserError(f'a network cannot take images of {images.shape[2]} x '
                             f'{images.shape[3]} pixels: {error}') from error
 
@@ -118,6 +119,7 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
     The last batch of a shape has fewer rows than images. A shape of few images has small batches.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    skips = Skips()
     compiled = set()  # shapes of which there has been a full batch
 
     def size_of(shape):
@@ -132,7 +134,7 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
         except UnreadableImageError as error:
             if not skip_unreadable:
                 raise
-            logging.warning('Skipped %s', error)
+            skips.add(str(error))
             return row, []
 
     with ThreadPoolExecutor() as pool:

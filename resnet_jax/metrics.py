@@ -30,10 +30,11 @@ class Metrics(clu_metrics.Collection):
 
         Args:
           logits: float32 [N, classes].
-          batch: 'label' int32 [N] and 'mask' float32 [N].
+          batch: 'label' int32 [N] and 'mask' float32 [N]; of mixed images also 'mix_label' and
+            'mix_weight', see `heavier_label`.
           losses: float32 [N].
         """
-        ranks = label_ranks(logits, batch['label'])
+        ranks = label_ranks(logits, heavier_label(batch))
         sums = cls.single_from_model_output(
             loss=losses, top1_error=(ranks >= 1).astype(jnp.float32),
             top5_error=(ranks >= TOP_K).astype(jnp.float32), mask=batch['mask'])
@@ -60,6 +61,21 @@ class Metrics(clu_metrics.Collection):
             'top5_error': 100 * average(sums.top5_error),
             'count': round(float(sums.loss.count)),
         }
+
+
+def heavier_label(batch) -> jax.Array:
+    """The label that an image is to be recognised by: int32 [N].
+
+    Of an image that mixup or CutMix made, the one with the larger weight, or its own where both
+    weigh the same. In half of those images, the image's own label has the smaller weight.
+
+    Args:
+      batch: 'label' int32 [N]; of mixed images also 'mix_label' int32 [N], and 'mix_weight'
+        float32 [N], the weight of 'label'.
+    """
+    if 'mix_label' not in batch:
+        return batch['label']
+    return jnp.where(batch['mix_weight'] >= 0.5, batch['label'], batch['mix_label'])
 
 
 def label_ranks(logits, labels) -> jax.Array:
@@ -110,13 +126,16 @@ class Meter:
         self._waited += seconds
         self._steps += steps
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        """images_per_second and data_wait_fraction since the last reading; starts anew."""
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """images_per_second and data_wait_fraction since the last `start_anew`."""
         self.pause()
+        self.start()
         seconds = max(self._elapsed, 1e-9)
-        values = {'train/images_per_second': self._steps * batch_size / seconds,
-                  'train/data_wait_fraction': self._waited / seconds}
+        return {'train/images_per_second': self._steps * batch_size / seconds,
+                'train/data_wait_fraction': self._waited / seconds}
+
+    def start_anew(self) -> None:
+        """Forgets what was timed so far."""
         self._elapsed = self._waited = 0.0
         self._steps = 0
         self.start()
-        return values

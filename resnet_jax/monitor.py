@@ -1,13 +1,10 @@
-"""What a run is watched by: requests to stop, the reports of its steps, and the profiler."""
+"""What a run is watched by: the reports of its steps, and the profiler."""
 
 import functools
 import math
 import pathlib
-import signal
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
@@ -18,55 +15,10 @@ from resnet_jax.writers import say
 # Calls that the host may be ahead of the devices: enough to hide its own work, few enough that a
 # request to stop is answered within a call or two.
 IN_FLIGHT = 2
-# Steps between two times that several processes ask one another whether to stop.
-ASK_EVERY = 10
 
 
 class Diverged(UserError):  # noqa: N818
     """The loss, the gradient or the parameters are no longer finite."""
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered, for the loop to ask after."""
-
-    def __init__(self):
-        self._own: signal.Signals | None = None
-        self._agreed: signal.Signals | None = None
-        self._previous = {}
-        self._asked_at = -ASK_EVERY
-
-    def __enter__(self) -> 'StopRequest':
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        if self._own is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
-        self._own = signal.Signals(number)
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def asked(self, step: int | None = None) -> signal.Signals | None:
-        """The signal that asks the run to stop, or None.
-
-        Several processes must leave the loop at the same step: they tell one another of their
-        signals every few steps, and all see the answer from then on.
-
-        Args:
-          step: that all processes are at; None where they may be at different ones.
-        """
-        if jax.process_count() == 1:
-            return self._own
-        if step is not None and step - self._asked_at >= ASK_EVERY and self._agreed is None:
-            self._asked_at = step
-            with jax.transfer_guard('allow'):
-                numbers = multihost_utils.process_allgather(np.int32(self._own or 0))
-            if numbers.max():
-                self._agreed = signal.Signals(int(numbers.max()))
-        return self._agreed
 
 
 class StepLog:
@@ -92,6 +44,9 @@ class StepLog:
     def settle(self, last_checkpoint: int | None) -> None:
         """Waits for the pending steps and sees that they went well.
 
+        Args:
+          last_checkpoint: step of the newest checkpoint, if there is one.
+
         Raises:
           Diverged: a step did not.
         """
@@ -104,28 +59,35 @@ class StepLog:
                         'norm of the parameters': report.parameter_norm}
             for name, value in measured.items():
                 if not math.isfinite(value):
-                    kept = (f'the checkpoint of step {last_checkpoint} is intact'
+                    kept = (f'the latest checkpoint is that of step {last_checkpoint}'
                             if last_checkpoint is not None else 'no checkpoint had been written')
                     raise Diverged(
                         f'the {name} became {value} in step {self._settled_step}; {kept}. Lower '
                         'schedule.learning_rate, warm up, or set optimizer.clip_norm, with another '
-                        '--workdir.')
+                        '--workdir' + (
+                            '; to start there from this checkpoint, pass --config.init.resume_from='
+                            f'WORKDIR/checkpoints/{last_checkpoint}.'
+                            if last_checkpoint is not None else '.'))
         self._reports += reports
         self._pending = []
 
-    def read(self) -> dict[str, float]:
-        """A row for the log; starts anew. To be called when all is settled."""
+    def row(self) -> dict[str, float]:
+        """What the log says of the steps since `start_anew`. To be called when all is settled."""
         metrics = functools.reduce(Metrics.merge, (r.metrics for r in self._reports)).report()
         last = self._reports[-1]
-        self._reports = []
         return {
             'train/loss': metrics['loss'],
             'train/top1_error': metrics['top1_error'],
             'train/learning_rate': float(last.learning_rate),
             'train/gradient_norm': float(last.gradient_norm),
             'train/parameter_norm': float(last.parameter_norm),
-            **self.meter.read(self._batch_size),
+            **self.meter.rates(self._batch_size),
         }
+
+    def start_anew(self) -> None:
+        """Begins the next row."""
+        self._reports = []
+        self.meter.start_anew()
 
 
 class Profiler:

@@ -45,12 +45,12 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArg
     if o.name == 'sgd':
         parts += [decay, rate, momentum] if o.momentum_form == 'paper' else [decay, momentum, rate]
     elif o.name == 'lars':
-        # Y. You et al., "Large Batch Training of Convolutional Networks", 2017. As in optax, the
-        # norm is that of the gradient with the decay, and the rate is inside the momentum; biases
-        # and batch normalisation are not rescaled.
-        trust = per_layer(optax.scale_by_trust_ratio(
-            trust_coefficient=o.lars_trust_coefficient))
-        parts += [decay, optax.masked(trust, weights_only), rate, momentum]
+        # Biases and batch normalisation are not rescaled.
+        local_rate = optax.masked(
+            per_layer(scale_by_lars(o.lars_trust_coefficient, o.weight_decay)), weights_only)
+        others_decay = optax.add_decayed_weights(
+            o.weight_decay if o.decay_bn_and_bias else 0.0, no_weights)
+        parts += [others_decay, local_rate, rate, momentum]
     else:
         parts += [optax.scale_by_adam(o.adamw_b1, o.adamw_b2, o.adamw_epsilon), decay, rate]
     optimizer = optax.with_extra_args_support(optax.chain(*parts))
@@ -103,6 +103,25 @@ def scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+def scale_by_lars(coefficient: float, decay: float) -> optax.GradientTransformation:
+    """A layer's update by LARS, before the global rate: g -> local rate * (g + decay * w).
+
+    Y. You et al., "Large Batch Training of Convolutional Networks", 2017, algorithm 1: the local
+    rate is coefficient * |w| / (|g| + decay * |w|). As in MLPerf's reference and in timm, it is 1
+    where |w| or |g| is 0, and the global rate is inside the momentum, as in the algorithm.
+    """
+
+    def update(updates, state, params):
+        def one(g, w):
+            gradient_norm, weight_norm = optax.tree.norm(g), optax.tree.norm(w)
+            local = coefficient * weight_norm / (gradient_norm + decay * weight_norm)
+            return jnp.where((weight_norm > 0) & (gradient_norm > 0), local, 1.0) * (g + decay * w)
+
+        return jax.tree.map(one, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """Applies a stateless transform to every layer by itself, also where layers are stacked."""
 
@@ -126,6 +145,11 @@ def is_stacked(path) -> bool:
 def weights_only(params) -> Any:
     """True for convolution and dense kernels; False for biases, gammas and betas."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def no_weights(params) -> Any:
+    """True where `weights_only` is False."""
+    return jax.tree.map(lambda is_weight: not is_weight, weights_only(params))
 
 
 class Schedule(NamedTuple):

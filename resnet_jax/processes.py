@@ -24,11 +24,12 @@ from jax.experimental import multihost_utils
 from resnet_jax import watch
 from resnet_jax.errors import UserError
 
-START = 300  # seconds in which all processes must have come
-# Seconds without a heartbeat after which jax itself takes a process for dead, and aborts the
-# others. The watchers know of most ends within a second, and of other ones within watch.SILENCE.
-HEARTBEAT = 50
-SHUTDOWN = 60  # seconds that a process at its end waits for the others
+START_SECONDS = 300  # in which all processes must have come
+# Without a heartbeat, after which jax itself takes a process for dead, and aborts the
+# others. The watchers know of most ends within a second, and of the others within
+# watch.SILENCE_SECONDS.
+HEARTBEAT_SECONDS = 50
+SHUTDOWN_SECONDS = 60  # that a process at its end waits for the others
 IDENTITY_BYTES = 2048
 CALL = r'resnet_jax (\d+) of (\d+)\n'  # of a process to process 0 at the start
 GO = 'go'
@@ -39,10 +40,10 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
         process_id: int | None = None) -> Iterator[None]:
     """Runs its body as one of the processes of a job, or alone.
 
-    The processes end together: where the body raises an error, or the process dies in whatever way,
-    all others stop within a minute with a sentence that says which one it was; see
-    `resnet_jax.watch`. `jax.distributed.initialize` finds them by itself on Cloud TPU, also where
-    there is only one, under SLURM and under Open MPI.
+    The processes end together: if the body raises an error or the process dies, all others stop
+    within a minute with a sentence that names it; see `resnet_jax.watch`.
+    `jax.distributed.initialize` finds them automatically on Cloud TPU, also if there is only one,
+    under SLURM and under Open MPI.
 
     Args:
       coordinator: address and port of process 0; None: by the environment.
@@ -76,28 +77,31 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
     flags = (coordinator, num_processes, process_id)
     if any(value is not None for value in flags):
         if None in flags:
-            raise UserError('--coordinator, --num_processes and --process_id go together.')
+            raise UserError('--coordinator, --num_processes and --process_id must be given '
+                            'together.')
         _meet(coordinator, num_processes, process_id)
     elif not _environment_tells():
         return False
 
     def give_up():
-        print(f'error: the processes of the job did not find one another within {START} s; start '
-              'all of them at once, where they can reach one another.', file=sys.stderr, flush=True)
+        print(f'error: not all processes of the job connected within {START_SECONDS} s; start all '
+              'of them at once, on machines that can reach each other.', file=sys.stderr,
+              flush=True)
         os._exit(1)
 
-    timer = threading.Timer(START, give_up)
+    timer = threading.Timer(START_SECONDS, give_up)
     timer.daemon = True
     timer.start()
     try:
         # Past its own limit jax aborts with a stack trace.
         jax.distributed.initialize(
-            *flags, initialization_timeout=START + 60, heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=SHUTDOWN)
+            *flags, initialization_timeout=START_SECONDS + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(
-            f'the environment does not say enough of the job ({" ".join(str(error).split())}): '
-            'give --coordinator, --num_processes and --process_id.') from error
+            f'the environment does not describe the job ({" ".join(str(error).split())}); pass '
+            '--coordinator, --num_processes and --process_id.') from error
     finally:
         timer.cancel()
     return True
@@ -123,9 +127,9 @@ def _meet(coordinator: str, num_processes: int, process_id: int) -> None:
         raise UserError(f'--coordinator must be an address and a port, such as 10.0.0.1:1234, got '
                         f'{coordinator}.')
     if not 0 <= process_id < num_processes:
-        raise UserError(f'--process_id counts from 0 to --num_processes - 1, got {process_id} of '
-                        f'{num_processes}.')
-    end = time.monotonic() + START
+        raise UserError(f'--process_id must be from 0 to --num_processes - 1, got {process_id} '
+                        f'with --num_processes={num_processes}.')
+    end = time.monotonic() + START_SECONDS
     if process_id == 0:
         problem = _receive(coordinator, int(port), num_processes, end)
     else:
@@ -147,15 +151,15 @@ def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str
             server.settimeout(max(0.01, end - time.monotonic()))
             try:
                 connection = callers.enter_context(server.accept()[0])
-                connection.settimeout(watch.KILL)
+                connection.settimeout(watch.STOP_SECONDS)
                 call = re.fullmatch(CALL, connection.recv(100).decode(errors='replace'))
             except OSError:
                 call = None
             if call:
                 number, count = map(int, call.groups())
                 if count != num_processes:
-                    problem = (f'process {number} was started with --num_processes={count}, and '
-                               f'process 0 with {num_processes}.')
+                    problem = (f'process {number} was started with --num_processes={count}, but '
+                               f'process 0 with --num_processes={num_processes}.')
                 elif number in numbers:
                     problem = f'two processes were started with --process_id={number}.'
                 connections.append(connection)
@@ -163,7 +167,7 @@ def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str
             elif time.monotonic() > end:
                 missing = sorted(set(range(1, num_processes)) - numbers)
                 problem = (f'of the {num_processes} processes, {", ".join(map(str, missing))} did '
-                           f'not come to {coordinator} within {START} s.')
+                           f'not connect to {coordinator} within {START_SECONDS} s.')
         server.close()  # jax is to open the port
         for connection in connections:
             with contextlib.suppress(OSError):
@@ -177,17 +181,17 @@ def _call(coordinator: str, address: tuple[str, int], num_processes: int, proces
     reason = 'no answer'
     while time.monotonic() < end:
         try:
-            with socket.create_connection(address, timeout=watch.KILL) as connection:
+            with socket.create_connection(address, timeout=watch.STOP_SECONDS) as connection:
                 connection.sendall(f'resnet_jax {process_id} of {num_processes}\n'.encode())
-                connection.settimeout(max(1, end - time.monotonic() + watch.KILL))
+                connection.settimeout(max(1, end - time.monotonic() + watch.STOP_SECONDS))
                 answer = connection.recv(1000).decode(errors='replace')
             if answer:
                 return '' if answer == GO else answer
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(0.5)
-    return (f'process {process_id} did not reach process 0 at {coordinator} within {START} s '
-            f'({reason}); start that one too, and open its port.')
+    return (f'process {process_id} could not connect to process 0 at {coordinator} within '
+            f'{START_SECONDS} s ({reason}); start process 0 too, and open its port.')
 
 
 def _listen(port: int) -> socket.socket:
@@ -213,7 +217,9 @@ def check_alike(facts: Mapping[str, str]) -> None:
     for process, row in enumerate(gathered.reshape(len(gathered), len(facts), -1)):
         for name, own, first in zip(facts, row, gathered[0].reshape(len(facts), -1), strict=True):
             if (own != first).any():
-                raise UserError(f'process {process} has not the same {name} as process 0.')
+                article = '' if name.endswith('data') else 'a '
+                raise UserError(f'process {process} was started with {article}different {name} '
+                                'than process 0.')
 
 
 def check_shared(folder: pathlib.Path) -> None:
@@ -247,9 +253,9 @@ def _doubt(error: BaseException) -> int:
         return 0
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            return watch.SILENCE + watch.KILL
+            return watch.SILENCE_SECONDS + watch.STOP_SECONDS
         error = error.__cause__ or error.__context__
-    return watch.KILL
+    return watch.STOP_SECONDS
 
 
 class _Watch:
@@ -269,9 +275,10 @@ class _Watch:
             'listener': listener.fileno() if listener else None}
         # A session of its own: Ctrl-C in a terminal is not for it.
         self._program = subprocess.Popen(
-            [sys.executable, '-I', '-S', watch.__file__, json.dumps(told)],
+            [sys.executable, '-I', '-S', watch.__file__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             pass_fds=[listener.fileno()] if listener else [])
+        self.tell(told)  # by stdin: every user can read arguments
         if listener:
             listener.close()
         threading.Thread(target=self._obey, daemon=True).start()
@@ -291,7 +298,7 @@ class _Watch:
         """Tells it that this process is about to end with an error, and waits until all know."""
         self.tell({'ended': jax.process_index(), 'why': ' '.join(why.split())[:1000]})
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._program.wait(2 * watch.KILL)
+            self._program.wait(2 * watch.STOP_SECONDS)
 
 
 def _own_addresses(coordinator: str | None) -> list[str]:

@@ -21,11 +21,16 @@ from resnet_jax import data, models, optim, sharding, state, steps
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Metrics
 from resnet_jax.state import TrainState
-from resnet_jax.weights import stored
+from resnet_jax.weights import Weights, stored
+from resnet_jax.writers import say
 
 # For ResNet-20, LLVM optimises the random numbers of the initial state for 5.3 s of processor time;
 # they are drawn in 20 ms.
 RUNS_ONCE_ON_CPU = {'xla_backend_optimization_level': 0}
+
+# Fields of the model that decide which weights fit, and what they compute.
+ARCHITECTURE = ('family', 'depth', 'width', 'plain', 'shortcut', 'stride_in', 'pool_pad',
+                'batch_norm', 'bn_epsilon')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +72,15 @@ class Program:
         if not checkpoint:
             return created
         weights = stored.read(pathlib.Path(checkpoint))
-        return state.with_weights(created, weights.variables, weights.normalization, new_head)
+        started = state.with_weights(created, weights.variables, weights.normalization, new_head)
+        say(_loaded(weights, self.config))
+        return started
 
     def train_step(self, train_state: TrainState, inputs: Any):
         """(state, inputs of the training pipeline) -> (state, report)."""
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
         return steps.train_step(
-            train_state, batch, model=self.model, optimizer=self.optimizer,
+            train_state, batch, inputs['seed'], model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
 
     def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
@@ -143,9 +150,36 @@ def create_model(config: ConfigDict) -> nn.Module:
         model = models.create(config.model)
         jax.eval_shape(lambda: model.init(
             jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
-    except ValueError as error:
+    except models.ConfigError as error:
         raise UserError(str(error)) from error
     return model.clone(bn_frozen=config.init.freeze_bn)
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The config with what it leaves empty: the architecture, the image size and the classes.
+
+    Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
+    an empty `data.image_size` for their image size. An empty `model.num_classes` stands for the
+    number of classes of the data.
+
+    Raises:
+      UserError: the weights or the data are missing.
+    """
+    from_weights = config.init.checkpoint and None in (config.model.depth, config.data.image_size)
+    if not from_weights and config.model.num_classes is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    if from_weights:
+        weights = stored.config_of(pathlib.Path(config.init.checkpoint))
+        if config.model.depth is None:
+            for field in ARCHITECTURE:
+                config.model[field] = weights.model[field]
+        if config.data.image_size is None:
+            config.data.image_size = weights.data.image_size
+            config.data.eval_resize = config.data.eval_resize or weights.data.eval_resize
+    if config.model.num_classes is None:
+        config.model.num_classes = data.count_classes(config)
+    return config
 
 
 def build(config: ConfigDict, mesh: Mesh,
@@ -160,8 +194,9 @@ def build(config: ConfigDict, mesh: Mesh,
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
     """
+    config = completed(config)
     config_lib.check(config, mesh.shape['data'])
-    model = create_model(config)
+    model = create_model(config).clone(num_devices=mesh.size)
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
@@ -177,6 +212,19 @@ def build(config: ConfigDict, mesh: Mesh,
     shardings = sharding.state_shardings(config, mesh, shapes)
     return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,
                    jax.tree.map(_placed, shapes, shardings))
+
+
+def _loaded(weights: Weights, config: ConfigDict) -> str:
+    """What is printed about the weights that a run starts from."""
+    model, new_head = config.model, config.init.new_head
+    family = 'VGG' if model.family == 'vgg' else 'plain' if model.plain else 'ResNet'
+    params = dict(weights.variables['params'])
+    if new_head:
+        params.pop('head', None)
+    count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
+    head = (f'; the head ({model.num_classes:,} classes) starts at random' if new_head
+            else ', the head included')
+    return f'loaded {count} arrays of {family}-{model.depth} from {config.init.checkpoint}{head}'
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

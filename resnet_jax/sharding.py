@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from resnet_jax import backend
 from resnet_jax.errors import UserError
 
 AXES = ('data', 'model')
@@ -23,24 +24,31 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
     """
     data, model = config.mesh.data, config.mesh.model
     if model < 1 or data == 0 or data < -1:
-        raise UserError(f'mesh.data must be -1 or at least 1 and mesh.model at least 1, got '
-                         f'{data} and {model}.')
-    if data == -1:
-        data = num_devices // model
-    if not 1 <= data * model <= num_devices:
-        raise UserError(
-            f'a mesh of {config.mesh.data} x {model} devices (mesh.data x mesh.model) does not fit '
-            f'on the {num_devices} that there are; mesh.data=-1 takes all that are left.')
-    return data, model
+        raise UserError(f'mesh.data must be -1 or at least 1, and mesh.model at least 1; got '
+                        f'mesh.data={data} and mesh.model={model}.')
+    needed = model if data == -1 else data * model
+    if needed > num_devices:
+        fields = f'mesh.model={model}'
+        if data != -1:
+            fields = f'mesh.data={data} times {fields}'
+        raise UserError(f'{fields} needs at least {needed} devices, but {num_devices} '
+                        f'{"is" if num_devices == 1 else "are"} available; the defaults '
+                        'mesh.data=-1 and mesh.model=1 use all of them.')
+    return num_devices // model if data == -1 else data, model
 
 
 def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh` over the first so many devices, of all or of those given.
+    """The mesh of `config.mesh`, over the first of the devices.
+
+    Args:
+      config: the field `mesh` is read.
+      devices: to choose from; None: all that JAX sees.
 
     Raises:
-      UserError: there are too few, or some would be left out of a job of several processes.
+      UserError: there are too few, or some would be left out of a job of several processes; or
+        JAX cannot start, see `backend.devices`.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = backend.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     count = shape[0] * shape[1]
     if count < len(devices) and jax.process_count() > 1:

@@ -6,9 +6,12 @@ could say a word, and a process that waits for another's part of a sum may never
 
 The watchers of all other processes are connected to that of process 0. The first that knows of an
 end tells it: of a process that is gone its own watcher or, where that is gone with it, the broken
-connection; of a machine that is gone 20 seconds of silence. Messages are JSON objects, one a line:
-{} as a sign of life, {"done": true}, and {"ended": process, "why": sentence}; the sentence is empty
-for a process that ended without a word.
+connection; of a machine that is gone 20 seconds of silence. Messages are JSON objects, one per
+line: {} as a heartbeat, {"done": true}, and {"ended": process, "why": sentence}; the sentence is
+empty for a process that ended without a word.
+
+The first line of stdin describes the job, the secret included: arguments can be read by every user
+of the machine.
 """
 
 import contextlib
@@ -20,16 +23,17 @@ import socket
 import sys
 import time
 
-BEAT = 2  # seconds between signs of life
-SILENCE = 20  # seconds without one after which a machine is taken for dead
-CONNECT = 20  # seconds in which the watcher of process 0 must be reached
-GRACE = 3  # seconds for a process to tell by itself what another one has already told
-AFTER = 2  # seconds to hear which end was the first, when one's own process has ended as well
+HEARTBEAT_SECONDS = 2  # between two heartbeats
+SILENCE_SECONDS = 20  # without a heartbeat, after which a machine is taken for dead
+CONNECT_SECONDS = 20  # in which the watcher of process 0 must be reached
+GRACE_SECONDS = 3  # for a process to report on its own what another one has already reported
+FIRST_END_SECONDS = 2  # to hear which end was the first, when one's own process has ended as well
 WELCOME = b'\n'  # the answer of the watcher of process 0 to one that knows the secret
 # Exit status where another process died, as if jax had aborted this one: schedulers take it for a
 # fault that another start may mend, and 1 for a mistake.
 DIED = 134
-KILL = 5  # seconds in which a process must follow the order to stop
+STOP_SECONDS = 5  # in which a process must follow the order to stop
+LINE_BYTES = 2**16  # of the longest message; a connection that sends a longer one is closed
 
 
 class Channel:
@@ -42,7 +46,7 @@ class Channel:
         self._rest = b''
 
     def read(self) -> list[dict] | None:
-        """The messages that have come, or None at the end."""
+        """The messages that have come; None at the end, or where what came is no message."""
         try:
             data = os.read(self.file.fileno(), 65536)
         except BlockingIOError:
@@ -53,6 +57,8 @@ class Channel:
             return None
         self.heard = time.monotonic()
         *lines, self._rest = (self._rest + data).split(b'\n')
+        if len(self._rest) > LINE_BYTES:
+            return None
         try:
             messages = [json.loads(line) for line in lines]
         except ValueError:  # a stranger has found the port
@@ -85,11 +91,11 @@ class Watcher:
 
     def connect(self, addresses: list[str], port: int) -> bool:
         """Connects to the watcher of process 0, at the first of its addresses that answers."""
-        end = time.monotonic() + CONNECT
+        end = time.monotonic() + CONNECT_SECONDS
         while time.monotonic() < end:
             for address in addresses:
                 with contextlib.suppress(OSError):
-                    connection = socket.create_connection((address, port), timeout=KILL)
+                    connection = socket.create_connection((address, port), timeout=STOP_SECONDS)
                     peer = Channel(connection, 0)
                     peer.send({'token': self.token, 'process': self.process})
                     if connection.recv(1) == WELCOME:
@@ -112,12 +118,12 @@ class Watcher:
         """Waits for the first end of a process: its message, or None where all has gone well."""
         beaten = 0.0
         while True:
-            for message in self._messages(BEAT):
+            for message in self._messages(HEARTBEAT_SECONDS):
                 if 'ended' in message:
                     return message
                 if message.get('done'):
                     return None
-            if time.monotonic() - beaten >= BEAT:
+            if time.monotonic() - beaten >= HEARTBEAT_SECONDS:
                 beaten = time.monotonic()
                 self.tell({})
 
@@ -127,7 +133,7 @@ class Watcher:
             if key.fileobj is self.listener:
                 with contextlib.suppress(OSError):
                     connection, _ = self.listener.accept()
-                    connection.settimeout(KILL)
+                    connection.settimeout(STOP_SECONDS)
                     self._add(Channel(connection))
             elif key.data is self.owner:
                 yield from self._of_owner()
@@ -136,7 +142,7 @@ class Watcher:
         if os.getppid() != self.owner_id:  # a child of its own may keep the pipe open
             yield {'ended': self.process, 'why': ''}
         for peer in self.peers:
-            if peer.process is not None and time.monotonic() - peer.heard > SILENCE:
+            if peer.process is not None and time.monotonic() - peer.heard > SILENCE_SECONDS:
                 yield {'ended': peer.process, 'why': '', 'silent': True}
 
     def _of_owner(self):
@@ -180,7 +186,7 @@ class Watcher:
 
         Runtimes abort a process when another one is gone.
         """
-        end = time.monotonic() + AFTER
+        end = time.monotonic() + FIRST_END_SECONDS
         while message['ended'] == self.process != 0 and time.monotonic() < end:
             for other in self._messages(0.1):
                 if other.get('ended', self.process) != self.process:
@@ -189,7 +195,7 @@ class Watcher:
 
     def has_ended_by_itself(self) -> bool:
         """Gives the process beside time for words of its own, and says whether it had some."""
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < end:
             for message in self._messages(0.1):
                 if message.get('ended') == self.process:
@@ -198,7 +204,7 @@ class Watcher:
 
     def see_off(self) -> None:
         """Lets all others end first: without process 0, jax would abort them noisily."""
-        end = time.monotonic() + KILL
+        end = time.monotonic() + STOP_SECONDS
         while self.process == 0 and self.peers and time.monotonic() < end:
             for _ in self._messages(0.1):
                 pass
@@ -207,7 +213,7 @@ class Watcher:
         """Has the process beside end, by its own hand with this status, or by force."""
         with contextlib.suppress(OSError):
             print(status, flush=True)
-        end = time.monotonic() + KILL
+        end = time.monotonic() + STOP_SECONDS
         while os.getppid() == self.owner_id:
             if time.monotonic() > end:
                 os.kill(self.owner_id, signal.SIGKILL)
@@ -221,20 +227,22 @@ def sentence(message: dict, hosts: list[str]) -> str:
     name = f'process {number} on {hosts[number]}'
     if message['why']:
         return f'{name} stopped: {message["why"]}'
-    end = f'was not heard of for {SILENCE} s' if message.get('silent') else 'died'
-    return f'{name} {end}, and this one stops with it; start all of them again to go on.'
+    end = f'no heartbeat from {name} for {SILENCE_SECONDS} s' if message.get('silent') else (
+        f'{name} died')
+    return f'{end}; stopping. Restart all processes to resume.'
 
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # they are for the process beside
         signal.signal(number, signal.SIG_IGN)
-    job = json.loads(sys.argv[1])
+    with open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False) as unbuffered:
+        job = json.loads(unbuffered.readline())  # and no byte of the messages that follow
     watcher = Watcher(job['process'], job['hosts'], job['token'])
     if job['listener'] is not None:
         watcher.listen(socket.socket(fileno=job['listener']))
     elif not watcher.connect(job['addresses'], job['port']):
-        print(f'warning: process {job["process"]} does not reach port {job["port"]} of process 0 '
-              f'on {job["hosts"][0]}: when a process dies, jax alone will notice.',
+        print(f'warning: process {job["process"]} cannot reach port {job["port"]} of process 0 on '
+              f'{job["hosts"][0]}; the death of a process is noticed by JAX alone, a minute later.',
               file=sys.stderr, flush=True)
         return
     message = watcher.wait()

@@ -5,76 +5,196 @@ import json
 import math
 import os
 import pathlib
+import socket
+import struct
 import sys
+import time
+from collections.abc import Mapping
+from types import ModuleType
 from typing import TextIO
 
 import jax
 
 
-def _summary_writer_class() -> type:
-    """tensorboardX's, without PyTorch, which it would import where that is installed."""
-    absent = 'torch' not in sys.modules
-    if absent:
-        sys.modules['torch'] = None  # an import of it fails, as if it were not installed
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if absent:
-            del sys.modules['torch']
-    return SummaryWriter
-
-
 class MetricsWriter:
     """Writes rows of measurements to `workdir/metrics.jsonl` and TensorBoard files.
 
-    When a run goes on from a checkpoint, the rows of the steps after it are dropped first: they
-    will be measured again. Only the first process writes.
+    When a run resumes from a checkpoint, the rows of the steps after it are dropped first: they
+    will be measured again. Only the first process writes. A row is on disk when `write` returns.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int):
+    def __init__(self, workdir: pathlib.Path, start_step: int,
+                 evaluations: Mapping[int, Mapping[str, float]] | None = None):
+        """Opens the files.
+
+        Args:
+          workdir: must be there.
+          start_step: of the checkpoint that the run resumes from, or 0.
+          evaluations: what the checkpoints hold, by step; missing rows are put back from them, and
+            an evaluation of start_step that is not among them is dropped.
+        """
         self._file = self._board = None
         if jax.process_index() != 0:
             return
         path = workdir / 'metrics.jsonl'
-        write_whole(path, ''.join(
-            json.dumps(row) + '\n' for row in read_rows(path) if row['step'] <= start_step))
+        found, unreadable = parse_rows(path)
+        if unreadable:
+            say(f'warning: {unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot '
+                'be read and will be missing there.', sys.stderr)
+        rows = _agreeing(found, start_step, evaluations or {})
+        write_whole(path, ''.join(json.dumps(row) + '\n' for row in rows))
         self._file = path.open('a')
-        self._board = _summary_writer_class()(str(workdir), purge_step=start_step + 1)
+        self._board = TensorBoard(workdir, start_step)
+        for row in rows:
+            if row['step'] == start_step:  # only of its last step may points be missing
+                self._board.write(start_step, row)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row: `step` and the values under their tags; what is not finite reads null."""
         if self._file is None:
             return
-        row = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
-        self._file.write(json.dumps({'step': step, **row}) + '\n')
+        self._board.write(step, values)
+        self._file.write(json.dumps(_row(step, values)) + '\n')
         self._file.flush()
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        """Closes the files; what could not be written has been reported by `write`."""
+        for file in (self._file, self._board):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+
+class TensorBoard:
+    """An event file of scalars, which replaces all points of earlier files from a step on."""
+
+    def __init__(self, folder: pathlib.Path, start_step: int):
+        self._protos = _protos()
+        # Named by the second; of two in one second the later one is appended.
+        name = (f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
+                f'.{start_step:09d}')
+        self._file = (folder / name).open('ab')
+        start = self._protos.event_pb2.SessionLog.START
+        self._add(file_version='brain.Event:2')
+        self._add(step=start_step,
+                  session_log=self._protos.event_pb2.SessionLog(status=start))
+        self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """One point for each tag, on disk when this returns."""
+        value = self._protos.summary_pb2.Summary.Value
+        points = [value(tag=tag, simple_value=math.nan if x is None else x)
+                  for tag, x in values.items() if tag != 'step']
+        self._add(step=step, summary=self._protos.summary_pb2.Summary(value=points))
+        self._file.flush()
+
+    def _add(self, **fields) -> None:
+        event = self._protos.event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+        self._file.write(_record(event))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _protos() -> ModuleType:
+    """The message types of tensorboardX, without PyTorch, which it imports where there is one.
+
+    Its writer is not used: that writes in a thread of its own, so that a kill loses points, and a
+    full disk kills the thread in silence.
+    """
+    absent = 'torch' not in sys.modules
+    if absent:
+        sys.modules['torch'] = None  # an import of it fails, as if it were not installed
+    try:
+        from tensorboardX import proto
+        from tensorboardX.proto import event_pb2, summary_pb2  # noqa: F401, attributes of proto
+    finally:
+        if absent:
+            del sys.modules['torch']
+    return proto
+
+
+def _record(content: bytes) -> bytes:
+    """Framed as a TFRecord: length, its checksum, content, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack('<Q', len(content))
+    return b''.join((length, struct.pack('<I', masked_crc32c(length)),
+                     content, struct.pack('<I', masked_crc32c(content))))
+
+
+def _row(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
+    return {'step': step, **{tag: value if value is not None and math.isfinite(value) else None
+                             for tag, value in values.items()}}
+
+
+def _agreeing(rows: list[dict], start_step: int,
+              evaluations: Mapping[int, Mapping[str, float]]) -> list[dict]:
+    """The rows up to a step, their evaluations agreeing with what the checkpoints hold."""
+    kept, seen = [], set()
+    for row in rows:
+        step = row['step']
+        if is_evaluation(row):
+            if step in seen or (step == start_step and step not in evaluations):
+                continue
+            if step in evaluations:
+                row = _row(step, evaluations[step])
+            seen.add(step)
+        if step <= start_step:
+            kept.append(row)
+    kept += [_row(step, values) for step, values in evaluations.items()
+             if step <= start_step and step not in seen]
+    # Stable: of one step, training comes first.
+    return sorted(kept, key=lambda row: (row['step'], is_evaluation(row)))
+
+
+def is_evaluation(row: Mapping[str, float]) -> bool:
+    """Whether a row of metrics.jsonl is an evaluation's."""
+    return 'eval/loss' in row
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; a last line that was cut short is left out."""
+    """The rows of a metrics.jsonl; lines that cannot be read are left out."""
+    return parse_rows(path)[0]
+
+
+def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
+    """The rows of a metrics.jsonl, and how many of its lines cannot be read.
+
+    A last line without an end is not counted: its writing was interrupted, and it is measured
+    again.
+    """
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+        return [], 0
+    rows, unreadable = [], 0
+    *lines, last = path.read_bytes().split(b'\n')
+    for line in lines:
+        row = _parsed(line)
+        if row is None:
+            unreadable += 1
+        else:
+            rows.append(row)
+    row = _parsed(last)
+    return (rows if row is None else [*rows, row]), unreadable
+
+
+def _parsed(line: bytes) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file such that it is there whole or not at all."""
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    part.replace(path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def say(message: str, file: TextIO | None = None) -> None:
@@ -82,6 +202,11 @@ def say(message: str, file: TextIO | None = None) -> None:
     if jax.process_index() == 0:
         with contextlib.suppress(BrokenPipeError):
             print(message, file=file, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, from the first process only: 'warning: ' and the sentence."""
+    say(f'warning: {message}', sys.stderr)
 
 
 def duration(seconds: float) -> str:

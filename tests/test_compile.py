@@ -258,7 +258,7 @@ def test_memory_that_a_tpu_does_not_have_is_told(cpus, monkeypatch, message, gib
     assert result['memory']['arguments'] == pytest.approx(
         2 * 4 * PARAMETERS + 8 * 16 * 16 * 3, rel=0.05)
     assert re.search(rf'total +{int(gib * 1024):,}', command.table(result))
-    with pytest.raises(UserError, match=f'needs {gib} GiB a simulated device, and'):
+    with pytest.raises(UserError, match=f'needs {gib} GiB per simulated device, but'):
         command.check_memory(result)
 
 
@@ -274,7 +274,7 @@ def test_other_failures_of_the_compiler_are_shown(cpus, monkeypatch):
 def test_a_batch_that_the_devices_do_not_divide_is_an_error(cpus):
     config = host_config()
     config.batch_size = 60
-    with pytest.raises(UserError, match=r'batch_size \(60\) is no multiple of 8'):
+    with pytest.raises(UserError, match='batch_size=60 must be a multiple of 8'):
         compiled.report(config, cpus)
 
 

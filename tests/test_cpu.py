@@ -1,5 +1,7 @@
-"""Memory that a process on a CPU keeps."""
+"""Processor cores and memory, on Linux and on systems that lack what Linux offers."""
 
+import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 from resnet_jax import cpu
+from resnet_jax.cores import available_cores, core_numbers
 
 FAULTS = '''
 import resource
@@ -48,3 +51,37 @@ def test_a_c_library_that_refuses_so_high_a_threshold_is_left_as_it_is(monkeypat
     monkeypatch.setattr(cpu.ctypes, 'CDLL', lambda _: Library())
     cpu.keep_memory()
     assert calls == [cpu.M_MMAP_THRESHOLD]
+
+
+def test_cores_are_those_of_the_process_or_all_where_the_system_restricts_none(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {5, 3}, raising=False)
+    assert core_numbers() == (3, 5)
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    assert core_numbers() == (0, 1, 2, 3)
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert available_cores() == 1
+
+
+# The training command where neither Python nor the C library has what only Linux and glibc have.
+ELSEWHERE = '''
+import ctypes, os, runpy, sys
+for name in ('sched_getaffinity', 'sched_setaffinity', 'pidfd_open', 'memfd_create'):
+    delattr(os, name)
+load = ctypes.CDLL
+ctypes.CDLL = lambda name, *args, **kwargs: object() if name is None else load(
+    name, *args, **kwargs)
+sys.argv[0] = 'main'
+runpy.run_module('resnet_jax.main', run_name='__main__')
+'''
+
+
+def test_training_needs_nothing_that_only_linux_has(tmp_path):
+    process = subprocess.run(
+        [sys.executable, '-c', ELSEWHERE, '--config=configs/digits_r20.py',
+         f'--workdir={tmp_path}', '--config.model.depth=8', '--config.model.width=4',
+         '--config.num_steps=3', '--config.schedule.warmup=none',
+         '--config.data.pipeline=host', '--config.compilation_cache='],
+        capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
+    assert process.returncode == 0, process.stderr
+    assert 'done: top-1 error' in process.stdout

@@ -60,11 +60,11 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     process.wait()
     assert process.returncode == (-9 if number == signal.SIGKILL else 143)
     if number == signal.SIGTERM:
-        assert 'which is saved; the same command goes on from there' in process.stderr.read()
+        assert 'Run the same command again to resume' in process.stderr.read()
     process = start(*args)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert 'going on from step' in output
+    assert 'resuming from step' in output
     assert_same_bits(arrays(tmp_path, 600), arrays(straight, 600))
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
     assert steps == sorted(set(steps)) and steps[-1] == 600

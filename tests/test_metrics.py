@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.metrics import Metrics, cross_entropy, label_ranks
+from resnet_jax.metrics import Metrics, cross_entropy, heavier_label, label_ranks
 
 
 @settings(max_examples=20, deadline=None)
@@ -49,6 +49,17 @@ def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
     shifted = logits - logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(n), labels]
     np.testing.assert_allclose(report['loss'], losses.mean(), rtol=1e-5)
+
+
+def test_a_mixed_image_is_to_be_recognised_by_its_heavier_label():
+    scores = 10 * jnp.eye(4)[jnp.array([0, 1, 2, 3])]  # sees class i in image i
+    batch = {'label': jnp.array([0, 0, 3, 3]), 'mix_label': jnp.array([3, 1, 2, 0]),
+             'mix_weight': jnp.array([0.9, 0.2, 0.499, 0.5]), 'mask': jnp.ones(4)}
+    assert heavier_label(batch).tolist() == [0, 1, 2, 3]
+    losses = cross_entropy(scores, batch['label'], 0.0)
+    assert Metrics.of_batch(scores, batch, losses).report()['top1_error'] == 0
+    del batch['mix_label'], batch['mix_weight']
+    assert Metrics.of_batch(scores, batch, losses).report()['top1_error'] == 50
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():

@@ -86,22 +86,49 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose(norm, 0.5, rtol=1e-5)
 
 
-def test_lars_scales_every_layer_by_itself_also_where_layers_are_stacked():
-    c = config(optimizer__name='lars', optimizer__momentum=0.0, optimizer__weight_decay=0.01)
-    grads = gradients(1)
-    got = run(c, grads, [2.0])
+def lars(w, grads, rates, decay, momentum, coefficient=0.001):
+    """You et al., 2017, algorithm 1, for one layer."""
+    w, v = np.float64(w), 0.0
+    for g, rate in zip(np.float64(grads), rates, strict=True):
+        norm_w, norm_g = np.linalg.norm(w), np.linalg.norm(g)
+        local = coefficient * norm_w / (norm_g + decay * norm_w)
+        v = momentum * v + rate * local * (g + decay * w)
+        w = w - v
+    return w
 
-    def layer(w, g):
-        w, g = np.asarray(w), np.asarray(g) + 0.01 * np.asarray(w)
-        return w - 2.0 * 0.001 * np.linalg.norm(w) / np.linalg.norm(g) * g
 
+@pytest.mark.parametrize('decay', [0.01, 1.0])  # 1: as large as the gradient
+def test_lars_is_algorithm_1_of_its_paper_layer_by_layer_also_where_layers_are_stacked(decay):
+    c = config(optimizer__name='lars', optimizer__weight_decay=decay)
+    grads, rates = gradients(3), [2.0, 2.0, 0.5]
+    got = run(c, grads, rates)
+    np.testing.assert_allclose(got['first']['kernel'], lars(
+        PARAMS['first']['kernel'], [g['first']['kernel'] for g in grads], rates, decay, 0.9),
+        rtol=1e-5)
     for i in range(2):
-        np.testing.assert_allclose(
-            got['rest']['kernel'][i], layer(PARAMS['rest']['kernel'][i],
-                                            grads[0]['rest']['kernel'][i]), rtol=1e-5)
-    # Biases and gammas are not rescaled.
-    np.testing.assert_allclose(got['first']['bias'],
-                               0.5 - 2.0 * (grads[0]['first']['bias'] + 0.01 * 0.5), rtol=1e-5)
+        np.testing.assert_allclose(got['rest']['kernel'][i], lars(
+            PARAMS['rest']['kernel'][i], [g['rest']['kernel'][i] for g in grads], rates, decay,
+            0.9), rtol=1e-5)
+
+
+@pytest.mark.parametrize('decays', [True, False])
+def test_lars_does_not_rescale_biases_and_gammas(decays):
+    c = config(optimizer__name='lars', optimizer__momentum=0.0, optimizer__weight_decay=0.01,
+               optimizer__decay_bn_and_bias=decays)
+    grads = gradients(1)
+    got, decay = run(c, grads, [2.0]), 0.01 if decays else 0.0
+    for layer, name in (('first', 'bias'), ('rest', 'scale')):
+        w, g = PARAMS[layer][name], grads[0][layer][name]
+        np.testing.assert_allclose(got[layer][name], w - 2.0 * (g + decay * w), rtol=1e-5)
+
+
+def test_a_layer_of_zeros_or_without_gradient_has_the_local_rate_1_as_in_mlperf_and_timm():
+    c = config(optimizer__name='lars', optimizer__momentum=0.0, optimizer__weight_decay=0.1)
+    params = {'zero': {'kernel': jnp.zeros((1, 2))}, 'still': {'kernel': jnp.ones((1, 2))}}
+    grads = {'zero': {'kernel': jnp.ones((1, 2))}, 'still': {'kernel': jnp.zeros((1, 2))}}
+    got = run(c, [grads], [0.5], params)
+    np.testing.assert_allclose(got['zero']['kernel'], -0.5, rtol=1e-6)
+    np.testing.assert_allclose(got['still']['kernel'], 1 - 0.5 * 0.1, rtol=1e-6)
 
 
 def rates(c, errors):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import digits_r20
-from resnet_jax import processes, sharding, train
+from resnet_jax import processes, sharding, train, watch
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.program import build
@@ -158,7 +158,7 @@ def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(fol
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
     job, statuses, workdir = stopped
     assert statuses == [143, 143]
-    told = re.search(r'stopped by SIGTERM after step (\d+), which is saved', job.errors(0))
+    told = re.search(r'stopped by SIGTERM; checkpoint saved at step (\d+)', job.errors(0))
     assert int(told[1]) == saved(workdir)[-1] == max(losses(workdir))
 
 
@@ -181,13 +181,14 @@ def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewher
     killed = time.monotonic()
     assert job.wait() in ([-9, 134], [-9, -6])  # -6 where jax was faster
     assert time.monotonic() - killed < 60
-    assert f'going on from step {first} ' in job.output(0)
-    sentence = f'error: process 0 on {socket.gethostname()} died, and this one stops with it;'
+    assert f'resuming from step {first} ' in job.output(0)
+    sentence = (f'error: process 0 on {socket.gethostname()} died; stopping. Restart all processes '
+                'to resume.\n')
     assert job.errors(1).count(sentence) == 1
     # One process of eight devices, its parameters laid out otherwise.
     last = saved(workdir)[-1]
     train.train(config(**{'num_steps': last + 3, 'mesh.parameters': 'fsdp'}), workdir)
-    assert f'going on from step {last} ' in capsys.readouterr().out
+    assert f'resuming from step {last} ' in capsys.readouterr().out
     assert list(losses(workdir)) == list(range(1, last + 4))
 
 
@@ -231,7 +232,7 @@ def gone_on(folder, one):
 
 def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
     job, workdir = gone_on
-    assert 'going on from step 10 ' in job.output(0)
+    assert 'resuming from step 10 ' in job.output(0)
     steps = range(11, 41)
     np.testing.assert_allclose([losses(workdir)[s] for s in steps],
                                [losses(one)[s] for s in steps], rtol=1e-4)
@@ -330,7 +331,8 @@ def failed(folder):
 def test_processes_that_would_not_compute_the_same_are_told(failed):
     for i in range(2):
         said = failed[0].said(i)
-        assert said[:2] == ['devices 8', 'process 1 has not the same num_steps as process 0.']
+        assert said[:2] == [
+            'devices 8', 'process 1 was started with a different num_steps than process 0.']
         assert said[2].startswith('process 1 does not see what process 0 writes to')
         assert said[3:] == ['ok']
 
@@ -362,13 +364,14 @@ def meet_all(*numbers):
 
 
 @pytest.mark.parametrize(('numbers', 'sentence'), [
-    ([(4, 0), (4, 2)], 'of the 4 processes, 1, 3 did not come to'),
+    ([(4, 0), (4, 2)], 'of the 4 processes, 1, 3 did not connect to'),
     ([(3, 0), (3, 1), (3, 1)], 'two processes were started with --process_id=1'),
-    ([(2, 0), (3, 1)], 'process 1 was started with --num_processes=3, and process 0 with 2'),
-    ([(2, 1)], 'process 1 did not reach process 0 at'),
+    ([(2, 0), (3, 1)],
+     'process 1 was started with --num_processes=3, but process 0 with --num_processes=2'),
+    ([(2, 1)], 'process 1 could not connect to process 0 at'),
 ])
 def test_processes_that_do_not_come_together_are_told_why(monkeypatch, numbers, sentence):
-    monkeypatch.setattr(processes, 'START', 2)
+    monkeypatch.setattr(processes, 'START_SECONDS', 2)
     begun = time.monotonic()
     told = meet_all(*numbers)
     assert len(told) == len(numbers)
@@ -381,8 +384,8 @@ def test_processes_that_all_come_are_told_nothing():
 
 
 @pytest.mark.parametrize(('flags', 'sentence'), [
-    ((None, 2, 0), 'go together'), (('127.0.0.1', 2, 0), 'an address and a port'),
-    (('127.0.0.1:80', 2, 2), 'counts from 0 to --num_processes - 1, got 2 of 2')])
+    ((None, 2, 0), 'must be given together'), (('127.0.0.1', 2, 0), 'an address and a port'),
+    (('127.0.0.1:80', 2, 2), 'from 0 to --num_processes - 1, got 2 with --num_processes=2')])
 def test_flags_that_make_no_job_are_told(flags, sentence):
     with pytest.raises(UserError, match=sentence), processes.job(*flags):
         pass
@@ -397,7 +400,7 @@ def test_a_port_that_is_taken_is_told():
 WATCHER = '''
 import sys
 from resnet_jax import watch
-watch.BEAT, watch.SILENCE = 0.1, 2
+watch.HEARTBEAT_SECONDS, watch.SILENCE_SECONDS = 0.1, 2
 connect = watch.Watcher.connect
 watch.Watcher.connect = lambda *args: connect(*args) and not print('connected', file=sys.stderr)
 watch.main()
@@ -406,8 +409,10 @@ OWNER = f'''
 import json, subprocess, sys
 listener = json.loads(sys.argv[1])['listener']
 watcher = subprocess.Popen(
-    [sys.executable, '-uc', {WATCHER!r}, sys.argv[1]], stdin=subprocess.PIPE,
+    [sys.executable, '-uc', {WATCHER!r}], stdin=subprocess.PIPE,
     stdout=subprocess.PIPE, pass_fds=[listener] if listener else [])
+watcher.stdin.write(sys.argv[1].encode() + b'\\n')
+watcher.stdin.flush()
 print(watcher.pid, flush=True)
 sys.exit(int(watcher.stdout.readline()))
 '''
@@ -428,8 +433,59 @@ def test_a_machine_that_is_no_longer_heard_of_is_named():
         os.kill(watcher, signal.SIGSTOP)  # as if its machine stood still
         assert owners[1].wait(60) == 134
         assert owners[1].stderr.read() == (
-            'error: process 0 on here was not heard of for 2 s, and this one stops with it; start '
-            'all of them again to go on.\n')
+            'error: no heartbeat from process 0 on here for 2 s; stopping. Restart all processes '
+            'to resume.\n')
     finally:
         os.kill(watcher, signal.SIGKILL)
         owners[0].kill()
+
+
+@pytest.fixture
+def watcher_of_process_0(monkeypatch):
+    """The watcher that a process 0 of two starts, its own arguments, and what it was told."""
+    told = {}
+
+    def gather(packed):
+        told.update(json.loads(bytes(packed)))
+        other = json.dumps({'host': 'there'}).encode().ljust(processes.IDENTITY_BYTES)
+        return np.stack([packed, np.frombuffer(other, np.uint8)])
+
+    monkeypatch.setattr(processes.multihost_utils, 'process_allgather', gather)
+    beside = processes._Watch('127.0.0.1:1')
+    yield beside._program, told
+    beside.tell({'done': True})
+    assert beside._program.wait(60) == 0
+
+
+def connection(told, data):
+    peer = socket.create_connection(('127.0.0.1', told['port']), timeout=60)
+    peer.sendall(data)
+    return peer
+
+
+def test_the_secret_of_a_job_is_in_no_arguments_but_known_to_the_watcher(watcher_of_process_0):
+    program, told = watcher_of_process_0
+    assert len(told['token']) == 32 and not any(told['token'] in text for text in program.args)
+    listing = pathlib.Path(f'/proc/{program.pid}/cmdline')
+    if listing.exists():
+        assert told['token'].encode() not in listing.read_bytes()
+    for token, answer in ((told['token'], watch.WELCOME), ('guessed', b'')):
+        hello = json.dumps({'token': token, 'process': 1}).encode() + b'\n'
+        with connection(told, hello) as peer:
+            assert peer.recv(1) == answer
+            if answer:
+                peer.sendall(b'{"done": true}\n')
+
+
+def test_a_peer_that_sends_no_newline_is_dropped_after_64_kib(watcher_of_process_0):
+    _, told = watcher_of_process_0
+    with connection(told, b'x' * watch.LINE_BYTES) as peer:
+        peer.settimeout(1)
+        with pytest.raises(TimeoutError):
+            peer.recv(1)  # it may still become a message
+        peer.settimeout(60)
+        sent = 0
+        with pytest.raises(ConnectionError):
+            while sent < 2**30:
+                sent += peer.send(b'x' * 2**16)
+        assert sent < 2**24  # what lay in the buffers of the system

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import time
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs import cifar10_r1202
-from resnet_jax import sharding
+from resnet_jax import data, sharding, steps
+from resnet_jax.models import conv, vgg
 from resnet_jax.program import build
 from resnet_jax.state import recalibrate
 
@@ -23,7 +25,7 @@ def step_function(program):
                    out_shardings=(program.shardings, program.everywhere))
 
 
-def run(config, steps=STEPS, dtype=jnp.float64):
+def run(config, num_steps=STEPS, dtype=jnp.float64):
     """Losses and the final state after some steps.
 
     In float64, unless said otherwise: in float32 a ReLU whose input is within rounding of zero may
@@ -32,10 +34,10 @@ def run(config, steps=STEPS, dtype=jnp.float64):
     rate 0.01, that of ResNet-8 by 9e-7; in float64 both differ by 4e-16.
     """
     with jax.enable_x64(dtype == jnp.float64):
-        return _run(config, steps, dtype)
+        return _run(config, num_steps, dtype)
 
 
-def _run(config, steps, dtype):
+def _run(config, num_steps, dtype):
     program = build(config, sharding.create_mesh(config))
     program = dataclasses.replace(program, model=program.model.clone(dtype=dtype))
     state = jax.jit(program.create_state, out_shardings=program.shardings)()
@@ -44,7 +46,7 @@ def _run(config, steps, dtype):
     step = step_function(program)
     inputs = next(program.train_data.inputs(0))
     losses = []
-    for _ in range(steps):
+    for _ in range(num_steps):
         state, report = step(state, inputs)
         losses.append(float(report.metrics.loss.total / report.metrics.loss.count))
     assert step._cache_size() == 1  # one compilation
@@ -140,8 +142,9 @@ def test_resnet_1202_traces_and_compiles_its_step_in_under_a_minute():
     assert time.perf_counter() - start < 60
 
 
-def test_the_moving_average_follows_the_parameters(tiny_config):
-    tiny_config.optimizer.ema_decay = 0.75
+@pytest.mark.parametrize(('warmup', 'decay'), [(True, 2 / 11), (False, 0.75)])
+def test_the_moving_average_follows_the_parameters(tiny_config, warmup, decay):
+    tiny_config.optimizer.update(ema_decay=0.75, ema_warmup=warmup)
     program = build(tiny_config, sharding.create_mesh(tiny_config))
     inputs, step = next(program.train_data.inputs(0)), jax.jit(program.train_step)
     states = [jax.jit(program.create_state)()]
@@ -150,8 +153,92 @@ def test_the_moving_average_follows_the_parameters(tiny_config):
     states = states[1:]
     for before, average, now in zip(*(jax.tree.leaves(tree) for tree in (
             states[0].ema, states[1].ema, states[1].variables)), strict=True):
-        np.testing.assert_allclose(average, 0.75 * before + 0.25 * now, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            average, decay * before + (1 - decay) * now, rtol=1e-5, atol=1e-6)
     assert states[1].eval_variables is states[1].ema
+
+
+def test_with_a_warm_up_the_moving_average_forgets_the_initial_parameters():
+    def weight_of_the_initial_ones(updates, warmup):
+        decays = [steps.ema_decay(0.9999, warmup, jnp.int32(t)) for t in range(updates)]
+        return np.prod(np.float64(decays))
+
+    assert weight_of_the_initial_ones(500, False) == pytest.approx(0.951, abs=1e-3)
+    expected = math.factorial(9) * math.factorial(500) / math.factorial(509)
+    assert weight_of_the_initial_ones(500, True) == pytest.approx(expected, rel=1e-3)
+    assert expected < 1e-18
+    # The largest decay is reached at (1 + t) / (10 + t) = 3 / 4.
+    assert steps.ema_decay(0.75, True, jnp.int32(25)) < 0.75
+    assert steps.ema_decay(0.75, True, jnp.int32(26)) == steps.ema_decay(
+        0.75, True, jnp.int32(10**6)) == 0.75
+
+
+@pytest.mark.parametrize('pipeline', ['resident', 'host'])
+@pytest.mark.parametrize('family', ['cifar', 'vgg'])
+def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(
+        tiny_config, monkeypatch, family, pipeline):
+    tiny_config.data.update(source='tfds', tfds_name='cifar10', channels=3, pipeline=pipeline,
+                            crop_padding=4, flip=True, mixup_alpha=0.2, color_noise=0.1)
+    tiny_config.data.image_size = 32 if family == 'cifar' else 224
+    if family == 'vgg':  # which drops out
+        monkeypatch.setitem(vgg.STAGE_SIZES, 16, (1,) * 5)
+        tiny_config.model.update(family='vgg', depth=16, width=1)
+    texts = []
+    for seed in (0, 7):
+        tiny_config.seed = seed
+        program = build(tiny_config, sharding.create_mesh(tiny_config), data.blank_pipelines)
+        texts.append(program.lower_train_steps(
+            program.state, (program.train_data.input_shapes,), 1).as_text())
+    assert texts[0] == texts[1]
+
+
+def test_the_step_of_one_device_does_not_depend_on_how_many_are_visible(tiny_config, monkeypatch):
+    monkeypatch.setattr(conv, 'CACHE_BYTES', 2**16)  # so that filter gradients are cut into parts
+
+    def text(mesh_size, visible):
+        monkeypatch.setattr(jax, 'device_count', lambda: visible)
+        tiny_config.mesh.data = mesh_size
+        program = build(tiny_config, sharding.create_mesh(tiny_config))
+        return program.lower_train_steps(
+            program.state, (program.train_data.input_shapes,), 1).as_text()
+
+    alone = text(1, 1)
+    assert text(1, 8) == alone
+    # On several devices, the gradient of each of the filters is a single sum over the batch.
+    assert alone.count('stablehlo.while') >= text(8, 8).count('stablehlo.while') + 5
+
+
+class Recorder:
+    """Takes the place of a network; keeps the keys of dropout that it is given."""
+
+    def __init__(self):
+        self.keys = []
+
+    def apply(self, variables, images, *, train, rngs, mutable):
+        key = jax.random.key_data(rngs['dropout'])
+        if not isinstance(key, jax.core.Tracer):
+            self.keys.append(tuple(key.tolist()))
+        return jnp.zeros((len(images), 10)), {}
+
+
+@pytest.mark.parametrize('parts', [1, 4])
+def test_no_key_of_dropout_is_a_key_of_the_augmentation(tiny_config, parts):
+    tiny_config.optimizer.accumulation_steps = parts
+    program = build(tiny_config, sharding.create_mesh(tiny_config))
+    state = jax.jit(program.create_state)()
+    batch = {'image': jnp.zeros((64, 1)), 'label': jnp.zeros(64, jnp.int32),
+             'mask': jnp.ones(64)}
+    network = Recorder()
+    with jax.disable_jit():
+        steps.train_step(state, batch, jnp.uint32(7), model=network, optimizer=program.optimizer,
+                         schedule=program.schedule, config=tiny_config)
+    step = jax.random.fold_in(jax.random.key(7), 0)
+    images = jax.vmap(jax.random.fold_in, (None, 0))(step, jnp.arange(64))
+    taken = {tuple(key.tolist()) for key in [
+        *jax.random.key_data(images), jax.random.key_data(step),
+        jax.random.key_data(jax.random.fold_in(step, 2**32 - 1))]}
+    assert len(set(network.keys)) == parts
+    assert not taken & set(network.keys)
 
 
 def test_label_smoothing_is_for_training_only(tiny_config):

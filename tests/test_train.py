@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax import monitor, train
+from resnet_jax import evaluate, inference, monitor, pretrained, train
+from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
-from resnet_jax.writers import MetricsWriter
+from resnet_jax.scores import score
 from tests import tiny
 
 
@@ -25,12 +26,14 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def arrays(workdir, step):
-    """Every array of a checkpoint, by name."""
-    tree = ocp.StandardCheckpointer().restore(workdir.absolute() / 'checkpoints' / str(step) /
-                                              'default')
-    return {jax.tree_util.keystr(path): np.asarray(leaf)
-            for path, leaf in jax.tree.leaves_with_path(tree)}
+def arrays(workdir, step, item='default'):
+    """Every array of a checkpoint, by name: of its state, or of what is stored beside it."""
+    folder = workdir.absolute() / 'checkpoints' / str(step) / item
+    handler = ocp.PyTreeCheckpointHandler()
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                           handler.metadata(folder).tree)  # whatever devices it was saved from
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def assert_same_bits(a, b):
@@ -75,7 +78,7 @@ def test_a_run_leaves_its_config_metrics_checkpoints_and_tensorboard_files(finis
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     before = rows(finished), arrays(finished, 20)
     values = train.train(tiny.config(), finished)
-    assert 'the run is finished' in capsys.readouterr().out
+    assert 'nothing to do: all 20 steps are complete' in capsys.readouterr().out
     assert values['eval/top1_error'] == before[0][-1]['eval/top1_error']
     assert rows(finished) == before[0]
     assert_same_bits(arrays(finished, 20), before[1])
@@ -87,7 +90,7 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     train.train(config, tmp_path)
     config.num_steps = 20
     train.train(config, tmp_path)
-    assert 'going on from step 10' in capsys.readouterr().out
+    assert 'resuming from step 10' in capsys.readouterr().out
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
@@ -154,7 +157,7 @@ def test_a_trace_covers_the_whole_calls_that_have_its_steps(tmp_path, monkeypatc
 def test_a_run_that_is_further_than_asked_for_is_refused(finished):
     config = tiny.config()
     config.num_steps = 15
-    with pytest.raises(UserError, match='a run of 20 steps, more than the 15 of num_steps'):
+    with pytest.raises(UserError, match='is already at step 20, beyond num_steps=15'):
         train.train(config, finished)
 
 
@@ -209,7 +212,7 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     thread.join()
     assert stopped.value.signal == number
     step = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
-    assert f'after step {step}, which is saved' in str(stopped.value)
+    assert f'checkpoint saved at step {step}' in str(stopped.value)
 
     config.num_steps = step + 7
     train.train(config, tmp_path)
@@ -217,26 +220,6 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     train.train(config, straight)
     assert_same_bits(arrays(tmp_path, step + 7), arrays(straight, step + 7))
     assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
-
-
-def test_a_signal_that_comes_with_an_evaluation_does_not_pass_for_the_end(
-        finished, tmp_path, monkeypatch):
-    write = MetricsWriter.write
-
-    def write_and_signal(self, step, values):
-        write(self, step, values)
-        if 'eval/loss' in values:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    config = tiny.config()
-    config.checkpoint.every_steps = None
-    config.checkpoint.keep_best = False
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, 'write', write_and_signal)
-        with pytest.raises(train.Stopped, match='after step 10, which is saved'):
-            train.train(config, tmp_path)
-    train.train(config, tmp_path)
-    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
 
 def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
@@ -251,7 +234,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
     (tmp_path / 'config.json').write_text(json.dumps(stored))
     with pytest.raises(monitor.Diverged, match=(
-            r'became (nan|inf) in step 1\d; the checkpoint of step 10 is intact')):
+            r'became (nan|inf) in step 1\d; the latest checkpoint is that of step 10')):
         train.train(config, tmp_path)
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']
     assert_same_bits(arrays(tmp_path, 10), good)
@@ -271,11 +254,27 @@ def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
     assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
 
 
-def test_recalibrated_statistics_are_evaluated_and_saved(finished, tmp_path):
+def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finished, tmp_path):
     config = tiny.config()
     config.eval.recalibrate_batches = 3
     train.train(config, tmp_path)
-    plain, recalibrated = arrays(finished, 20), arrays(tmp_path, 20)
-    changed = {name for name in plain if (plain[name] != recalibrated[name]).any()}
-    assert changed == {name for name in plain if 'batch_stats' in name}
-    assert rows(finished)[-1]['eval/loss'] != rows(tmp_path)[-1]['eval/loss']
+    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+    plain = {name.removeprefix("['batch_stats']"): array
+             for name, array in arrays(finished, 20).items() if name.startswith("['batch_stats']")}
+    recalibrated = arrays(tmp_path, 20, 'recalibrated')
+    assert plain.keys() == recalibrated.keys()
+    assert all((plain[name] != recalibrated[name]).any() for name in plain)
+    expected = rows(tmp_path)[-1]
+    assert expected['eval/loss'] != rows(finished)[-1]['eval/loss']
+    found = evaluated(tmp_path)
+    for tag in ('eval/loss', 'eval/top1_error', 'eval/count'):
+        assert found[tag] == pytest.approx(expected[tag], rel=1e-5)
+
+
+def evaluated(workdir):
+    """What `evaluate --workdir` says."""
+    network = pretrained.load(workdir)
+    size = network.config.data.image_size
+    predictions = inference.predict([network], evaluate.test_source(network.config),
+                                    Views('center_crop', size, size, ()), 128)
+    return score(predictions.log_probabilities, predictions.labels).report()

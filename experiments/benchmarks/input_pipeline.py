@@ -23,6 +23,7 @@ import turns
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.cores import core_numbers
 from resnet_jax.errors import UserError
 
 PATH = flags.DEFINE_string('path', None, 'Image folder with a split called test or val.')
@@ -178,7 +179,7 @@ def main(argv) -> None:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
 
-        available = turns.available_cores()
+        available = core_numbers()
         prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
                 shorter_side=SHORTER_SIDE, quality=QUALITY, images_per_shard=1000,
                 processes=1, skip_unreadable=False)

@@ -28,6 +28,7 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.config import leaves
+from resnet_jax.cores import available_cores
 from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -235,7 +236,7 @@ def main(_) -> None:
     for changes in VARIANT.value:
         contenders[f'{OURS}, {changes}'] = (this_program, variant(config, changes).to_json())
     if PYTORCH.value:
-        cores = len(turns.available_cores())
+        cores = available_cores()
         for compiled in (False, True):
             contenders[f'PyTorch {"torch.compile" if compiled else "eager"}'] = (
                 pytorch, config.to_json(), compiled, cores)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from resnet_jax.cores import available_cores, core_numbers, restrict
+
 PAUSE = 0.3  # seconds
 NO_PYTORCH = "PyTorch is not installed: pip install -e '.[torch]'"
 
@@ -92,7 +94,7 @@ class Process:
 
 def _serve(connection, contender, arguments, cores) -> None:
     if cores:
-        os.sched_setaffinity(0, cores)
+        restrict(0, cores)
     # Processes share an accelerator: none may take all of its memory in advance.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -141,10 +143,6 @@ def _settle() -> None:
         time.sleep(PAUSE)
 
 
-def available_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
-
-
 def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
                cores: Sequence[int] | None = None) -> dict[str, Outcome]:
     """Lets the contenders take turns.
@@ -156,7 +154,7 @@ def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
       units: of work, a pass.
       cores: that each is bound to; None: all there are.
     """
-    cores = available_cores() if cores is None else cores
+    cores = core_numbers() if cores is None else cores
     outcomes, processes = {}, {}
     try:
         for name, (contender, *arguments) in contenders.items():
@@ -224,4 +222,4 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
             versions[package] = None
     write_whole(pathlib.Path(path), json.dumps({
         'command': shlex.join(['python', *sys.argv]), 'python': platform.python_version(),
-        'versions': versions, 'cores': len(available_cores()), **content}, indent=1) + '\n')
+        'versions': versions, 'cores': available_cores(), **content}, indent=1) + '\n')

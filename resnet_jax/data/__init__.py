@@ -8,7 +8,7 @@ mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
 """
 
 import functools
-import os
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,11 +18,13 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import blank, cache, decode, normalization, sources
 from resnet_jax.data.augment import Augmentation, Batch
-from resnet_jax.data.folder import open_folder
+from resnet_jax.data.folder import class_names, open_folder
 from resnet_jax.data.host import Host
 from resnet_jax.data.normalization import Normalization
+from resnet_jax.data.randaugment import MAX_MAGNITUDE
 from resnet_jax.data.resident import Resident
 from resnet_jax.data.shards import Shards
 from resnet_jax.data.sources import ArraySource, Source, check_unchanged
@@ -31,7 +33,7 @@ from resnet_jax.data.transforms import EvalTransform, TrainTransform
 from resnet_jax.errors import UserError
 
 __all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'blank_pipelines', 'check_unchanged',
-           'create_pipelines', 'create_source']
+           'count_classes', 'create_pipelines', 'create_source']
 
 FILES = ('folder', 'tfds', 'shards')  # sources that the user must provide
 SOURCES = (*FILES, 'digits', 'synthetic')
@@ -46,8 +48,11 @@ class Pipeline(Protocol):
       num_classes: labels are in [0, num_classes).
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
-      input_shapes: shapes, dtypes and shardings of an item of `inputs`.
+      input_shapes: shapes, dtypes and shardings of an item of `inputs`; in training, 'seed' is
+        among them, the run's as uint32 [].
       shares_inputs: whether all batches are made from the same inputs.
+      skipped: unreadable images that this process has left out so far: once where they are decoded
+        in advance, otherwise each time they were met.
     """
 
     source: Source
@@ -57,6 +62,7 @@ class Pipeline(Protocol):
     batch_size: int
     input_shapes: Any
     shares_inputs: bool
+    skipped: int
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …
@@ -64,6 +70,10 @@ class Pipeline(Protocol):
         Endless in training; one item a batch, ceil(num_images / batch_size) of them or endless, in
         evaluation. Items are trees of arrays that already lie on the mesh.
         """
+        ...
+
+    def total_skipped(self) -> int:
+        """`skipped` of all processes; to be called by all of them."""
         ...
 
     def batch(self, inputs: Any, step: jax.Array, normalization: Normalization) -> Batch:
@@ -91,6 +101,20 @@ def create_source(config: ConfigDict, split: str) -> Source:
     raise UserError(f'data.source must be one of {", ".join(SOURCES)}, got {data.source!r}.')
 
 
+def count_classes(config: ConfigDict) -> int | None:
+    """The classes of `config.data.source`, or none where the config says how many to make up.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    data = config.data
+    if data.source == 'synthetic':
+        return None
+    if data.source == 'folder':  # without listing its images
+        return len(class_names(data.path, data.class_list))
+    return create_source(config, 'train').num_classes
+
+
 def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
     """The training pipeline, the evaluation pipeline, and the training split's normalisation.
 
@@ -101,8 +125,9 @@ def create_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline
     _check(config)
     splits = _splits(config, create_source)
     train, test, transform = _over_mesh(config, mesh, *splits)
-    return train, test, normalization.measure(train.source, config.data.normalization, transform,
-                                              config.data.cache)
+    return train, test, normalization.measure(
+        train.source, config.data.normalization, transform, config.data.cache,
+        skip_unreadable=config.data.on_unreadable == 'skip')
 
 
 def blank_pipelines(config: ConfigDict, mesh: Mesh) -> tuple[Pipeline, Pipeline, Normalization]:
@@ -144,9 +169,10 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,
                test_source: Source) -> tuple[Pipeline, Pipeline, EvalTransform | None]:
     """Both pipelines, and what the host makes of an image in evaluation; on devices, nothing."""
     data = config.data
+    eval_batch = _eval_batch_size(config, len(test_source), mesh.shape['data'])
     if resident := _as_resident(config, train_source, test_source):
         train, test = (Resident(source, mesh, size, augmentation) for source, size, augmentation
-                       in zip(resident, (config.batch_size, config.eval.batch_size),
+                       in zip(resident, (config.batch_size, eval_batch),
                               (augmentation(config), None), strict=True))
         return train, test, None
     size = data.image_size
@@ -159,8 +185,17 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,
              batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
         for source, batch_size, kind, augmentation in (
             (train_source, config.batch_size, train_transform(config), augmentation(config)),
-            (test_source, config.eval.batch_size, transform, None)))
+            (test_source, eval_batch, transform, None)))
     return train, test, transform
+
+
+def _eval_batch_size(config: ConfigDict, num_images: int, data_shards: int) -> int:
+    """`eval.batch_size`, and no more than the images rounded up to a multiple of 8 per device.
+
+    Anything beyond would be filler, for which there may not even be memory.
+    """
+    unit = 8 * data_shards
+    return min(config.eval.batch_size, -(-num_images // unit) * unit)
 
 
 def _check(config: ConfigDict) -> None:
@@ -173,6 +208,7 @@ def _check(config: ConfigDict) -> None:
         if data[field] not in choices:
             raise UserError(f'data.{field} must be one of {", ".join(choices)}, '
                             f'got {data[field]!r}.')
+    _check_augmentation(data)
     if data.eval_split == 'holdout' and not data.holdout:
         raise UserError("data.eval_split 'holdout' needs data.holdout, the number of training "
                         'images that are held out.')
@@ -186,9 +222,39 @@ def _check(config: ConfigDict) -> None:
     if data.eval_resize is not None and data.image_size and data.eval_resize < data.image_size:
         raise UserError(f'data.eval_resize must not be less than data.image_size, got '
                         f'{data.eval_resize} and {data.image_size}.')
+    if data.train_crop == 'pad' and data.image_size and data.crop_padding >= data.image_size:
+        raise UserError(f'data.crop_padding={data.crop_padding} must be less than '
+                        f'data.image_size={data.image_size}.')
+    if data.channels not in (1, 3):
+        raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
     if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
         raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
                         f'got {config.batch_size}.')
+
+
+def _check_augmentation(data: ConfigDict) -> None:
+    """Raises UserError where a field of the augmentation makes no sense, whether used or not."""
+    if data.train_crop == 'pad' and data.image_size and data.crop_padding >= data.image_size:
+        raise UserError(f'data.crop_padding={data.crop_padding} must be less than '
+                        f'data.image_size={data.image_size}.')
+    if data.channels not in (1, 3):
+        raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
+    for field, what, most in (('crop_scale', 'shares of the area, above 0 and at most 1', 1),
+                              ('crop_ratio', 'ratios of width to height, above 0', math.inf),
+                              ('jitter_sides', 'numbers of pixels, above 0', math.inf)):
+        pair = tuple(data[field])
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
+            raise UserError(f'data.{field} must be two {what}, the smaller one first; got {pair}.')
+    for field in ('color_noise', 'mixup_alpha', 'cutmix_alpha'):
+        if not math.isfinite(data[field]):
+            raise UserError(f'data.{field} must be a finite number, got {data[field]}.')
+    if data.randaugment_magnitude > MAX_MAGNITUDE:
+        raise UserError(f'data.randaugment_magnitude must be at most {MAX_MAGNITUDE}, got '
+                        f'{data.randaugment_magnitude}.')
+    for field in ('color_noise', 'randaugment_layers'):
+        if data[field] and data.channels != 3:
+            raise UserError(f'data.{field} is for colour images: set it to 0 where data.channels '
+                            f'is {data.channels}.')
 
 
 def _device_only(data: ConfigDict) -> bool:
@@ -203,13 +269,16 @@ def _as_resident(config: ConfigDict, train: Source,
     if data.pipeline == 'host' or not _device_only(data):
         return None
     try:
-        return tuple(_as_array(config, source) for source in (train, test))
+        arrays = tuple(_as_array(config, source) for source in (train, test))
     except cache.UnequalSizesError as error:
         if data.pipeline == 'resident':
             raise UserError(f"data.pipeline 'resident' needs images of one size, and {error}: "
                             'set data.pipeline to host.') from error
         logging.info('Host pipeline, since %s', error)
         return None
+    for array, source in zip(arrays, (train, test), strict=True):
+        array.class_names = getattr(source, 'class_names', ())
+    return arrays
 
 
 def _as_array(config: ConfigDict, source: Source) -> ArraySource:
@@ -264,4 +333,4 @@ def train_transform(config: ConfigDict) -> TrainTransform:
 def _threads(config: ConfigDict) -> int:
     if config.data.threads is not None:
         return config.data.threads
-    return max(1, len(os.sched_getaffinity(0)) // max(1, config.data.workers))
+    return max(1, available_cores() // max(1, config.data.workers))

@@ -24,14 +24,23 @@ BYTES_A_NORMAL = 16
 
 
 class Augmentation(NamedTuple):
-    """What is done to training images on the device; the fields of `config.data` of these names."""
+    """What is done to training images on the device; the fields of `config.data` of these names.
 
-    seed: int
+    A pipeline hands the seed to the step among its inputs, as `seed_input`: a constant would make
+    every seed another program to compile.
+    """
+
+    seed: int | jax.Array
     crop_padding: int
     flip: bool
     color_noise: float
     mixup_alpha: float
     cutmix_alpha: float
+
+
+def seed_input(settings: Augmentation) -> np.ndarray:
+    """The seed as the pipelines of training hand it to the step: uint32 []."""
+    return np.array(settings.seed & 0xFFFFFFFF, np.uint32)
 
 
 def augment(images: jax.Array, labels: jax.Array, step: jax.Array, normalization: Normalization,

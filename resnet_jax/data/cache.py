@@ -7,11 +7,14 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import logging
 
+from resnet_jax.cores import available_cores
 from resnet_jax.data import decode
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
+from resnet_jax.errors import UserError
+from resnet_jax.writers import warn
 
 CHUNK = 256  # images that one thread decodes at a time
 
@@ -21,7 +24,7 @@ class UnequalSizesError(Exception):
 
 
 def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
-    """Writes a .npz beside the path and renames it. Where that fails, it only says so in the log.
+    """Writes a .npz beside the path and renames it. Where that fails, there is only a warning.
 
     A cache saves time; a full or read-only disk is no reason to stop.
     """
@@ -34,7 +37,7 @@ def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
             np.savez(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        logging.warning('%s was not cached: %s', path, error)
+        warn(f'{path} was not cached: {error.strerror or error}.')
         if temporary:
             pathlib.Path(temporary).unlink(missing_ok=True)
 
@@ -44,10 +47,10 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning('%s is made anew, since it cannot be read: %s', path, error)
+        warn(f'{path} cannot be read and is made again: {error}.')
         return None
 
 
@@ -58,7 +61,7 @@ def decoded(source: Source, size: int, folder: str, *, skip_unreadable: bool) ->
       source: whose images are encoded and all of one size.
       size: their height and width.
       folder: of the cache; '': none.
-      skip_unreadable: leave out images that cannot be decoded, and log them, instead of an error.
+      skip_unreadable: leave out images that cannot be decoded, with a warning, instead of an error.
 
     Raises:
       UnequalSizesError: an image has another size.
@@ -71,14 +74,16 @@ def decoded(source: Source, size: int, folder: str, *, skip_unreadable: bool) ->
         arrays = _decode_all(source, size, skip_unreadable)
         if path:
             save(path, **arrays)
+    if skipped := len(source) - len(arrays['labels']):
+        warn(f'unreadable images left out: {skipped:,} of {len(source):,}.')
     return ArraySource(arrays['images'], arrays['labels'], source.num_classes, 'cached images',
-                       source.fingerprint, key)
+                       source.fingerprint, key, skipped)
 
 
 def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, np.ndarray]:
     images = np.empty((len(source), size, size, 3), np.uint8)
     labels = np.empty(len(source), np.int32)
-    good = np.ones(len(source), bool)
+    good, skips = np.ones(len(source), bool), Skips()
 
     def fill(start: int) -> None:
         for i in range(start, min(start + CHUNK, len(source))):
@@ -89,18 +94,19 @@ def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, n
                 if not skip_unreadable:
                     raise
                 good[i] = False
-                logging.warning('Skipped %s', error)
+                skips.add(str(error))
                 continue
             if pixels.shape != (size, size, 3):
                 raise UnequalSizesError(
                     f'{item.name} has {pixels.shape[1]} x {pixels.shape[0]} pixels')
             images[i], labels[i] = pixels, item.label
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         # Consumed, so that an error in a thread is raised here.
         for _ in pool.map(fill, range(0, len(source), CHUNK)):
             pass
+    if not good.any():
+        raise UserError('none of the images can be read.')
     if not good.all():
-        logging.warning('Skipped %d unreadable images of %d', np.sum(~good), len(good))
         images, labels = images[good], labels[good]
     return {'images': images, 'labels': labels}

@@ -7,7 +7,6 @@ Exits with 1 if an image cannot be decoded.
 
 import collections
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from resnet_jax import cli
+from resnet_jax.cores import available_cores
 from resnet_jax.data import command, decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.sources import Source
@@ -87,7 +87,7 @@ def _examine_all(source: Source, threads: int) -> Iterator[Found]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    reports = {split: check(command.source_from_flags(split), len(os.sched_getaffinity(0)))
+    reports = {split: check(command.source_from_flags(split), available_cores())
                for split in command.SPLITS.value}
     if JSON.value:
         print(json.dumps(reports))

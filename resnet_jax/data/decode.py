@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import threading
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -28,16 +29,30 @@ from PIL import Image
 
 from resnet_jax.errors import UserError
 
-# What a header may claim. A legitimate file cannot hold more pixels than this for each of its
-# bytes: a JPEG block of 64 pixels takes at least a bit, and deflate shrinks at most 1032 times.
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+# The largest image that is decoded, whatever its format: 13,377 pixels squared, which is also where
+# Pillow refuses. A thread needs 3 bytes per pixel of a JPEG, and 7 of other formats.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # at half of that
+# A legitimate file cannot hold more pixels than this for each of its bytes: a JPEG block of 64
+# pixels takes at least a bit, and deflate shrinks at most 1032 times.
 MAX_PIXELS_PER_BYTE = {'JPEG': 64 * 8, 'PNG': 1032 * 8, 'WEBP': math.inf}
 # Warnings of libjpeg after which every pixel is still as it was encoded.
 HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
+# Markers of a JPEG, by their second byte: frames of baseline and extended sequential coding, the
+# start of a scan, and segments that say nothing of how many rows there are (ITU T.81, table B.1):
+# Huffman and quantisation tables, application data and comments.
+SEQUENTIAL_SOF, SOS = (0xC0, 0xC1), 0xDA
+END_OF_IMAGE = b'\xff\xd9'
+SKIPPED_MARKERS = (0xC4, 0xDB, *range(0xE0, 0xF0), 0xFE)
+COLORSPACES = ('YCbCr', 'RGB', 'Gray')  # that libjpeg-turbo converts to RGB
+STRIP_PIXELS = 2**22  # that are converted at a time
 # Rows that decoding a row of the crop may look at below it: chroma is upsampled from neighbours.
 ROWS_BELOW = 4
 BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
 ALL_OF_IT = ResizeOptions(resize_alg=BILINEAR, use_alpha=False)
+TOO_LARGE = ('the most that is decoded (MAX_PIXELS in resnet_jax/data/decode.py); scale it down '
+             'with another program')
+DAMAGED = 'is incomplete or damaged'
 PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
 
 _of_thread = threading.local()  # its resizer, and its scratch memory for decoded rows
@@ -185,28 +200,61 @@ def _unreadable(name: str, error: Exception) -> UnreadableImageError:
 def _open(data: bytes) -> tuple[int, int, Image.Image | None]:
     """(height, width, None or the image as Pillow opened it), the header being plausible."""
     kind = image_format(data)
-    pillow = None
+    pillow, by_pillow = None, kind != 'JPEG'
     if kind == 'JPEG':
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    elif kind == 'PNG':
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            by_pillow = colorspace not in COLORSPACES
+        except (KeyError, ValueError) as error:  # damage, or chroma sampling without a name there
+            if END_OF_IMAGE not in data:
+                raise ValueError(f'its {kind} header {DAMAGED}') from error
+            by_pillow, pillow = True, _open_by_pillow(data, kind)
+            width, height = pillow.size
+    elif kind == 'PNG' and len(data) >= 24:
         width, height = struct.unpack_from('>II', data, 16)
     else:
-        pillow = Image.open(io.BytesIO(data), formats=(kind,))
+        pillow = _open_by_pillow(data, kind)
         width, height = pillow.size
-    if height * width > min(MAX_PIXELS, MAX_PIXELS_PER_BYTE[kind] * len(data)):
-        raise ValueError(f'its header claims {width} x {height} pixels, but the file has '
-                         f'{len(data)} bytes')
-    if kind == 'PNG' or (kind == 'JPEG' and colorspace not in ('YCbCr', 'RGB', 'Gray')):
-        pillow = Image.open(io.BytesIO(data), formats=(kind,))
+    _check_size(height, width, len(data), kind)
+    if by_pillow and pillow is None:
+        pillow = _open_by_pillow(data, kind)
     return height, width, pillow
 
 
+def _open_by_pillow(data: bytes, kind: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=(kind,))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'it has more than {MAX_PIXELS:,} pixels, {TOO_LARGE}') from error
+    except Exception as error:  # damage leads to many kinds
+        raise ValueError(f'its {kind} header {DAMAGED}') from error
+
+
+def _check_size(height: int, width: int, num_bytes: int, kind: str) -> None:
+    if not 0 < height * width <= MAX_PIXELS_PER_BYTE[kind] * num_bytes:
+        raise ValueError(f'its header claims {width} x {height} pixels, which a file of '
+                         f'{num_bytes:,} bytes cannot hold')
+    if height * width > MAX_PIXELS:
+        raise ValueError(f'it has {width} x {height} pixels, more than {MAX_PIXELS:,}, {TOO_LARGE}')
+
+
 def _pillow_pixels(image: Image.Image) -> np.ndarray:
-    """RGB of any mode. 16-bit grey keeps its high byte, as 16-bit colour does in Pillow."""
-    if image.mode.startswith('I'):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.asarray(image.convert('RGB'))
+    """RGB of any mode. 16-bit grey keeps its high byte, as 16-bit colour does in Pillow.
+
+    Strip by strip, since Pillow copies what it converts and again what it hands on.
+    """
+    image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = image.crop((0, top, image.width, bottom)) if rows < image.height else image
+        if image.mode.startswith('I'):
+            grey = np.clip(np.asarray(strip), 0, 65535) >> 8
+            pixels[top:bottom] = grey.astype(np.uint8)[:, :, None]
+        else:
+            pixels[top:bottom] = np.asarray(strip if strip.mode == 'RGB' else strip.convert('RGB'))
+    return pixels
 
 
 def _scratch(shape: tuple[int, ...]) -> np.ndarray:
@@ -220,23 +268,30 @@ def _scratch(shape: tuple[int, ...]) -> np.ndarray:
 def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int, *,
                strict: bool = False, scratch: bool = False) -> np.ndarray:
     """At least the first rows of a JPEG at 1/scale, uint8 [>= rows / scale, W / scale, 3]."""
+    def decoded(data: bytes, height: int, cut: bool) -> np.ndarray:
+        # libjpeg rounds up; the width alone then selects exactly this scale.
+        shape = (-(-height // scale), -(-width // scale), 3)
+        pixels = _scratch(shape) if scratch else np.empty(shape, np.uint8)
+        arguments = {'buffer': pixels, 'min_width': pixels.shape[1] if scale > 1 else 0}
+        try:
+            simplejpeg.decode_jpeg(data, 'RGB', **arguments)
+        except ValueError as error:
+            if strict or not any(warning in str(error) for warning in HARMLESS_WARNINGS):
+                raise ValueError('it is cut short' if END_OF_IMAGE not in data else str(error)
+                                 ) from error
+            # The data below the cut is what the decoder finds too much, once all rows are there.
+            if not cut:
+                simplejpeg.decode_jpeg(data, 'RGB', **arguments, strict=False)
+        return pixels
+
     rows_decoded = min(height, rows + ROWS_BELOW)
     cut = _cut_below(data, rows_decoded) if rows_decoded < height else None
     if cut is not None:
-        height, data = rows_decoded, cut
-    # libjpeg rounds up; the width alone then selects exactly this scale.
-    shape = (-(-height // scale), -(-width // scale), 3)
-    pixels = _scratch(shape) if scratch else np.empty(shape, np.uint8)
-    arguments = {'buffer': pixels, 'min_width': pixels.shape[1] if scale > 1 else 0}
-    try:
-        simplejpeg.decode_jpeg(data, 'RGB', **arguments)
-    except ValueError as error:
-        if strict or not any(warning in str(error) for warning in HARMLESS_WARNINGS):
-            raise
-        # The data below the cut is what the decoder finds too much, once all rows are there.
-        if cut is None:
-            simplejpeg.decode_jpeg(data, 'RGB', **arguments, strict=False)
-    return pixels
+        try:
+            return decoded(cut, rows_decoded, True)
+        except ValueError:
+            pass  # the whole image decides whether it is damaged
+    return decoded(data, height, False)
 
 
 def _cut_below(data: bytes, rows: int) -> bytearray | None:
@@ -245,19 +300,37 @@ def _cut_below(data: bytes, rows: int) -> bytearray | None:
     The decoder then stops after the last row that it needs. This holds for one sequential scan
     without restart markers, which almost all files are, that is not cut off before its end.
     """
-    position, frame, components = 2, 0, 0
+    try:
+        frame, scan = _find_frame_and_scan(data)
+    except (IndexError, ValueError):
+        return None
+    whole_scan = data[scan + 3] == data[frame + 8]  # all components at once
+    if not whole_scan or data.rfind(END_OF_IMAGE, scan) < 0:
+        return None
+    cut = bytearray(data)
+    cut[frame + 4:frame + 6] = rows.to_bytes(2, 'big')
+    return cut
+
+
+def _find_frame_and_scan(data: bytes) -> tuple[int, int]:
+    """Where the only frame and its first scan stand in a sequential JPEG without restart markers.
+
+    ITU T.81, annex B. The positions are those of the second byte of the markers SOF and SOS.
+
+    Raises:
+      IndexError, ValueError: it is another kind of JPEG, or damaged.
+    """
+    position, frame = 2, None
     while data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in (0xC0, 0xC1):
-            frame, components = position, data[position + 9]
-        elif marker == 0xDD or (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return None
-        elif marker == 0xDA:
-            whole_scan = frame and data[position + 4] == components
-            if not whole_scan or data.rfind(b'\xff\xd9', position) < 0:
-                return None
-            cut = bytearray(data)
-            cut[frame + 5:frame + 7] = rows.to_bytes(2, 'big')
-            return cut
-        position += 2 + int.from_bytes(data[position + 2:position + 4], 'big')
-    return None
+        while data[position] == 0xFF:  # fill bytes (B.1.1.2), of which there may be any number
+            position += 1
+        marker = data[position]
+        length = int.from_bytes(data[position + 1:position + 3], 'big')
+        if marker == SOS and frame is not None:
+            return frame, position
+        if marker in SEQUENTIAL_SOF and frame is None:
+            frame = position
+        elif length < 2 or marker not in SKIPPED_MARKERS:
+            break
+        position += 1 + length
+    raise ValueError('not one sequential scan without restart markers')

@@ -54,11 +54,13 @@ class Folder:
 
     def __getitem__(self, index: int) -> Item:
         path = os.path.join(self._root, self._paths[index])
+        # Names that are not UTF-8 can be neither printed nor stored as they are.
+        name = os.fsencode(path).decode('utf-8', 'backslashreplace')
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once
-                return Item(file.read(), int(self.labels[index]), path)
+                return Item(file.read(), int(self.labels[index]), name)
         except OSError as error:
-            raise UserError(f'{path} cannot be read: {error.strerror}; the data changed since '
+            raise UserError(f'{name} cannot be read: {error.strerror}; the data changed since '
                             'this run listed it.') from error
 
 
@@ -77,14 +79,12 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
       UserError: something is missing, empty or contradicts the class list.
     """
     folder = _split_folder(path, split)
-    if class_list:
-        classes = read_class_list(class_list)
-    else:
-        # The training split names the classes of both, so that a label means the same in both.
-        try:
-            classes = _class_folders(_split_folder(path, 'train'))
-        except UserError:
-            classes = _class_folders(folder)
+    try:
+        classes = class_names(path, class_list)
+    except UserError:
+        if class_list:
+            raise
+        classes = _class_folders(folder)  # there is no training split
     if split == 'test' and label_file:
         return _flat(folder, classes, label_file)
     unknown = sorted(set(_class_folders(folder)) - set(classes))
@@ -104,6 +104,22 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
                             'it from both splits.')
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])
     return Folder(folder, [file for images in found for file in images], labels, classes)
+
+
+def class_names(path: str, class_list: str = '') -> list[str]:
+    """The names of the classes in label order.
+
+    The training split names the classes of both, so that a label means the same in both.
+
+    Args:
+      path: the root of the image folder.
+      class_list: '' or a file that names them.
+
+    Raises:
+      UserError: there is no such file, or no training split.
+    """
+    return read_class_list(class_list) if class_list else _class_folders(
+        _split_folder(path, 'train'))
 
 
 def read_class_list(path: str) -> list[str]:
@@ -158,6 +174,9 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
             return root / name
+    if split == 'test' and (root / 'train').is_dir():
+        how = ('move some images of each class there, or hold out N training images with '
+               '--config.data.eval_split=holdout --config.data.holdout=N.')
     raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}: ' + how)
 
 

@@ -12,14 +12,16 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.data.augment import Augmentation, Batch, augment
+from resnet_jax.data.augment import Augmentation, Batch, augment, seed_input
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.normalization import normalize
 from resnet_jax.data.order import image_index
+from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import Source
 from resnet_jax.data.transforms import EvalTransform, TrainTransform
 from resnet_jax.errors import UserError
@@ -98,11 +100,7 @@ class Chunks:
 
 
 class Host:
-    """Batches of one split, read as they are needed; see `resnet_jax.data.Pipeline`.
-
-    Attributes:
-      skipped: unreadable images that were left out so far, each time they were met.
-    """
+    """Batches of one split, read as they are needed; see `resnet_jax.data.Pipeline`."""
 
     shares_inputs = False
 
@@ -131,19 +129,32 @@ class Host:
         channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
         self.image_shape = (transform.size, transform.size, channels)
         self.batch_size = batch_size
-        self.skipped = 0
+        self._skips = Skips()
         self._transform, self._augmentation = transform, augmentation
         self._sharding = NamedSharding(mesh, P('data'))
+        self._everywhere = NamedSharding(mesh, P())
         self._threads, self._workers = threads, workers
         self._chunk_size, self._batches_ahead = chunk_size, batches_ahead
         self._skip_unreadable = skip_unreadable
 
     @property
+    def skipped(self) -> int:
+        return self._skips.count
+
+    def total_skipped(self) -> int:
+        if jax.process_count() == 1 or not self._skip_unreadable:
+            return self.skipped
+        return int(multihost_utils.process_allgather(np.int32(self.skipped)).sum())
+
+    @property
     def input_shapes(self) -> Any:
-        return {name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
-                                           sharding=self._sharding)
-                for name, shape, dtype in (('image', self.image_shape, np.uint8),
-                                           ('label', (), np.int32), ('mask', (), np.float32))}
+        shapes = {name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
+                                             sharding=self._sharding)
+                  for name, shape, dtype in (('image', self.image_shape, np.uint8),
+                                             ('label', (), np.int32), ('mask', (), np.float32))}
+        if self._augmentation is not None:
+            shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32, sharding=self._everywhere)
+        return shapes
 
     def inputs(self, start_step: int) -> Iterator[Any]:
         rows = _local_rows(self._sharding, self.batch_size)
@@ -172,7 +183,7 @@ class Host:
     def batch(self, inputs, step, normalization) -> Batch:
         if self._augmentation is not None:
             batch = augment(inputs['image'], inputs['label'], step, normalization,
-                            self._augmentation)
+                            self._augmentation._replace(seed=inputs['seed']))
         else:
             batch = {'image': normalize(inputs['image'], normalization),
                      'label': inputs['label']}
@@ -181,11 +192,19 @@ class Host:
     def _put(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
         """Spreads this process's rows over its devices, as a part of the batch of all processes."""
         for error in rows.pop('skipped'):
-            self.skipped += 1
-            logging.warning('Skipped %s (%d so far)', error, self.skipped)
-        return {name: jax.make_array_from_process_local_data(
-                    self._sharding, array, (self.batch_size, *array.shape[1:]))
-                for name, array in rows.items()}
+            self._skips.add(error)
+        arrays = {name: jax.make_array_from_process_local_data(
+                      self._sharding, array, (self.batch_size, *array.shape[1:]))
+                  for name, array in rows.items()}
+        return arrays if self._seed is None else arrays | {'seed': self._seed}
+
+    @functools.cached_property
+    def _seed(self) -> jax.Array | None:
+        """The seed on every device, of a training pipeline; all batches share it."""
+        if self._augmentation is None:
+            return None
+        seed = seed_input(self._augmentation)
+        return jax.make_array_from_callback((), self._everywhere, seed.__getitem__)
 
 
 @functools.lru_cache(maxsize=64)

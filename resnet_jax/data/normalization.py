@@ -1,16 +1,11 @@
 """What is subtracted from the pixels and what they are divided by."""
 
-import os
-import pathlib
-from concurrent.futures import ThreadPoolExecutor
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
-from resnet_jax.data import cache
-from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
+from resnet_jax.data import statistics
+from resnet_jax.data.sources import Source
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.errors import UserError
 
@@ -18,8 +13,7 @@ Normalization = dict[str, jax.Array]
 
 KINDS = ('per_channel', 'per_pixel_mean', 'imagenet', 'none')
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CHUNK = 256  # images that one thread adds up at a time; 256 * 255 < 2**16
-LOG_EVERY = 50_000  # images
+COLORS = ('red', 'green', 'blue')
 
 
 def normalize(images, normalization: Normalization) -> jax.Array:
@@ -44,8 +38,10 @@ def exact(x: jax.Array) -> jax.Array:
 
 
 def measure(source: Source, kind: str, transform: EvalTransform | None = None,
-            cache_folder: str = '') -> Normalization:
+            cache_folder: str = '', *, skip_unreadable: bool = False) -> Normalization:
     """The normalisation that a training split calls for, in float32, from exact integer sums.
+
+    All processes of a job call it, and get the same.
 
     Args:
       source: the training split.
@@ -54,9 +50,10 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
         constants that most published weights go with. 'none'.
       transform: makes the source's images one size; none: they are already.
       cache_folder: where the statistics of images that must be decoded are kept; '': nowhere.
+      skip_unreadable: leave out images that cannot be decoded, instead of an error.
 
     Raises:
-      UserError: there is no such kind, or it needs colour images and these are grey.
+      UserError: there is no such kind, it does not suit the images, or one cannot be decoded.
     """
     first = source[0].image
     channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
@@ -66,9 +63,12 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
         if kind == 'imagenet':
             mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     else:
-        mean_image, mean, std = _statistics(source, transform, cache_folder)
+        mean_image, mean, std = statistics.measure(source, transform, cache_folder,
+                                                   skip_unreadable=skip_unreadable)
         if kind == 'per_pixel_mean':
             mean, std = mean_image, np.ones(len(std))
+        else:
+            _check_deviation(mean, std)
     return {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
 
 
@@ -92,43 +92,14 @@ def _check(kind: str, channels: int) -> None:
                         f'have {channels} channel.')
 
 
-def _statistics(source: Source, transform: EvalTransform | None, cache_folder: str):
-    """Mean image [H, W, C], mean [C] and standard deviation [C], float64, over all images."""
-    path = None
-    if cache_folder and cache_key(source):
-        key = digest(cache_key(source), tuple(transform or ()))
-        path = pathlib.Path(cache_folder).expanduser() / f'statistics-{key}.npz'
-        cached = cache.load(path)
-        if cached is not None:
-            return cached['mean_image'], cached['mean'], cached['std']
-    total, squares = _sums(source, transform)
-    mean_image = total / len(source) / 255
-    mean = mean_image.mean((0, 1))
-    pixels = len(source) * total.shape[0] * total.shape[1]
-    std = np.sqrt(squares / pixels / 255**2 - mean**2)
-    if path:
-        cache.save(path, mean_image=mean_image, mean=mean, std=std)
-    return mean_image, mean, std
-
-
-def _sums(source: Source, transform: EvalTransform | None):
-    """The sum of all images, uint64 [H, W, C], and the sum of squares, uint64 [C]."""
-    def add(start: int):
-        stop = min(start + CHUNK, len(source))
-        if isinstance(source, ArraySource):
-            images = source.images[start:stop]
-        else:
-            images = np.stack([transform(source[i]) for i in range(start, stop)])
-        if start // LOG_EVERY != stop // LOG_EVERY:
-            logging.info('Normalisation: %d of %d images', stop, len(source))
-        # A chunk's sum, and one pixel's square, just fit in 16 bits.
-        squares = np.square(images, dtype=np.uint16)
-        return images.sum(0, dtype=np.uint16), squares.sum((0, 1, 2), dtype=np.uint64)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        sums = pool.map(add, range(0, len(source), CHUNK))
-        total, squares = (x.astype(np.uint64) for x in next(sums))
-        for chunk_total, chunk_squares in sums:
-            total += chunk_total
-            squares += chunk_squares
-    return total, squares
+def _check_deviation(mean: np.ndarray, std: np.ndarray) -> None:
+    """Raises UserError where a channel is constant, [C] of each in units of the full range."""
+    names = COLORS if len(std) == len(COLORS) else ('only',)
+    for name, center, deviation in zip(names, mean, std, strict=True):
+        if deviation == 0:
+            others = [kind for kind in KINDS[1:] if kind != 'imagenet' or len(std) == 3]
+            raise UserError(
+                f'the {name} channel of the training images is constant, {center * 255:.0f} of 255 '
+                'in every pixel, and data.normalization=per_channel would divide by its standard '
+                f'deviation, 0: set data.normalization to {", ".join(others[:-1])} or '
+                f'{others[-1]}.')

@@ -6,13 +6,13 @@ Run the same command again to resume after an interruption. The result is read w
 `data.source=shards`; `resnet_jax.data.shards` describes the format.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.cores import available_cores
 from resnet_jax.data import command
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
@@ -38,7 +38,7 @@ flags.adopt_module_key_flags(command)
 def main(argv: Sequence[str]) -> None:
     del argv
     output = pathlib.Path(OUTPUT.value).expanduser()
-    processes = PROCESSES.value or len(os.sched_getaffinity(0))
+    processes = PROCESSES.value or available_cores()
     for split in command.SPLITS.value:
         if VERIFY.value:
             info = Shards(OUTPUT.value, split).info

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.data.augment import Augmentation, Batch, augment
+from resnet_jax.data.augment import Augmentation, Batch, augment, seed_input
 from resnet_jax.data.normalization import normalize
 from resnet_jax.data.order import image_index
 from resnet_jax.data.sources import ArraySource
@@ -40,10 +40,14 @@ class Resident:
         self.num_images = len(source)
         self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
+        self.skipped = source.skipped
         self.batch_size = batch_size
         self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augmentation = augmentation
+
+    def total_skipped(self) -> int:
+        return self.skipped  # every process has all images
 
     @property
     def input_shapes(self) -> Any:
@@ -56,10 +60,10 @@ class Resident:
 
     @property
     def _arrays(self) -> dict[str, np.ndarray]:
-        # The seed is an input and no constant, so that runs that differ in it share one program.
-        seed = self._augmentation.seed if self._augmentation is not None else 0
-        return {'image': self.source.images, 'label': self.source.labels,
-                'seed': np.array(seed & 0xFFFFFFFF, np.uint32)}
+        arrays = {'image': self.source.images, 'label': self.source.labels}
+        if self._augmentation is not None:
+            arrays['seed'] = seed_input(self._augmentation)
+        return arrays
 
     @functools.cached_property
     def _inputs(self) -> dict[str, jax.Array]:

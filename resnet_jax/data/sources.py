@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,15 +43,20 @@ class ArraySource:
       images: uint8 [N, H, W, C].
       labels: int32 [N].
       num_classes: labels are in [0, num_classes).
+      skipped: unreadable images that were left out.
+      class_names: of the labels, in order, where they are known.
     """
 
+    class_names: Sequence[str] = ()
+
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str,
-                 fingerprint: str = '', cache_key: str = ''):
+                 fingerprint: str = '', cache_key: str = '', skipped: int = 0):
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes = num_classes
         self.fingerprint = fingerprint or digest(
             name, images.shape, np.ascontiguousarray(images), self.labels)
         self.cache_key = cache_key
+        self.skipped = skipped
         self._name = name
 
     def __len__(self) -> int:
@@ -67,6 +73,7 @@ class Subset:
         self.num_classes = source.num_classes
         self.fingerprint = digest(source.fingerprint, indices)
         self.cache_key = digest(cache_key(source), indices)
+        self.class_names = getattr(source, 'class_names', ())
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:

@@ -12,14 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 CONV_OUTPUT = 'conv'  # the name by which `resnet_jax.models.remat` keeps the outputs
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-CACHE = 2**20  # bytes, of a core's own (second-level) cache
+CACHE_BYTES = 2**20  # of a core's own (second-level) cache
 
 # Gaussian with variance 2 / fan-in: K. He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv2d(x, kernel, stride: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(x, kernel, stride: int, num_devices: int = 1):
     """Convolution of NHWC images with an HWIO kernel of k x k, computed in the type of the images.
 
     k // 2 zeros are padded above and left, and the rest of k - 1 below and right: for an odd k, as
@@ -36,6 +36,16 @@ def conv2d(x, kernel, stride: int):
 
     Reverse mode only, to any order: a product with the Hessian is the gradient of a gradient times
     a vector. `jax.jvp`, `jax.jacfwd` and `jax.hessian` are refused by JAX.
+
+    Args:
+      x: float [N, H, W, C].
+      kernel: float [k, k, C, features].
+      stride: in both directions.
+      num_devices: that the images are spread over. On several CPUs the kernel's gradient is one sum
+        over the batch; on one it is taken a few images at a time, see `_correlate`.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), features], as x.
     """
     return _convolve(x, kernel, stride)
 
@@ -50,18 +60,19 @@ def _padding(k: int) -> tuple[int, int]:
     return k // 2, (k - 1) // 2
 
 
-def _forward(x, kernel, stride: int):
+def _forward(x, kernel, stride: int, num_devices: int):
+    del num_devices
     return _convolve(x, kernel, stride), (x, kernel)
 
 
-def _backward(stride: int, saved, dy):
+def _backward(stride: int, num_devices: int, saved, dy):
     x, kernel = saved
 
     k = len(kernel)
 
     def cpu(x, kernel, dy):
         gradient = (_pixel_product(x, dy, stride) if k == 1 else
-                    _correlate(x, dy, k, stride, _parts(x, dy)))
+                    _correlate(x, dy, k, stride, _parts(x, dy, num_devices)))
         return (_input_gradient(dy, kernel.astype(x.dtype), x.shape, stride),
                 gradient.astype(kernel.dtype))
 
@@ -136,18 +147,18 @@ def _sum(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _parts(x, dy) -> int:
-    """Into how many parts a batch is cut, so that a part of x and dy fits into `CACHE` bytes.
+def _parts(x, dy, num_devices: int) -> int:
+    """Into how many parts a batch is cut, so that a part of x and dy fits into `CACHE_BYTES`.
 
     One on several devices, which would sum up every part over all of them.
     """
-    if jax.device_count() > 1:
+    if num_devices > 1:
         return 1
-    fewest = math.ceil((x.nbytes + dy.nbytes) / CACHE)
+    fewest = math.ceil((x.nbytes + dy.nbytes) / CACHE_BYTES)
     return next((n for n in range(fewest, len(x)) if len(x) % n == 0), len(x))
 
 
-def space_to_depth_conv2d(x, kernel):
+def space_to_depth_conv2d(x, kernel, num_devices: int = 1):
     """`conv2d` with stride 2, computed on blocks of 2x2 pixels that lie in the channels.
 
     A matrix unit of 128 rows is nearly idle on the 3 channels of an image. On [N, H / 2, W / 2, 4C]
@@ -158,6 +169,7 @@ def space_to_depth_conv2d(x, kernel):
     Args:
       x: [N, H, W, C]; an odd H or W is filled up with zeros, which belong to the padding anyway.
       kernel: [k, k, C, features], k one of 3, 7, 11, ….
+      num_devices: see `conv2d`.
     """
     k, _, channels, features = kernel.shape
     n, h, w, _ = x.shape
@@ -167,7 +179,8 @@ def space_to_depth_conv2d(x, kernel):
     blocks = (k + 1) // 2
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     kernel = kernel.reshape(blocks, 2, blocks, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return conv2d(x, kernel.reshape(blocks, blocks, 4 * channels, features), 1)
+    kernel = kernel.reshape(blocks, blocks, 4 * channels, features)
+    return conv2d(x, kernel, 1, num_devices)
 
 
 class Conv(nn.Module):
@@ -183,6 +196,7 @@ class Conv(nn.Module):
       space_to_depth: see `space_to_depth_conv2d`; of stride 2 only, and of the same kernel.
       use_bias: whether a bias is added; never in front of a batch normalisation.
       dtype: of the computation and the output; parameters are float32.
+      num_devices: see `conv2d`.
     """
 
     features: int
@@ -191,6 +205,7 @@ class Conv(nn.Module):
     space_to_depth: bool = False
     use_bias: bool = False
     dtype: Any = jnp.float32
+    num_devices: int = 1
 
     @nn.compact
     def __call__(self, x):
@@ -199,9 +214,9 @@ class Conv(nn.Module):
         kernel = self.param('kernel', he_normal, (k, k, channels, self.features), jnp.float32)
         x = x.astype(self.dtype)
         if self.space_to_depth:
-            y = space_to_depth_conv2d(x, kernel)
+            y = space_to_depth_conv2d(x, kernel, self.num_devices)
         else:
-            y = conv2d(x, kernel, self.stride)
+            y = conv2d(x, kernel, self.stride, self.num_devices)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
             y += bias.astype(self.dtype)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 PIXELS = (1, 2, 3)  # axes of a group: images, rows and columns
 
@@ -33,12 +34,16 @@ def batch_normalize(x, gamma, beta, size: int, epsilon: float):
 
     Returns:
       y, as x; and the mean and the variance of each group, [G, C] in float32 (in float64 of float64
-      images), whose cotangents are taken to be zero.
+      images). All three have a gradient; that of the statistics costs nothing where it is not used.
     """
-    return _forward(x, gamma, beta, size, epsilon)[0]
+    return _normalize_groups(x, gamma, beta, size, epsilon)[0]
 
 
 def _forward(x, gamma, beta, size, epsilon):
+    return _normalize_groups(x.value, gamma.value, beta.value, size, epsilon)
+
+
+def _normalize_groups(x, gamma, beta, size, epsilon):
     groups = _groups(x, size)
     with jax.named_scope('batch_statistics'):
         # One pass over the activations: the mean of the squares, less the squared mean.
@@ -51,7 +56,9 @@ def _forward(x, gamma, beta, size, epsilon):
 def _backward(size, epsilon, saved, cotangents):
     """S. Ioffe and C. Szegedy, 2015, section 3, with means in place of the sums."""
     x, gamma, mean, var = saved
-    dy, groups = _groups(cotangents[0], size), _groups(x, size)
+    dy, dmean, dvar = cotangents
+    dy = jnp.zeros(x.shape, x.dtype) if isinstance(dy, SymbolicZero) else dy
+    dy, groups = _groups(dy, size), _groups(x, size)
     inverse = lax.rsqrt(var + epsilon)
     with jax.named_scope('batch_statistics'):
         dbeta = dy.mean(PIXELS)
@@ -60,11 +67,15 @@ def _backward(size, epsilon, saved, cotangents):
     dx = (dy - _spread(dbeta) - (groups - _spread(mean)) * _spread(inverse * dgamma)) * _spread(
         gamma * inverse)
     pixels = dy[0, ..., 0].size
+    if not isinstance(dmean, SymbolicZero):
+        dx += _spread(dmean / pixels)
+    if not isinstance(dvar, SymbolicZero):
+        dx += (groups - _spread(mean)) * _spread(2 / pixels * dvar)
     return (dx.reshape(x.shape).astype(x.dtype),
             pixels * dgamma.sum(0).astype(gamma.dtype), pixels * dbeta.sum(0).astype(gamma.dtype))
 
 
-batch_normalize.defvjp(_forward, _backward)
+batch_normalize.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _groups(x, size: int):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.pool import max_pool
 from resnet_jax.models.remat import remat
@@ -35,6 +36,7 @@ class VGG(nn.Module):
       remat: what the gradient keeps, where a block is the convolutions of a stage and its pooling;
         see `resnet_jax.models.remat`.
       bn_frozen: normalise by the running statistics in training too, and keep them.
+      num_devices: that a batch is spread over; see `conv2d`.
     """
 
     stage_sizes: tuple[int, ...]
@@ -49,6 +51,7 @@ class VGG(nn.Module):
     dtype: Any
     remat: str
     bn_frozen: bool = False
+    num_devices: int = 1
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -62,16 +65,17 @@ class VGG(nn.Module):
           float32 [N, num_classes].
 
         Raises:
-          ValueError: the images are smaller than 224 pixels.
+          ConfigError: the images are smaller than 224 pixels.
         """
         if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
-            raise ValueError(f'VGG needs images of at least {MIN_IMAGE_SIZE} pixels, got '
-                             f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
+            raise ConfigError(f'VGG needs images of at least {MIN_IMAGE_SIZE} pixels, got '
+                              f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
         norm = functools.partial(
             BatchNorm, train=train and not self.bn_frozen,
             virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
             epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
-        conv = functools.partial(Conv, use_bias=not self.batch_norm, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=not self.batch_norm, dtype=self.dtype,
+                                 num_devices=self.num_devices)
         x = images.astype(self.dtype)
         for i in range(len(self.stage_sizes)):
             stage = functools.partial(VGG._stage, i=i, conv=conv, norm=norm)

@@ -6,19 +6,20 @@ as well; those are a training state of step 0, without an optimizer's.
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.checkpoint import FOLDER, LISTED, Checkpoints, locate, read_weights
+from resnet_jax.classes import wordnet_names
+from resnet_jax.digests import by_path
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
-from resnet_jax.writers import write_whole
+from resnet_jax.writers import warn, write_whole
 
 CLASSES_FILE = 'classes.txt'
 
@@ -40,17 +41,19 @@ def write(folder: pathlib.Path, weights: Weights, classes: list[str] | None = No
       classes: the names of the classes in label order, written to classes.txt.
 
     Raises:
-      UserError: the folder holds checkpoints already, or cannot be written to.
+      UserError: the weights are not finite, or the folder holds checkpoints already or cannot be
+        written to.
     """
-    if any((folder / 'checkpoints').glob('*')):
+    _check_finite(weights, 'the file of weights')
+    if any((folder / FOLDER).glob('*')):
         raise UserError(f'{folder} holds checkpoints already; choose another folder.')
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(folder / 'checkpoints', keep_last=1)
+        checkpoints = Checkpoints(folder / FOLDER, keep_last=1)
         checkpoints.save(weights_state(weights.variables, weights.normalization), 0)
         checkpoints.close()
         if classes:
-            write_whole(folder / CLASSES_FILE, ''.join(f'{name}\n' for name in classes))
+            write_classes(folder, classes)
         # Last, since a folder without it is taken for nothing.
         write_whole(folder / 'config.json', weights.config.to_json(indent=2) + '\n')
     except OSError as error:
@@ -65,63 +68,83 @@ def read(path: pathlib.Path) -> Weights:
         `workdir/checkpoints/<step>`.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, it is damaged, or its weights are not finite.
     """
-    path = path.expanduser()
-    folder, step = _locate(path)
-    config = read_config(folder)
-    item = (folder / 'checkpoints' / str(step) / 'default').absolute()
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(item).item_metadata.tree
-            averages = tree.get('ema') is not None
-            fields = (['ema'] if averages else ['params', 'batch_stats']) + ['normalization']
-            # As numpy arrays, whatever devices and mesh they were saved from.
-            wanted = {field: tree[field] for field in fields}
-            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            state = checkpointer.restore(item, args=ocp.args.PyTreeRestore(
-                item=wanted, restore_args=numpy, partial_restore=True))
-    except Exception as error:  # tensorstore, Orbax and json raise many kinds
-        reason = ' '.join(str(error).split())[:300]
-        raise UserError(f'the checkpoint {item.parent} cannot be read '
-                        f'({type(error).__name__}: {reason}).') from error
-    normalization = state.pop('normalization')
-    return Weights(config, state['ema'] if averages else state, normalization,
-                   f'step {step} of {folder}')
+    checkpoint = locate(path)
+    config = read_config(checkpoint.parent.parent)
+    variables, normalization = read_weights(checkpoint)
+    weights = Weights(config, variables, normalization,
+                      f'step {checkpoint.name} of {checkpoint.parent.parent}')
+    _check_finite(weights, f'the checkpoint {checkpoint}')
+    return weights
 
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
-    """The config that a workdir's config.json holds; new fields have their defaults.
+    """The config that a workdir's config.json holds, of whatever time; see `config.upgrade`.
+
+    A warning names fields that are unknown today.
 
     Raises:
       UserError: the file is missing or damaged.
     """
+    file = folder / 'config.json'
     try:
-        stored = json.loads((folder / 'config.json').read_text())
-        config = config_lib.default()
-        config.update(ConfigDict(stored))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f'{folder / "config.json"} cannot be read ({error}); a folder of weights '
-                        'is a workdir of resnet_jax.main or was written by resnet_jax.convert.'
-                        ) from error
+        config, unknown = config_lib.from_stored(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read ({error}); a folder of weights is a workdir of '
+                        'resnet_jax.main or was written by resnet_jax.convert.') from error
+    warn_of_unknown(file, unknown)
     return config
 
 
-def read_classes(path: pathlib.Path) -> list[str] | None:
-    """The names of the classes that are stored with weights, if there are any."""
-    file = _locate(path.expanduser())[0] / CLASSES_FILE
-    return file.read_text().splitlines() if file.is_file() else None
+def warn_of_unknown(file: pathlib.Path, unknown: Sequence[str]) -> None:
+    """One line that names the fields of a config.json that are unknown today, if there are any."""
+    if unknown:
+        warn(f'{file} has fields that are unknown to this version and are ignored: '
+             f'{", ".join(unknown)}.')
 
 
-def _locate(path: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """The workdir, and the step of the checkpoint that a path means."""
-    if path.parent.name == 'checkpoints' and path.name.isdigit() and path.is_dir():
-        return path.parent.parent, int(path.name)
-    if not path.is_dir():
-        raise UserError(f'there is no folder {path}.')
-    steps = [int(child.name) for child in (path / 'checkpoints').glob('*')
-             if child.name.isdigit()]
-    if not steps:
-        raise UserError(f'{path} holds no checkpoints; a folder of weights is a workdir of '
-                        'resnet_jax.main or was written by resnet_jax.convert.')
-    return path, max(steps)
+def config_of(path: pathlib.Path) -> ConfigDict:
+    """The config that is stored with the weights at a path; see `read`.
+
+    Raises:
+      UserError: there are no weights, or no config.
+    """
+    return read_config(locate(path).parent.parent)
+
+
+def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Stores the names of the classes in label order; those of WordNet ids, where they are ids."""
+    write_whole(folder / CLASSES_FILE, ''.join(
+        f'{wordnet_names().get(name, name)}\n' for name in names))
+
+
+def read_classes(path: pathlib.Path, count: int) -> list[str] | None:
+    """The names of the classes that are stored with weights, if there are any.
+
+    Args:
+      path: see `read`.
+      count: how many there must be.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = locate(path).parent.parent / CLASSES_FILE
+    if not file.is_file():
+        return None
+    try:
+        names = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{file} cannot be read as text ({error}).') from error
+    if len(names) != count:
+        raise UserError(f'{file} has {len(names)} names for {count} classes.')
+    return names
+
+
+def _check_finite(weights: Weights, what: str) -> None:
+    """Raises UserError where weights or the normalisation hold NaN or infinity."""
+    arrays = by_path({**weights.variables, 'normalization': dict(weights.normalization)})
+    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if wrong:
+        more = f' and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
+        raise UserError(f'{what} contains NaN or infinity in {", ".join(wrong[:LISTED])}{more}.')

@@ -1,6 +1,7 @@
 """Decoding gives the pixels that Pillow gives, whatever part is asked for, and names damage."""
 
 import io
+import re
 import struct
 import time
 import tracemalloc
@@ -8,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -72,6 +74,98 @@ def test_decoding_a_part_gives_exactly_the_pixels_of_decoding_all(data):
         part, decode.resample(decode.decode(jpeg, 'x'), region, (20, 20)))
     # Resampling rounds each pass to 8 bits; Pillow's rounding differs by one at most.
     assert np.abs(part.astype(int) - pillow(jpeg, region, (20, 20))).max() <= 2
+
+
+def baseline(subsampling='420', height=37, width=53, seed=0):
+    return simplejpeg.encode_jpeg(photograph(height, width, seed), 80, 'RGB', subsampling)
+
+
+def segments(jpeg: bytes) -> list[bytes]:
+    """What stands between the markers: SOI, each header segment, and each scan with its data."""
+    return re.findall(rb'\xff[^\x00\xff](?:[^\xff]|\xff\x00)*', jpeg)
+
+
+def four_times_one() -> bytes:
+    """A JPEG whose chroma is sampled 1 x 4, for which libjpeg-turbo's header reader has no name."""
+    jpeg = bytearray(baseline('420', 64, 64))  # as many blocks as before, in another order
+    jpeg[jpeg.index(b'\xff\xc0') + 11] = 0x14
+    return bytes(jpeg)
+
+
+@st.composite
+def strange_jpegs(draw):
+    """Valid JPEGs of every layout, and cut ones."""
+    height, width = draw(st.integers(9, 60)), draw(st.integers(9, 60))
+    kind = draw(st.sampled_from(['444', '422', '420', '440', '411', 'progressive', 'restart',
+                                 'grey', 'sampled 1 x 4']))
+    pixels = photograph(height, width, draw(st.integers(0, 3)))
+    if kind == 'progressive':
+        jpeg = encoded(pixels, progressive=True)
+    elif kind == 'restart':
+        jpeg = encoded(pixels, restart_marker_blocks=draw(st.integers(1, 9)))
+    elif kind == 'grey':
+        jpeg = encoded(pixels[..., 0])
+    elif kind == 'sampled 1 x 4':
+        jpeg, height, width = four_times_one(), 64, 64
+    else:
+        jpeg = baseline(kind, height, width)
+    start, *rest = segments(jpeg)
+    extra = st.sampled_from([  # comments and application data, which may hold what looks like more
+        b'\xff\xfe\x00\x08hello\0', b'\xff\xe1\x00\x0aExif\0\0\xff\xd9',
+        b'\xff\xe2\x00\x06\xff\xda\xff\xc0', b'\xff\xed\x00\x02'])
+    rest = draw(st.lists(extra, max_size=3)) + rest
+    padded = [b'\xff' * draw(st.sampled_from([0, 0, 1, 5])) + x for x in rest]
+    jpeg = start + b''.join(padded) + draw(st.sampled_from([b'', b'\0' * 9, b'\xff\xd9', jpeg]))
+    if draw(st.booleans()):
+        jpeg = jpeg[:draw(st.integers(0, len(jpeg)))]
+    top, left = draw(st.integers(0, height - 4)), draw(st.integers(0, width - 4))
+    return jpeg, Region(top, left, draw(st.integers(4, height - top)),
+                        draw(st.integers(4, width - left)), draw(st.booleans()))
+
+
+def part_and_whole(jpeg, region):
+    """Pixels of the region, or the sentence that refuses it: decoded alone, and of all pixels."""
+    def outcome(read):
+        try:
+            return read().tolist()
+        except UnreadableImageError as error:
+            return str(error)
+
+    return (outcome(lambda: decode.decode_region(jpeg, region, (6, 6), 'x', reduce=False)),
+            outcome(lambda: decode.resample(decode.decode(jpeg, 'x'), region, (6, 6))))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(strange_jpegs())
+def test_a_part_is_read_or_refused_as_the_whole_whatever_the_layout(example):
+    part, whole = part_and_whole(*example)
+    assert part == whole
+
+
+@pytest.mark.parametrize('make', [baseline, lambda: encoded(PIXELS, progressive=True),
+                                  lambda: encoded(PIXELS, restart_marker_blocks=2)])
+def test_a_jpeg_that_is_cut_anywhere_is_refused_in_words(make):
+    jpeg, reasons = make(), set()
+    for length in range(len(jpeg)):
+        part, whole = part_and_whole(jpeg[:length], Region(2, 3, 9, 9, closed=True))
+        assert part == whole
+        reasons.add(whole.removeprefix('x cannot be read: '))
+    assert reasons == {'it is empty.', 'it is not a JPEG, PNG or WebP image.',
+                       'its JPEG header is incomplete or damaged.', 'it is cut short.'}
+
+
+def test_fill_bytes_do_not_make_reading_a_part_slower():
+    """Only the rows of the part are read: damage below them goes unnoticed."""
+    start, *rest, scan, end = segments(baseline(height=150))
+    damaged = start + b''.join(b'\xff\xff' + x for x in (*rest, scan[:-1000], end))
+    part, whole = part_and_whole(damaged, Region(0, 0, 40, 40, closed=True))
+    assert 'cannot be read' in whole
+    assert len(part) == 6
+
+
+def test_chroma_sampling_that_only_pillow_reads_is_read_by_pillow():
+    expected = np.asarray(Image.open(io.BytesIO(four_times_one())))
+    np.testing.assert_array_equal(decode.decode(four_times_one(), 'x'), expected)
 
 
 @pytest.mark.parametrize('subsampling', [0, 2])
@@ -150,7 +244,38 @@ def test_200_damaged_files_are_each_named_and_none_crashes_or_hangs():
 def test_a_header_that_claims_30_000_pixels_allocates_nothing():
     data = wide_png(30_000, 30_000)
     tracemalloc.start()
-    with pytest.raises(UnreadableImageError, match=r'wide.png cannot be read: its header claims'):
+    with pytest.raises(UnreadableImageError, match=r'wide.png cannot be read: its header claims '
+                                                   r'30000 x 30000 pixels, which a file of'):
         decode.decode(data, 'wide.png')
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+def test_one_limit_on_pixels_holds_for_every_format(kind, monkeypatch):
+    data = encoded(PIXELS, kind)
+    monkeypatch.setattr(decode, 'MAX_PIXELS', 37 * 53)
+    assert decode.decode(data, 'x').shape == (37, 53, 3)
+    monkeypatch.setattr(decode, 'MAX_PIXELS', 37 * 53 - 1)
+    with pytest.raises(UnreadableImageError, match=(
+            r'it has 53 x 37 pixels, more than 1,960, the most that is decoded \(MAX_PIXELS in '
+            r'resnet_jax/data/decode.py\); scale it down')):
+        decode.decode(data, 'x')
+
+
+def test_an_image_of_12_000_pixels_squared_is_within_the_limit():
+    monochrome = io.BytesIO()
+    Image.new('L', (12_000, 12_000)).save(monochrome, 'JPEG')
+    assert decode.image_size(monochrome.getvalue(), 'x') == (12_000, 12_000)
+
+
+def test_a_large_png_takes_little_more_memory_than_its_pixels():
+    """Beside the 3 bytes per pixel that are counted here, Pillow has 4."""
+    data = io.BytesIO()
+    Image.new('RGBA', (5000, 2000), (9, 8, 7, 6)).save(data, 'PNG')
+    tracemalloc.start()
+    pixels = decode.decode(data.getvalue(), 'x')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (pixels == (9, 8, 7)).all()
+    assert pixels.nbytes < peak < 1.9 * pixels.nbytes

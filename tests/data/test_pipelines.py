@@ -64,6 +64,16 @@ def test_size_and_crop_choose_the_pipeline(tiny):
         create_pipelines(tiny, mesh())
 
 
+@pytest.mark.parametrize(('devices', 'asked', 'size'), [
+    (1, 10**6, 32), (8, 10**6, 64), (1, 32, 32), (1, 24, 24)])
+@pytest.mark.parametrize('pipeline', ['resident', 'host'])
+def test_a_batch_of_evaluation_has_little_more_than_all_images(
+        tiny, pipeline, devices, asked, size):
+    tiny.data.pipeline, tiny.eval.batch_size = pipeline, asked
+    _, test, _ = create_pipelines(tiny, mesh(devices))
+    assert (test.num_images, test.batch_size) == (30, size)
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('pipeline', ['resident', 'host'])
 def test_an_evaluation_counts_every_image_once(tiny, pipeline, devices):
@@ -114,12 +124,12 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     for split in ('train', 'test'):
         file = folder / split / 'b' / '0003.jpg'
         file.write_bytes(file.read_bytes()[:200])
-    config.data.normalization = 'none'
+    config.data.normalization = 'imagenet'
     train, test, norm = create_pipelines(config, mesh())
     for pipeline in (train, test):
         with pytest.raises(UnreadableImageError, match=r'0003.jpg cannot be read'):
             list(batches(pipeline, norm, 4))
-    config.data.on_unreadable = 'skip'
+    config.data.on_unreadable, config.data.normalization = 'skip', 'per_channel'
     train, test, norm = create_pipelines(config, mesh())
     seen = list(batches(test, norm, 4))
     assert sum(x['mask'].sum() for x in seen) == 29
@@ -128,7 +138,7 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     assert train.skipped >= 1
 
 
-def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path):
+def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path, capsys):
     for split in ('train', 'test'):
         (tmp_path / 'tiny' / split / 'a' / '0000.jpg').write_text('hello')
     with pytest.raises(UnreadableImageError, match=r'a/0000.jpg cannot be read'):
@@ -137,6 +147,13 @@ def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path):
     train, test, _ = create_pipelines(tiny, mesh())
     assert (train.num_images, test.num_images) == (29, 29)
     assert isinstance(train, Resident)
+    assert train.skipped == 1
+    name = tmp_path / 'tiny' / 'train' / 'a' / '0000.jpg'
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f'warning: skipped an image: {name} cannot be read: it is not a JPEG, PNG or WebP image.',
+        'warning: unreadable images left out: 1 of 30.']
+    assert create_pipelines(tiny, mesh())[0].skipped == 1  # by the cache
+    assert 'warning: unreadable images left out: 1 of 30.' in capsys.readouterr().err
 
 
 def test_workers_hand_on_the_error_that_names_the_file(config, folder):
@@ -215,8 +232,30 @@ def test_transfers_are_explicit(config):
     ('eval_resize', 20, 'data.eval_resize must not be less'),
     ('pipeline', 'resident', 'set data.pipeline to host'),
     ('path', '/nowhere', 'data.path must be the folder of the dataset'),
+    ('crop_padding', 1000, 'data.crop_padding=1000 must be less than data.image_size=24'),
+    ('crop_padding', 24, 'data.crop_padding=24 must be less than data.image_size=24'),
+    ('channels', 2, 'data.channels must be 1 or 3, got 2'),
+    ('crop_scale', (0.5, 1.5), 'data.crop_scale must be two shares of the area'),
+    ('crop_scale', (0.9, 0.1), r'the smaller one first; got \(0.9, 0.1\)'),
+    ('crop_scale', (0.5,), 'data.crop_scale must be two shares'),
+    ('crop_ratio', (0.0, 1.0), 'data.crop_ratio must be two ratios of width to height'),
+    ('crop_ratio', (float('nan'), 1.0), 'data.crop_ratio must be two ratios'),
+    ('crop_ratio', (1.0, float('inf')), 'data.crop_ratio must be two ratios'),
+    ('jitter_sides', (480, 256), 'data.jitter_sides must be two numbers of pixels'),
+    ('mixup_alpha', float('inf'), 'data.mixup_alpha must be a finite number, got inf'),
+    ('color_noise', float('nan'), 'data.color_noise must be a finite number, got nan'),
+    ('randaugment_magnitude', 31, 'data.randaugment_magnitude must be at most 30'),
 ])
 def test_a_wrong_field_is_one_sentence(config, field, value, sentence):
+    if field == 'crop_padding':
+        config.data.train_crop = 'pad'
     config.data[field] = value
     with pytest.raises(UserError, match=sentence):
+        create_pipelines(config, mesh())
+
+
+@pytest.mark.parametrize('field', ['color_noise', 'randaugment_layers'])
+def test_augmentation_of_colours_is_refused_for_grey_images(config, field):
+    config.data.channels, config.data[field] = 1, 1
+    with pytest.raises(UserError, match=rf'data.{field} is for colour images: set it to 0'):
         create_pipelines(config, mesh())

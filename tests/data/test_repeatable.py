@@ -16,6 +16,8 @@ def start(config, *, first=0, devices=1, workers=0, threads=1, process=0, proces
     config = config.copy_and_resolve_references()
     config.data.workers, config.data.threads = workers, threads
     file = pathlib.Path(config.data.cache).parent / f'config-{first}-{workers}-{processes}.json'
+    if processes > 1:
+        config.data.cache = ''  # they add up the mean image of shares of the images
     file.write_text(config.to_json_best_effort())
     root = str(PROGRAM.parents[2])
     environment = os.environ | {

@@ -5,6 +5,7 @@ import sys
 
 from experiments import grid, machine, sweep
 from resnet_jax import cli
+from resnet_jax.cores import core_numbers
 
 RUN = pathlib.Path(__file__).with_name('fake_run.py')
 
@@ -17,7 +18,7 @@ def install(patch=setattr) -> None:
     """Puts the stand-ins in; configs are not checked, and all steps cost the same."""
     patch(sweep, 'command', fake_command)
     patch(machine, 'look', lambda: machine.Machine(
-        'cpu', 'a processor', 1, machine.cores()[:1] * 2))
+        'cpu', 'a processor', 1, core_numbers()[:1] * 2))
     patch(grid, 'check', lambda cells, num_devices: None)
     patch(sweep, 'step_costs', lambda cells: {cell.name: 1 for cell in cells})
 

@@ -207,7 +207,7 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path):
     assert row['versions'].keys() >= {'python', 'jax', 'flax'} and row['machine']['cores'] >= 1
     assert row['config']['model.width'] == 8 and row['overrides'] == {'seed': 3}
     log = (metrics.parent / 'log.txt').read_text()
-    assert 'stopped by SIGINT' in log and 'going on from step' in log
+    assert 'stopped by SIGINT' in log and 'resuming from step' in log
     deviations = responses.of_run(row, tmp_path / 'sweep', None)
     assert len(deviations) == 7 and all(0.3 < value < 3 for value in deviations)
 

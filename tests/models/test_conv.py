@@ -21,8 +21,7 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size, parts, m
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.normal(size=(6, size, size + 3, 4)))
-        monkeypatch.setattr(jax, 'device_count', lambda: 1)
-        monkeypatch.setattr(conv_lib, 'CACHE', {1: 2**20, 2: x.nbytes, 6: 1}[parts])
+        monkeypatch.setattr(conv_lib, 'CACHE_BYTES', {1: 2**20, 2: x.nbytes, 6: 1}[parts])
         kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)))
 
         def autodiff(x, kernel):
@@ -50,9 +49,8 @@ def test_the_parts_of_a_filter_gradient_are_equal_fit_and_are_as_large_as_they_c
         images, nbytes):
     x = dy = np.broadcast_to(np.int8(0), (images, nbytes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'device_count', lambda: 1)
-        patch.setattr(conv_lib, 'CACHE', 4000)
-        parts = conv_lib._parts(x, dy)
+        patch.setattr(conv_lib, 'CACHE_BYTES', 4000)
+        parts = conv_lib._parts(x, dy, num_devices=1)
     fitting = [n for n in range(1, images + 1)
                if images % n == 0 and images // n * 2 * nbytes <= 4000]
     assert parts == min(fitting)

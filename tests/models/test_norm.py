@@ -137,3 +137,25 @@ def test_a_batch_smaller_than_the_virtual_batch_is_one_group():
     # Over the four images: each channel has mean 0 and variance 1.
     np.testing.assert_allclose(outputs[0][0].mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(outputs[0][0].var((0, 1, 2)), 1, atol=1e-3)
+
+
+def test_a_loss_on_the_statistics_of_a_batch_has_their_gradient():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(2, 3, (6, 4, 5, 3)))
+        gamma, beta = jnp.asarray(rng.normal(size=(2, 3)))
+
+        def definition(x):
+            groups = x.reshape(3, 2, 4, 5, 3)
+            return groups.mean((1, 2, 3)), groups.var((1, 2, 3))
+
+        def ours(x):
+            return batch_normalize(x, gamma, beta, 2, EPSILON)[1:]
+
+        def loss(statistics):
+            return lambda x: sum((k * jnp.sin(value)).sum() for k, value in enumerate(
+                statistics(x), 1))
+
+        got, expected = (jax.grad(loss(statistics))(x) for statistics in (ours, definition))
+        assert jnp.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,81 @@
+"""Disks that are full or read-only: one sentence instead of the tracebacks of background writes."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import pathlib
+import traceback
+from collections.abc import Iterator
+
+from resnet_jax.checkpoint import steps_in
+from resnet_jax.errors import UserError
+
+# What a user can mend, and how.
+REMEDIES = {errno.ENOSPC: 'Make space', errno.EDQUOT: 'Make space',
+            errno.EROFS: 'Make it writable', errno.EACCES: 'Make it writable'}
+
+
+@contextlib.contextmanager
+def errors_of(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns a failure to write to a run's folder into one sentence.
+
+    Args:
+      workdir: of a run.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written to.
+    """
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).addFilter(_is_news)
+    number = None
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _number(error, workdir)
+        if number is None:
+            raise
+    if number is not None:
+        # Tasks that failed with the first one are collected now: at the interpreter's end, asyncio
+        # could no longer do it in silence.
+        gc.collect()
+        raise UserError(f'{workdir} cannot be written to: {os.strerror(number)}. {_saved(workdir)} '
+                        f'{REMEDIES[number]}, and run the same command again to resume.')
+
+
+def _number(error: BaseException | None, workdir: pathlib.Path) -> int | None:
+    """The system's number for what is wrong with the disk; None: the error is another one."""
+    while error is not None:
+        if isinstance(error, OSError):
+            # Files elsewhere, such as the data's, have sentences of their own.
+            elsewhere = error.filename is not None and not (
+                pathlib.Path(os.fsdecode(error.filename)).absolute().is_relative_to(
+                    workdir.absolute()))
+            if error.errno in REMEDIES and not elsewhere:
+                return error.errno
+        else:  # of tensorstore, which has no types for it
+            for number in REMEDIES:
+                if os.strerror(number) in str(error) and str(workdir) in str(error):
+                    return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _saved(workdir: pathlib.Path) -> str:
+    steps = steps_in(workdir / 'checkpoints')
+    return f'Nothing up to step {steps[-1]} is lost.' if steps else 'No checkpoint was written yet.'
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs of errors that it raises as well.
+
+    Of several tasks that fail together it raises one; asyncio logs the others one by one, when they
+    are collected.
+    """
+    if not record.exc_info or record.exc_info[2] is None:
+        return True
+    frames = traceback.walk_tb(record.exc_info[2])
+    return not any(f'{os.sep}orbax{os.sep}' in frame.f_code.co_filename for frame, _ in frames)

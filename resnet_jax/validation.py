@@ -1,0 +1,94 @@
+"""The evaluation of a training state within a run, and the statistics that it is evaluated with."""
+
+import collections
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.monitor import IN_FLIGHT
+from resnet_jax.program import Program
+from resnet_jax.state import TrainState, recalibrate
+from resnet_jax.stopping import StopRequest
+from resnet_jax.writers import say
+
+
+def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args) -> Callable:
+    """Compiles ahead of time and says so: a second compilation cannot slip in later."""
+    start = time.perf_counter()
+    compiled = lower(*args).compile()
+    say(f'compiled the {name} in {time.perf_counter() - start:.1f} s')
+    return compiled
+
+
+def with_statistics(state: TrainState, batch_stats: Any) -> TrainState:
+    """The state with other running statistics where it is evaluated."""
+    if state.ema is None:
+        return state.replace(batch_stats=batch_stats)
+    return state.replace(ema={**state.ema, 'batch_stats': batch_stats})
+
+
+class Evaluator:
+    """Evaluates states of one program; each function is compiled once, when it is first needed."""
+
+    def __init__(self, program: Program, stop: StopRequest):
+        self._program = program
+        self._stop = stop
+        self._eval_step: Callable | None = None
+
+    def evaluate(self, state: TrainState) -> dict[str, float] | None:
+        """The metrics over every image of the evaluation split, or None if a signal comes.
+
+        Returns:
+          Values under their TensorBoard tags.
+        """
+        program, evaluation = self._program, self._program.eval_data
+        index, sums = program.no_sums()
+        eval_step = jax.jit(program.eval_step, out_shardings=program.everywhere)
+        under_way = collections.deque()
+        with contextlib.closing(evaluation.inputs(0)) as feed:
+            for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
+                if self._stop.asked():
+                    return None
+                inputs = next(feed)
+                if self._eval_step is None:
+                    self._eval_step = compile_now(
+                        'evaluation step', eval_step.lower, state, inputs, index, sums)
+                with jax.transfer_guard('disallow'):
+                    index, sums = self._eval_step(state, inputs, index, sums)
+                under_way.append(index)
+                if len(under_way) > IN_FLIGHT:
+                    jax.block_until_ready(under_way.popleft())
+        return {f'eval/{name}': value for name, value in sums.report().items()}
+
+    def recalibrate(self, state: TrainState) -> Any | None:
+        """Running statistics as a strict average over the training batches that would follow.
+
+        Returns:
+          A tree like `state.batch_stats`, or None if a signal comes; the next start begins anew.
+        """
+        program, batches = self._program, self._program.config.eval.recalibrate_batches
+        shardings = program.shardings.batch_stats
+        batch_statistics = jax.jit(
+            program.batch_statistics, out_shardings=(program.everywhere, shardings))
+
+        def collect(feed):
+            index, compiled = jnp.copy(state.step), None
+            for inputs in itertools.islice(feed, batches):
+                if self._stop.asked():
+                    return
+                compiled = compiled or compile_now(
+                    'recalibration', batch_statistics.lower, state, inputs, index)
+                index, result = compiled(state, inputs, index)
+                yield jax.block_until_ready(result)
+
+        with contextlib.closing(program.train_data.inputs(program.config.num_steps)) as feed:
+            mean = recalibrate(collect(feed))
+        if self._stop.agreed:
+            return None
+        return jax.device_put(mean, shardings)

@@ -1,0 +1,264 @@
+"""The folder of a run: who may use it, what it was made from, and what the run leaves in it."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from resnet_jax import config as config_lib
+from resnet_jax import data
+from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, locate, steps_in
+from resnet_jax.errors import UserError
+from resnet_jax.program import Program
+from resnet_jax.state import TrainState
+from resnet_jax.stopping import of_first_process
+from resnet_jax.weights.stored import warn_of_unknown, write_classes
+from resnet_jax.writers import MetricsWriter, read_rows, say, write_whole
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+# File systems without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def check_path(workdir: pathlib.Path) -> None:
+    """Raises UserError where a path can be no folder of a run."""
+    if '://' in str(workdir) or ':/' in str(workdir):
+        raise UserError(f'--workdir must be a folder of a file system, got {workdir}: mount the '
+                        'bucket, for example with Cloud Storage FUSE.')
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'--workdir={workdir} is a file, not a folder.')
+
+
+def check_origin(config: ConfigDict) -> None:
+    """Raises UserError where there is nothing at `init.resume_from`."""
+    if config.init.resume_from:
+        locate(pathlib.Path(config.init.resume_from))
+
+
+def make(workdir: pathlib.Path) -> None:
+    """Makes the folder where it is missing.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot create --workdir={workdir}: {error.strerror}.') from error
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, where its file system has locks.
+
+    Process 0 holds the lock; the system releases it when the process ends, however it ends.
+
+    Raises:
+      UserError: another run is at work in it.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    with (workdir / '.lock').open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or 'another process'
+            raise UserError(f'{workdir} is in use by {owner}; wait for it, or use another '
+                            '--workdir.') from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        else:
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+            file.flush()
+        yield
+
+
+def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Sees that checkpoints in the folder, if there are any, are of the same run.
+
+    Raises:
+      UserError: they were made from another config, or it is not known from which.
+    """
+    if not _has_checkpoints(workdir):
+        return
+    path = workdir / 'config.json'
+    stored = config_lib.leaves(ConfigDict(_stored(path)))
+    changed = config_lib.differences(config, stored)
+    if changed:
+        raise UserError(f'{workdir} was trained with a different config ({"; ".join(changed)}). '
+                        'Use another --workdir, or the original config to resume.')
+    warn_of_unknown(path, config_lib.upgrade(stored)[1])
+
+
+def check_data(program: Program, workdir: pathlib.Path) -> None:
+    """Sees that checkpoints in the folder, if there are any, were made from the same data.
+
+    Raises:
+      UserError: the data has changed, or it is not known from which they were made.
+    """
+    if not _has_checkpoints(workdir):
+        return
+    fingerprints = _stored(workdir / 'data.json')
+    for name, source in _sources(program).items():
+        if name not in fingerprints:
+            raise UserError(f'{workdir / "data.json"} does not describe {name}; use another '
+                            '--workdir.')
+        data.check_unchanged(fingerprints[name], source, name)
+
+
+def describe(program: Program, workdir: pathlib.Path) -> None:
+    """Notes in the folder what its checkpoints are made from."""
+    if jax.process_index() == 0:
+        write_whole(workdir / 'config.json', program.config.to_json(indent=2) + '\n')
+        write_whole(workdir / 'data.json', json.dumps(
+            {name: source.fingerprint for name, source in _sources(program).items()},
+            indent=2) + '\n')
+        if names := getattr(program.train_data.source, 'class_names', ()):
+            write_classes(workdir, names)
+
+
+def _sources(program: Program) -> dict[str, data.Source]:
+    return {'the training data': program.train_data.source,
+            'the evaluation data': program.eval_data.source}
+
+
+def _has_checkpoints(workdir: pathlib.Path) -> bool:
+    return bool(steps_in(workdir / 'checkpoints'))
+
+
+def _stored(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError('not a JSON object')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path.parent} contains checkpoints but no readable {path.name} '
+                        f'({error}); use another --workdir.') from error
+    return content
+
+
+class Record:
+    """What a run leaves in its folder: checkpoints with their evaluations, and measurements.
+
+    In a job of several processes all of them call every method, at the same steps; what is there at
+    the start is decided by what process 0 finds.
+
+    Attributes:
+      start_step: of the checkpoint that the run resumes from, or 0.
+      recalibrated: running statistics that an earlier start stored for the last evaluation, or
+        None.
+      evaluations: values under their TensorBoard tags, by step.
+    """
+
+    def __init__(self, program: Program, workdir: pathlib.Path):
+        """Opens what is there.
+
+        Raises:
+          UserError: the folder holds a run that is further than `num_steps`.
+        """
+        config = program.config
+        logged = {row['step']: row for row in read_rows(workdir / 'metrics.jsonl')
+                  if HEADLINE in row}
+        self._checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last,
+                                        config.checkpoint.keep_best)
+        if config.init.resume_from and not self._checkpoints.steps:
+            self._fork(program)
+        self.start_step = of_first_process(self._checkpoints.latest_step or 0)
+        if self.start_step > config.num_steps:
+            raise UserError(f'{workdir} is already at step {self.start_step}, beyond num_steps='
+                            f'{config.num_steps}.')
+        self._adopt(logged)
+        self.evaluations = {int(step): values for step, values in of_first_process(
+            {step: values for step, values in self._checkpoints.evaluations.items()}).items()}
+        self.recalibrated = None
+        if config.eval.recalibrate_batches and self.start_step == config.num_steps:
+            self.recalibrated = self._read_recalibrated(program)
+            if self.recalibrated is None:  # it was evaluated, if at all, without them
+                self.evaluations.pop(self.start_step, None)
+        self._writer = MetricsWriter(workdir, self.start_step, self.evaluations)
+
+    def _fork(self, program: Program) -> None:
+        """Starts from a checkpoint of another run, as if it were the newest of this one."""
+        origin = locate(pathlib.Path(program.config.init.resume_from))
+        if int(origin.name) > program.config.num_steps:
+            raise UserError(f'init.resume_from={origin} is beyond num_steps='
+                            f'{program.config.num_steps}.')
+        step = self._checkpoints.adopt(origin, program.state)
+        say(f'starting from step {step} of {origin.parent.parent}, with its optimizer state')
+
+    def _adopt(self, logged: Mapping[int, Mapping[str, float | None]]) -> None:
+        """Gives checkpoints that were written without their evaluations those of the log."""
+        known, steps = self._checkpoints.evaluations, self._checkpoints.steps
+        found = [(step, {tag: math.nan if value is None else value
+                         for tag, value in logged[step].items() if tag != 'step'})
+                 for step in steps if step in logged and step not in known]
+        # The best first: of the others, only the newest are kept.
+        found.sort(key=lambda item: (math.isnan(item[1][HEADLINE]), item[1][HEADLINE]))
+        for step, values in of_first_process(found):
+            if step in self._checkpoints.steps:
+                self._checkpoints.write_evaluation(step, values)
+
+    def _read_recalibrated(self, program: Program) -> Any | None:
+        try:
+            found = self._checkpoints.read_recalibrated(
+                self.start_step, program.state.batch_stats)
+        except Damaged as error:
+            say(f'warning: {error} They are computed again.', sys.stderr)
+            found = None
+        if jax.process_count() > 1 and not multihost_utils.process_allgather(
+                np.array(found is not None)).all():
+            return None
+        return found
+
+    @property
+    def written_step(self) -> int | None:
+        """The step of the newest checkpoint that is completely on disk, if there is one."""
+        return self._checkpoints.written_step
+
+    def restore(self, like: Any) -> TrainState:
+        """The state of `start_step`, onto the shardings of a tree of `jax.ShapeDtypeStruct`."""
+        return self._checkpoints.restore(like, self.start_step)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves a state in the background; nothing is done where this step has been saved."""
+        self._checkpoints.save(state, step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a row of measurements."""
+        self._writer.write(step, values)
+
+    def write_recalibrated(self, step: int, batch_stats: Any) -> None:
+        """Stores the statistics that a saved state is evaluated with."""
+        self._checkpoints.write_recalibrated(step, batch_stats)
+
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Stores what the evaluation of a saved state measured, and logs it."""
+        self._checkpoints.write_evaluation(step, values)
+        self.evaluations[step] = dict(values)
+        self.log(step, values)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        try:
+            self._checkpoints.close()
+        finally:
+            self._writer.close()

@@ -1,0 +1,94 @@
+"""A path is enough to train on a folder of images, from random or from trained weights."""
+
+import jax
+import pytest
+
+from configs import finetune, folder
+from resnet_jax import train
+from resnet_jax.errors import UserError
+from resnet_jax.program import completed
+from resnet_jax.weights import stored
+from resnet_jax.writers import read_rows
+from tests.data.data_helpers import write_folder
+from tests.weights.networks import store
+
+SHORT = {'num_steps': 2, 'batch_size': 8, 'eval.batch_size': 8, 'model.virtual_batch_size': 8,
+         'schedule.warmup_steps': 1, 'mesh.data': 1, 'compilation_cache': '', 'data.cache': ''}
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_folder(tmp_path / 'images', classes=('cat', 'dog', 'emu', 'fox'), images=3,
+                        size=(30, 40), splits=('train', 'val'))
+
+
+def test_a_folder_is_trained_on_by_its_path_and_its_classes_are_counted(images, tmp_path, capsys):
+    config = folder.get_config()
+    config.update_from_flattened_dict({
+        **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
+        'model.depth': 8, 'data.image_size': 24, 'data.eval_resize': 28})
+    values = train.train(config, tmp_path / 'run')
+    assert values['eval/count'] == 12
+    assert '12 training and 12 test images' in capsys.readouterr().out
+    assert config.model.num_classes is None  # it is the caller's
+    assert stored.config_of(tmp_path / 'run').model.num_classes == 4
+    train.train(config, tmp_path / 'run')  # the same command again: nothing is left to do
+
+
+def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
+        images, tmp_path, capsys):
+    store(tmp_path / 'weights', width=8, size=24)
+    config = finetune.get_config()
+    config.update_from_flattened_dict({
+        **SHORT, 'data.path': str(images), 'init.checkpoint': str(tmp_path / 'weights')})
+    values = train.train(config, tmp_path / 'run')
+    assert values['eval/count'] == 12
+    output = capsys.readouterr().out
+    arrays = len(jax.tree.leaves(stored.read(tmp_path / 'weights').variables)) - 2
+    assert (f'loaded {arrays} arrays of ResNet-8 from {tmp_path / "weights"}; the head (4 classes) '
+            'starts at random\n') in output
+    found = stored.read(tmp_path / 'run')
+    assert (found.config.model.width, found.config.data.image_size) == (8, 24)
+    weights = stored.read(tmp_path / 'weights')
+    assert found.normalization['mean'].tolist() == weights.normalization['mean'].tolist()
+
+
+def test_what_is_not_left_empty_stays_as_it_is(tmp_path):
+    config = finetune.get_config()
+    config.update_from_flattened_dict({
+        'init.checkpoint': str(tmp_path / 'nothing'), 'model.num_classes': 7, 'model.depth': 50,
+        'data.image_size': 64})
+    assert completed(config) is config
+    config.data.image_size = None
+    with pytest.raises(UserError, match='there is no folder'):
+        completed(config)
+
+
+def test_images_that_are_skipped_are_counted_in_each_row_and_line_of_the_log(
+        images, tmp_path, capsys):
+    damaged = images / 'train' / 'dog' / '0001.jpg'
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    config = folder.get_config()
+    config.update_from_flattened_dict({
+        **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
+        'model.depth': 8, 'data.image_size': 24, 'data.eval_resize': 28, 'log.every_steps': 1,
+        'data.on_unreadable': 'skip'})
+    train.train(config, tmp_path / 'run')
+    told = capsys.readouterr()
+    counts = [row['train/skipped_images'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
+              if 'train/loss' in row]
+    # 16 of 12 images in turn, and those that are decoded ahead.
+    assert len(counts) == 2
+    assert 1 <= counts[-1] <= 5
+    assert f'  skipped {counts[-1]} unreadable images\n' in told.out
+    sentence = f'warning: skipped an image: {damaged} cannot be read: it is cut short.'
+    assert told.err.splitlines().count(sentence) >= 2  # for the statistics, then in training
+
+
+def test_a_missing_evaluation_split_says_how_to_hold_out_images(tmp_path):
+    config = folder.get_config()
+    config.data.path = str(write_folder(tmp_path, images=2, splits=('train',)))
+    with pytest.raises(UserError, match=(
+            r'has no folder test or val or validation or valid: move some images of each class '
+            r'there, or hold out N training images with --config.data.eval_split=holdout')):
+        train.train(config, tmp_path / 'run')
