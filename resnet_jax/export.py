@@ -25,8 +25,6 @@ IMAGE_SIZE = cli.flag(
     flags.DEFINE_integer, 'image_size', None,
     'Height and width of the images that a .stablehlo file takes; without the flag those that the '
     'network was trained with.', lower_bound=1)
-flags.adopt_module_key_flags(cli)
-flags.mark_flag_as_required('output')
 
 
 def main(_) -> None:
@@ -34,7 +32,7 @@ def main(_) -> None:
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
-        raise UserError('give one --checkpoint=DIR, a workdir or converted weights.')
+        raise UserError(cli.give('one --checkpoint=DIR, a workdir or converted weights', __name__))
     path, output = pathlib.Path(CHECKPOINT.value[0]), pathlib.Path(OUTPUT.value).expanduser()
     if output.suffix not in ('.safetensors', '.stablehlo'):
         raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
@@ -78,4 +76,4 @@ def stablehlo(network, image_size: int) -> bytearray:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--output=FILE'])

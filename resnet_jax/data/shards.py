@@ -34,7 +34,7 @@ def unpack(record: bytes) -> Item:
     """The item of a record."""
     label, length = HEADER.unpack_from(record)
     start = HEADER.size + length
-    return Item(record[start:], label, record[HEADER.size:start].decode())
+    return Item(record[start:], label, record[HEADER.size:start].decode(errors='replace'))
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
