@@ -159,7 +159,8 @@ def default() -> ConfigDict:
     evaluation.recalibrate_batches = 0
 
     checkpoint = config.checkpoint = ConfigDict()
-    checkpoint.every_steps = placeholder(int)  # none: at the end only
+    # Every evaluation is preceded by a checkpoint; none: no others.
+    checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
     checkpoint.keep_best = True  # and the one with the lowest top-1 error
 

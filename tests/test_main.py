@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.test_train import arrays, assert_same_bits, rows
+from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
@@ -69,6 +69,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
     assert steps == sorted(set(steps)) and steps[-1] == 600
     assert rows(tmp_path)[-1] == rows(straight)[-1]
+    assert points(tmp_path) == logged(tmp_path)
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
