@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -36,8 +37,8 @@ def test_every_config_is_complete_and_says_how_to_run_it(path):
     models.create(config.model)
     optim.create_optimizer(config)
     optim.create_schedule(config)
-    command = f'python -m resnet_jax.main --config=configs/{path.name} --workdir='
-    assert command in runpy.run_path(str(path))['__doc__']
+    command = f'python -m resnet_jax.main --config=configs/{path.name}'
+    assert re.search(re.escape(command) + r'(\n| )', runpy.run_path(str(path))['__doc__'])
 
 
 PAPER = {  # parameters and multiply-adds of shared/paper.md
@@ -156,7 +157,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(('fields', 'sentence'), [
     ({'batch_size': None}, r'batch_size is not set; pass --config\.batch_size='),
     ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
-    ({'model.virtual_batch_size': 48}, r'virtual_batch_size \(48\) does not divide the 64 images'),
+    ({'model.virtual_batch_size': 48}, 'virtual_batch_size=48 must divide the 64 images'),
     ({'optimizer.accumulation_steps': 3},
      r'batch_size=64 must be a multiple of 3, .* \(1\) times optimizer.accumulation_steps \(3\)'),
     ({'mesh.data': 8, 'batch_size': 68},

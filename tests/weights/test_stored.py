@@ -92,8 +92,23 @@ def test_features_lead_to_the_scores(changes, tmp_path):
         assert last.shape == (2, 7, 7, 16) and (last >= 0).all()
     else:
         np.testing.assert_allclose(last.mean((1, 2)), pooled, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match='stage must be one of'):
-        network.features(x, 'stage9')
+    np.testing.assert_array_equal(network.features(x, len(network.stages) - 1 - (
+        network.stages[0] == 'stem')), last)
+    for wrong in ('stage9', 9, 0, 1.5):
+        with pytest.raises(ValueError, match=r'stage must be one of .*stage1.*, pool, or the num'):
+            network.features(x, wrong)
+
+
+def test_a_network_is_shown_in_one_line(tmp_path):
+    store(tmp_path, width=16)
+    assert repr(resnet_jax.load(tmp_path)) == (
+        'Classifier(cifar, depth 8, 10 classes, 75,290 parameters, input 32 x 32 x 3)')
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path):
+    store(tmp_path, classes=['only', 'two'])
+    with pytest.raises(UserError, match='has 2 lines, and the network has 10 classes'):
+        resnet_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize('wrong', [
