@@ -141,18 +141,17 @@ def test_source(config):
 
 def check_networks(networks, paths, num_classes: int) -> None:
     """Raises UserError where networks do not fit one another or the data."""
-    first = networks[0].config
+    channels = networks[0].config.data.channels
     for network, path in zip(networks, paths, strict=True):
         known = network.config.model.num_classes
         if known != num_classes:
             raise UserError(
-                f'{path} knows {known} classes, and the data has {num_classes}: labels would mean '
-                'something else; data.class_list names the classes that a network knows.')
-        for section, field in (('model', 'num_classes'), ('data', 'channels')):
-            here, there = network.config[section][field], first[section][field]
-            if here != there:
-                raise UserError(f'{path} and {paths[0]} are no ensemble: {section}.{field} is '
-                                f'{here} and {there}.')
+                f'{path} was trained on {known} classes, but the data has {num_classes}. Set '
+                "data.class_list to a file of the network's classes.")
+        if network.config.data.channels != channels:
+            raise UserError(
+                f'{path} and {paths[0]} are not an ensemble: their images have '
+                f'{network.config.data.channels} and {channels} channels.')
 
 
 def views_of(config, network):

@@ -76,6 +76,21 @@ MORE = {  # script or module, arguments, environment
     'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
     'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
 }
+MISTAKES = {  # arguments of resnet_jax.main: what the sentence says
+    '--config.model.dept=20': r'the config has no field model\.dept; did you mean model\.depth\?',
+    '--config.model.depth=21 --config.mesh.data=1': r'got 21; the nearest is 20\.',
+    '--config.mesh.data=3 --config.batch_size=192 --config.eval.batch_size=100':
+        r'eval\.batch_size.*multiple of 3',
+    '--workdr=x': r'there is no flag --workdr; did you mean --workdir\?',
+    '--config.model.depth=deep': r"invalid literal for int\(\) with base 10: 'deep'",
+    '--config.xla_preset=fast': r'xla_preset must be one of none, cpu, gpu, tpu',
+    '--config.model=8': r'model is a section of the config',
+    'runs/digits': r"unexpected argument 'runs/digits'; options have the form --name=value",
+}
+# Of three devices, none of which is needed.
+DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+MORE |= {args: ('resnet_jax.main', [DIGITS, '--workdir=run', '--config.batch_size=192',
+                                    *args.split()], DEVICES) for args in MISTAKES}
 
 
 @pytest.fixture(scope='module')
@@ -95,6 +110,7 @@ def results(tmp_path_factory):
         [sys.executable, str(ROOT / 'tests' / 'commands.py')], cwd=folder, env=environment,
         input=json.dumps(listed), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+    assert not (folder / 'run').exists()  # no mistake leaves anything behind
     return dict(zip(calls, json.loads(process.stdout), strict=True))
 
 
@@ -143,6 +159,13 @@ def test_the_workdir_is_named_after_the_config_file_and_never_empty(results):
     for name in ('empty workdir', 'blank workdir'):
         status, _, errors = results[name]
         assert status == 1 and errors.startswith('error: --workdir is empty; '), errors
+
+
+@pytest.mark.parametrize('args', MISTAKES)
+def test_a_mistake_ends_in_one_sentence(results, args):
+    status, _, errors = results[args]
+    assert status == 1
+    assert re.fullmatch(rf'error: [^\n]*{MISTAKES[args]}[^\n]*\n', errors), errors
 
 
 def test_resnet_152_lacks_nothing_but_the_data(results):

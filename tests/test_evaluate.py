@@ -210,6 +210,14 @@ def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pix
     np.testing.assert_array_equal(mirrored, x[:, 2:66][:, ::-1])
 
 
+def test_networks_that_do_not_fit_are_told(networks, tmp_path):
+    store(tmp_path, channels=1)
+    with pytest.raises(UserError, match=r'b was trained on 10 classes, but the data has 7\.'):
+        evaluate.check_networks(networks, ['b', 'c'], 7)
+    with pytest.raises(UserError, match=r'b and a are not an ensemble: .* 1 and 3 channels'):
+        evaluate.check_networks([networks[0], resnet_jax.load(tmp_path)], ['a', 'b'], 10)
+
+
 @pytest.mark.parametrize(('arguments', 'told'), [
     ([], 'give --workdir=DIR'),
     (['--checkpoint=/nothing'], 'there is no folder /nothing'),
