@@ -1,7 +1,7 @@
 """Trained weights with a new last layer, on your own images.
 
   python -m resnet_jax.convert --input=resnet50.safetensors --output=weights/r50
-  python -m resnet_jax.main --config=configs/finetune.py --workdir=runs/finetune \\
+  python -m resnet_jax.main --config=configs/finetune.py \\
       --config.init.checkpoint=weights/r50 --config.data.path=DIR
 
 DIR is a folder as for configs/folder.py. The architecture, the image size and the normalisation are

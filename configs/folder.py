@@ -1,6 +1,6 @@
 """ResNet-18 on your own images, from random weights.
 
-  python -m resnet_jax.main --config=configs/folder.py --workdir=runs/folder \\
+  python -m resnet_jax.main --config=configs/folder.py \\
       --config.data.path=DIR
 
 DIR holds train/CLASS/IMAGE and val/CLASS/IMAGE (JPEG, PNG or WebP); the classes are counted. If

@@ -14,7 +14,7 @@ from absl import flags
 from resnet_jax import cli, xla_flags
 
 CONFIG = cli.config_flag()
-WORKDIR = cli.flag(
+cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of the run, which is resumed from the latest checkpoint in it. Default: runs/NAME, '
     'after the config file NAME.py.')

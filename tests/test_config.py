@@ -37,8 +37,8 @@ def test_every_config_is_complete_and_says_how_to_run_it(path):
     models.create(config.model)
     optim.create_optimizer(config)
     optim.create_schedule(config)
-    command = f'python -m resnet_jax.main --config=configs/{path.name}'
-    assert re.search(re.escape(command) + r'(\n| )', runpy.run_path(str(path))['__doc__'])
+    command = rf'python -m (resnet_jax\.main|experiments\.\w+) --config=configs/{path.stem}\.py\s'
+    assert re.search(command, runpy.run_path(str(path))['__doc__'])
 
 
 PAPER = {  # parameters and multiply-adds of shared/paper.md

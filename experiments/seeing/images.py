@@ -69,8 +69,8 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
             labels.append(item.label)
     if len(set(labels)) < 2:
         raise UserError('there are images of fewer than two classes; nothing can be told apart.')
-    names = getattr(source, 'class_names', None)
+    names = getattr(source, 'class_names', ())
     # A network that came with names of its own knows better than the folders.
     named = network.classes != tuple(str(i) for i in range(known))
     return Images(np.stack(pixels), np.array(labels, np.int32),
-                  network.classes if named or names is None else tuple(names))
+                  tuple(names) if names and not named else network.classes)
