@@ -165,7 +165,7 @@ QUICK = {
 }
 CASES = [
     pytest.param(fault, *strike, id=f'{fault} {strike[0]} {strike[1]}',
-                 marks=() if f'{strike[0]} {strike[1]}' in QUICK[fault] else pytest.mark.long)
+                 marks=() if f'{strike[0]} {strike[1]}' in QUICK[fault] else pytest.mark.slow)
     for fault in FAULTS for strike in STRIKES]
 
 
