@@ -1,6 +1,6 @@
 """CIFAR-10 as in section 4.2: batch 128 on two GPUs, 64,000 steps, option A. ResNet-20 by default.
 
-  python -m resnet_jax.main --config=configs/cifar10.py --workdir=runs/cifar10 \
+  python -m resnet_jax.main --config=configs/cifar10.py \
       --config.model.depth=56
 
 Any depth 6n + 2. The data is prepared once by `tfds build cifar10 --file_format=array_record`; an

@@ -1,6 +1,6 @@
 """ResNet-110 on CIFAR-10: 6.43 % test error, 6.61 +- 0.16 over five runs (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r110.py --workdir=runs/cifar10_r110
+  python -m resnet_jax.main --config=configs/cifar10_r110.py
 
 Starts at a learning rate of 0.01 until the training error is below 80 % (section 4.2).
 """

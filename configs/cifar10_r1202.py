@@ -1,6 +1,6 @@
 """ResNet-1202 on CIFAR-10: 7.93 % test error, training error below 0.1 % (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r1202.py --workdir=runs/cifar10_r1202
+  python -m resnet_jax.main --config=configs/cifar10_r1202.py
 
 Trained like ResNet-110. The blocks run in a loop, so that it compiles as fast as a shallow network.
 """

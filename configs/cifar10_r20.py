@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10: 8.75 % test error (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r20.py --workdir=runs/cifar10_r20
+  python -m resnet_jax.main --config=configs/cifar10_r20.py
 """
 
 from configs import cifar10

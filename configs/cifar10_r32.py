@@ -1,6 +1,6 @@
 """ResNet-32 on CIFAR-10: 7.51 % test error (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r32.py --workdir=runs/cifar10_r32
+  python -m resnet_jax.main --config=configs/cifar10_r32.py
 """
 
 from configs import cifar10

@@ -1,6 +1,6 @@
 """ResNet-44 on CIFAR-10: 7.17 % test error (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r44.py --workdir=runs/cifar10_r44
+  python -m resnet_jax.main --config=configs/cifar10_r44.py
 """
 
 from configs import cifar10

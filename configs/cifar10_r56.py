@@ -1,6 +1,6 @@
 """ResNet-56 on CIFAR-10: 6.97 % test error (table 6). Not run.
 
-  python -m resnet_jax.main --config=configs/cifar10_r56.py --workdir=runs/cifar10_r56
+  python -m resnet_jax.main --config=configs/cifar10_r56.py
 """
 
 from configs import cifar10

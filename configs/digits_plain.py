@@ -1,6 +1,6 @@
 """The plain twin of configs/digits_r20.py: the same stack without shortcuts.
 
-  python -m resnet_jax.main --config=configs/digits_plain.py --workdir=runs/digits_plain
+  python -m resnet_jax.main --config=configs/digits_plain.py
 """
 
 from configs import digits_r20

@@ -1,6 +1,6 @@
 """ImageNet as in section 3.4: batch 256, BN over 32 images, the plateau rule, 600,000 steps.
 
-  python -m resnet_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
+  python -m resnet_jax.main --config=configs/imagenet.py \
       --config.model.depth=101
 
 ResNet-50 by default. The data is prepared once by
@@ -8,7 +8,7 @@ ResNet-50 by default. The data is prepared once by
 --config.data.source=folder or shards, and --config.data.path=DIR. Reproduces tables 2, 3 and 4; the
 files imagenet_r*.py name their rows. Not run.
 
-2,048 images a step of ResNet-50 fit on 16 chips of TPU v5e: 4,531 of 16,384 MiB a chip and 2
+2,048 images per step of ResNet-50 fit on 16 chips of TPU v5e: 4,531 of 16,384 MiB per chip and 2
 all-reduces, by
 
   python -m resnet_jax.compile --config=configs/imagenet.py --topology=v5e:4x4 \

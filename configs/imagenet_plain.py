@@ -7,7 +7,7 @@ Not run.
 
 The deeper one is worse, in training error too (figure 4, left).
 
-Its 256 images a step fit on 8 chips of TPU v5e: 1,240 of 16,384 MiB a chip and 1 all-reduce, by
+Its 256 images per step fit on 8 chips of TPU v5e: 1,240 of 16,384 MiB per chip and 1 all-reduce, by
 
   python -m resnet_jax.compile --config=configs/imagenet_plain.py --topology=v5e:2x4
 """

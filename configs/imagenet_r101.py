@@ -1,10 +1,11 @@
 """ResNet-101 on ImageNet: 21.75 / 6.05 % top-1 / top-5 error by 10-crop testing (table 3). Not run.
 
-  python -m resnet_jax.main --config=configs/imagenet_r101.py --workdir=runs/imagenet_r101
+  python -m resnet_jax.main --config=configs/imagenet_r101.py
 
 The authors' release has 23.6 / 7.1 % by one crop.
 
-Its 256 images a step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB a chip and 3 all-reduces, by
+Its 256 images per step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB per chip and 3 all-reduces,
+by
 
   python -m resnet_jax.compile --config=configs/imagenet_r101.py --topology=v5e:2x4
 """

@@ -1,8 +1,8 @@
 """ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error, 10-crop (table 3, B). Not run.
 
-  python -m resnet_jax.main --config=configs/imagenet_r34.py --workdir=runs/imagenet_r34
+  python -m resnet_jax.main --config=configs/imagenet_r34.py
 
-Its 256 images a step fit on 8 chips of TPU v5e: 1,948 of 16,384 MiB a chip and 1 all-reduce, by
+Its 256 images per step fit on 8 chips of TPU v5e: 1,948 of 16,384 MiB per chip and 1 all-reduce, by
 
   python -m resnet_jax.compile --config=configs/imagenet_r34.py --topology=v5e:2x4
 """

@@ -1,11 +1,12 @@
 """Multiply-adds and parameters of every network of the paper against its error.
 
-  python -m experiments.complexity --workdir=runs/complexity
-  python -m experiments.complexity --ledger=runs/cifar10_depth --workdir=runs/complexity
+  python -m experiments.complexity
+  python -m experiments.complexity --ledger=runs/cifar10_sweep
 
 Sizes are counted from the networks of this project (for GoogLeNet they are the published ones);
 errors are the paper's. With --ledger the networks of a sweep stand beside them with their measured
-errors; without it nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir.
+errors; without it nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir, by
+default beside the ledger, or to runs/complexity.
 """
 
 import pathlib
@@ -15,13 +16,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import grid, paper, study, tables
+from experiments import grid, packages, paper, study, tables
 from experiments import ledger as ledger_lib
 from experiments.claims import Finding, Verdict, estimate
 from resnet_jax import cli
-from resnet_jax.errors import UserError
 
-flags.adopt_module_key_flags(study)
+for name in ('ledger', 'workdir'):
+    flags.declare_key_flag(name)
 
 TEN_CROP = 'ImageNet, 10-crop'
 BEST = 'ImageNet, best single model'
@@ -41,10 +42,9 @@ NETWORKS = (
 
 
 def main(_) -> None:
-    if study.LEDGER.value is None and not study.WORKDIR.value:
-        raise UserError('give --workdir=DIR, a folder for the results.')
+    packages.check(*packages.CHARTS)
     points = [*published(), *measured()]
-    folder = pathlib.Path(study.WORKDIR.value or study.LEDGER.value)
+    folder = cli.workdir(study.LEDGER.value or 'runs/complexity')
     folder = folder.parent if folder.is_file() else folder
     study.publish('complexity', folder, {'': chart(points)}, table(points), findings(points),
                   {'networks': points})

@@ -1,8 +1,7 @@
 """Figures 1, 4 and 6: deeper plain networks train worse, deeper residual networks do not.
 
-  python -m experiments.degradation --workdir=runs/degradation
-  python -m experiments.degradation --config=configs/cifar10.py --depths=20,32,44,56 \\
-      --workdir=runs/cifar10_degradation
+  python -m experiments.degradation
+  python -m experiments.degradation --config=configs/cifar10.py --depths=20,32,44,56
 
 Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, plain and residual, three
 seeds each: 18 runs. Writes degradation.svg and .png (error of the training batches and of the test

@@ -1,12 +1,11 @@
 """Table 6: the test error of residual networks of several depths.
 
-  python -m experiments.depth --workdir=runs/degradation
-  python -m experiments.depth --config=configs/cifar10.py --depths=20,32,44,56,110 \\
-      --workdir=runs/cifar10_depth
+  python -m experiments.depth
+  python -m experiments.depth --config=configs/cifar10.py --depths=20,32,44,56,110
 
-Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, three seeds each; in the
-folder of `experiments.degradation` these runs are there already. Writes depth.svg, .png, .json and
-.txt to --workdir.
+Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, three seeds each,
+unless `experiments.degradation` has trained them already in the same folder. Writes depth.svg,
+.png, .json and .txt to --workdir.
 """
 
 import itertools

@@ -5,9 +5,9 @@
   python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
       --config.data.source=folder --config.data.path=DATA
 
-WORKDIR is a run's workdir or a folder of converted weights; what was not trained here says nothing
-of its data, and then needs --config. Writes report.html, numbers.json, and every chart and picture
-as a file under figures/. docs/seeing.md explains how to read them.
+The folder is the workdir of a run, or holds converted weights, and then --config must name the
+data. Writes report.html, numbers.json, and every chart and picture as a file under figures/.
+docs/seeing.md explains how to read them.
 """
 
 import json
@@ -15,27 +15,26 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from absl import flags
 
+from experiments import packages
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-CONFIG = cli.config_flag(required=False)
+CONFIG = cli.config_flag()
 PLAIN = cli.flag(
     flags.DEFINE_string, 'plain', None,
     'Folder of a network of the same depth to compare with, such as the plain twin.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
-    'Folder to write to; without the flag WORKDIR/look.')
+    'Folder to write to. Default: look/ in the folder of the network.')
 IMAGES = cli.flag(
     flags.DEFINE_integer, 'images', 300, 'Held-out images to look with.', lower_bound=20)
 TRAIN_IMAGES = cli.flag(
     flags.DEFINE_integer, 'train_images', 1000,
     'Training images that the linear probes are fitted to.', lower_bound=20)
-flags.adopt_module_key_flags(cli)
 
 
 PICTURES = 5  # sections of `pictures`
@@ -62,12 +61,9 @@ def main(argv) -> None:
     from resnet_jax import compilation_cache, pretrained
     from resnet_jax.writers import say
 
-    missing = [name for name in ('altair', 'umap', 'vl_convert') if find_spec(name) is None]
-    if missing:
-        raise UserError(f'{" and ".join(missing)} must be installed: pip install -r '
-                        'experiments/requirements.txt')
     if len(argv) != 2:
-        raise UserError('give one folder: a workdir of resnet_jax.main, or converted weights.')
+        raise UserError(cli.give('one folder, a workdir or converted weights', __name__))
+    packages.check(*packages.CHARTS, 'umap')
     start = time.monotonic()
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
     networks = named([pretrained.load(path) for path in paths], paths)
@@ -100,13 +96,19 @@ def write(output: pathlib.Path, heading: str, found: Found) -> None:
     (output / 'figures').mkdir(exist_ok=True)
     report.write_figures(output / 'figures', found.sections)
     numbers = {'facts': found.facts, 'summary': found.paragraphs,
-               **{section.title: {name: value if math.isfinite(value) else None
-                                  for name, value in section.numbers.items()}
-                  for section in found.sections}}
+               **{section.title: {name: _finite(value) for name, value in section.numbers.items()}
+                  for section in found.sections},
+               'tables': {name: [heads, *([_finite(cell) for cell in row] for row in rows)]
+                          for section in found.sections
+                          for name, (heads, rows) in section.tables.items()}}
     write_whole(output / 'numbers.json', json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
     report.write(output / 'report.html', title=heading, facts=found.facts, question=QUESTION,
                  paragraphs=found.paragraphs, highlights=found.highlights,
                  sections=found.sections)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Figure 7: how strongly the 3x3 layers of trained networks respond.
 
-  python -m experiments.responses --workdir=runs/degradation
-  python -m experiments.responses --config=configs/cifar10.py --depths=20,56,110 \\
-      --workdir=runs/cifar10_degradation
+  python -m experiments.responses
+  python -m experiments.responses --config=configs/cifar10.py --depths=20,56,110
 
 The response of a layer is its output after batch normalisation, and before the non-linearity and
 the addition; its standard deviation is taken over the test images, all positions and all channels,
 with the running statistics. Without --config it takes depths 20 and 56 on scikit-learn's digits,
-plain and residual, three seeds each; in the folder of `experiments.degradation` they are trained
-already. Writes responses.svg, .png, .json and .txt to --workdir.
+plain and residual, three seeds each, unless `experiments.degradation` has trained them already in
+the same folder. Writes responses.svg, .png, .json and .txt to --workdir.
 """
 
 import collections

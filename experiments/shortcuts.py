@@ -1,8 +1,7 @@
 """Table 3: shortcuts by zero padding (A), projection where the shape changes (B), and always (C).
 
-  python -m experiments.shortcuts --workdir=runs/shortcuts
-  python -m experiments.shortcuts --config=configs/imagenet_r34.py --depth=34 \\
-      --workdir=runs/imagenet_shortcuts
+  python -m experiments.shortcuts
+  python -m experiments.shortcuts --config=configs/imagenet_r34.py --depth=34
 
 Without --config it trains ResNet-20 and plain-20 on scikit-learn's digits, three seeds each: 12
 runs. Writes shortcuts.svg, .png, .json and .txt to --workdir.

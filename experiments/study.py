@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import grid as grid_lib
 from experiments import ledger as ledger_lib
-from experiments import sweep
+from experiments import packages, sweep
 from experiments.claims import Finding
 from experiments.grid import Cell
 from experiments.ledger import Row
@@ -23,12 +23,14 @@ from resnet_jax.errors import UserError
 
 LEDGER = cli.flag(
     flags.DEFINE_string, 'ledger', None,
-    'Ledger of a sweep, or its folder: its runs are drawn, and nothing is run. Results then lie in '
-    '--workdir, or beside the ledger.')
+    'Ledger of a sweep, or its folder: its runs are drawn, and nothing is run. Results are then '
+    'written to --workdir, or beside the ledger.')
 SEEDS = cli.flag(flags.DEFINE_list, 'seeds', ['0', '1', '2'], 'Seeds of the runs.')
-flags.adopt_module_key_flags(sweep)
+for name in ('config', 'workdir', 'parallel'):
+    flags.declare_key_flag(name)
 
-DIGITS = 'configs/digits.py'  # of all commands, so that they can share a folder and its runs
+# Of all commands, so that they can share a folder and its runs.
+DIGITS = str(cli.PROJECT / 'configs' / 'digits.py')
 WORKDIR = sweep.WORKDIR
 
 Group = tuple[Any, ...]
@@ -44,22 +46,23 @@ def rows(grids: Sequence[Mapping[str, Sequence[str]]]) -> tuple[list[Row], pathl
       All finished runs of --ledger; or those of the grids, after the missing ones have been done.
 
     Raises:
-      UserError: of the config, the folder or the ledger; or some runs failed.
+      UserError: of the config, the folder or the ledger; a package for the charts is missing; or
+        some runs failed.
     """
+    packages.check(*packages.CHARTS)
+    if sweep.SWEEP.value or sweep.DRY_RUN.value:
+        raise UserError('--sweep and --dry_run are flags of experiments.sweep only.')
     if LEDGER.value:
         path = pathlib.Path(LEDGER.value)
         found = ledger_lib.select(ledger_lib.read(path), {})
         if not found:
             raise UserError(f'{path} has no finished run.')
         return found, path if path.is_dir() else path.parent
-    if not WORKDIR.value:
-        raise UserError('give --workdir=DIR, a folder for the runs and the results.')
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = sweep.folder(DIGITS)
+    sweep.say(f'workdir: {workdir}')
     found = sweep.run(cells(grids), workdir, sweep.PARALLEL.value)
     sweep.fail_if_any(found, workdir)
     return found, workdir
-
-
 
 
 def cells(grids: Sequence[Mapping[str, Sequence[str]]]) -> list[Cell]:

@@ -1,14 +1,15 @@
 """Runs every combination of the values given to fields of a config, and keeps a ledger.
 
   python -m experiments.sweep --config=configs/cifar10.py --sweep model.depth=20,32,44 \\
-      --sweep seed=0,1,2 --workdir=runs/depths
+      --sweep seed=0,1,2
 
 Each run is a `python -m resnet_jax.main` in a folder of its own in --workdir, several at a time
-where there are devices for them; what it prints is in log.txt there. When SIGTERM or Ctrl-C stops
-the sweep, the runs save, and the same command goes on from there. Finished runs are not run again,
-also not those of a larger sweep in the same folder; failed ones are tried again. --dry_run prints
-the commands of the runs that are missing, for a cluster; the same sweep, started when they are
-done, enters them in the ledger. It ends in a table of mean and standard deviation over the seeds.
+where there are devices for them; what it prints is in log.txt there. On SIGTERM or Ctrl-C the runs
+save a checkpoint and the sweep ends; run the same command again to resume. Finished runs are not
+run again, not even for a larger sweep in the same folder; failed ones are tried again. --dry_run
+prints the commands of the missing runs, for a cluster; the same sweep, started when they are done,
+enters them in the ledger. At the end it prints a table of mean and standard deviation over the
+seeds.
 """
 
 import collections
@@ -34,18 +35,18 @@ from resnet_jax.cores import restrict
 from resnet_jax.errors import UserError
 from resnet_jax.writers import duration, read_rows
 
-CONFIG = cli.config_flag(required=False)
+CONFIG = cli.config_flag()
 SWEEP = cli.flag(
     flags.DEFINE_multi_string, 'sweep', [],
-    'Field and values, such as model.depth=20,32,44. May be given several times.')
+    'Field and values, such as model.depth=20,32,44.')
 WORKDIR = cli.flag(flags.DEFINE_string, 'workdir', None,
-                   'Folder of the sweep; missing runs of the sweep that it holds are done.')
+                   'Folder of the sweep, in which only the missing runs are done. Default: '
+                   'runs/NAME_sweep, after the config file NAME.py.')
 PARALLEL = cli.flag(
     flags.DEFINE_integer, 'parallel', None,
     'Runs at a time; without the flag one on each core or GPU, and one on TPUs.', lower_bound=1)
 DRY_RUN = cli.flag(flags.DEFINE_bool, 'dry_run', False,
                    'Only print the commands of the missing runs.')
-flags.adopt_module_key_flags(cli)
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 30.0  # between lines, or this share of the time so far
@@ -58,23 +59,28 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def base_arguments(default: str | None = None) -> list[str]:
+def base_arguments(default: str = '') -> list[str]:
     """--config and its overrides as they were given to this command.
 
     Args:
       default: config file where none was given.
-
-    Raises:
-      UserError: none was given, and there is no default.
     """
     if CONFIG.value is None:
-        if default is None:
-            raise UserError('give --config=FILE, such as configs/digits_r20.py.')
         return [f'--config={default}']
     flag = flags.FLAGS['config']
     overrides = config_flags.get_override_values(flag)
     return [f'--config={config_flags.get_config_filename(flag)}',
             *(f'--config.{field}={value}' for field, value in overrides.items())]
+
+
+def folder(default: str = '') -> pathlib.Path:
+    """That --workdir names, or the one that all sweeps of a config share.
+
+    Args:
+      default: config file where none was given.
+    """
+    name = cli.config_name() if CONFIG.value is not None else pathlib.Path(default).stem
+    return cli.workdir(f'runs/{name}_sweep')
 
 
 def command(cell: Cell, workdir: pathlib.Path) -> list[str]:
@@ -228,7 +234,7 @@ class _Runs:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self.signal is not None:
-            print(f'stopped by {self.signal.name}; the same command goes on from there.',
+            print(f'stopped by {self.signal.name}; run the same command again to resume.',
                   file=sys.stderr, flush=True)
             sys.exit(128 + self.signal)
 
@@ -348,26 +354,25 @@ def fail_if_any(rows: Sequence[Row], workdir: pathlib.Path) -> None:
     if failed:
         raise UserError(
             f'{len(failed)} of {len(rows)} runs failed, the first, {failed[0]["run"]}, with: '
-            f'{failed[0]["error"]} The same command tries them again; {workdir}/RUN/log.txt tells '
-            'more.')
+            f'{failed[0]["error"]} Run the same command to try them again; see '
+            f'{workdir}/RUN/log.txt.')
 
 
 def main(_) -> None:
     from experiments.tables import over_seeds
 
-    if not WORKDIR.value:
-        raise UserError('give --workdir=DIR, the folder of the sweep.')
     if not SWEEP.value:
-        raise UserError('give --sweep FIELD=VALUE,VALUE,… at least once.')
-    workdir = pathlib.Path(WORKDIR.value)
+        raise UserError(cli.give('--sweep FIELD=VALUE,VALUE,… at least once', __name__))
+    workdir = folder()
     cells = grid_lib.cells(base_arguments(), grid_lib.parse(SWEEP.value))
     if DRY_RUN.value:
         print_commands(cells, workdir)
         return
+    say(f'workdir: {workdir}')
     rows = run(cells, workdir, PARALLEL.value)
     say(over_seeds(rows))
     fail_if_any(rows, workdir)
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE'])

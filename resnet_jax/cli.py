@@ -1,11 +1,14 @@
-"""What the commands share: the --config flag, and one sentence instead of a traceback."""
+"""What the commands share: their flags, --help, and one sentence instead of a traceback."""
 
 import difflib
 import functools
 import itertools
+import os
 import pathlib
+import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -14,9 +17,13 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
-# What a config file that is not there or wrong, or an override, may raise.
+flags.disclaim_key_flags()  # a flag defined here belongs to the command that asks for it
+
+# What a config file that is missing or wrong, or an override, may raise.
 CONFIG_ERRORS = (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError,
                  TypeError, ValueError)
+HELP = ('-h', '-help', '--help', '--helpshort', '-?')
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class OptionalParser(flags.ArgumentParser):
@@ -36,35 +43,35 @@ class OptionalParser(flags.ArgumentParser):
 
 
 def flag(define: Callable[..., flags.FlagHolder], name: str, *args, **kwargs) -> flags.FlagHolder:
-    """Defines a flag, unless another command has defined one of this name.
+    """Defines a flag of the calling command, which --help lists.
 
-    Commands share their flags, so that one process can import several of them.
+    Where another command of this process has defined a flag of this name, that one is shared, so
+    that one process can import several commands.
 
     Args:
       define: such as `flags.DEFINE_string`, called with the name and the other arguments.
       name: of the flag.
     """
     if name in flags.FLAGS:
+        flags.declare_key_flag(name)
         return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
     return define(name, *args, **kwargs)
 
 
-def config_flag(required: bool = True) -> flags.FlagHolder:
+def config_flag() -> flags.FlagHolder:
     """The flag --config; fields are set by --config.a.b=value, and 'none' empties them."""
-    holder = _config_flag()
-    if required:
-        flags.mark_flag_as_required('config')
-    return holder
+    _let_numbers_be_empty()
+    return flag(
+        config_flags.DEFINE_config_file, 'config', None,
+        'Config file, such as configs/digits_r20.py. Any of its fields is set by '
+        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
+        'them all.')
 
 
 @functools.cache
-def _config_flag() -> flags.FlagHolder:
+def _let_numbers_be_empty() -> None:
     config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
     config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
-    return config_flags.DEFINE_config_file(
-        'config', None, 'Config file, such as configs/digits_r20.py. Any of its fields is set by '
-        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
-        'them all.')
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:
@@ -73,18 +80,33 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: there is no such file or field, or a value is of another type than its field.
     """
-    _config_flag()  # knows how to parse fields that may be empty
+    _let_numbers_be_empty()
     argv, values = ['', *arguments], flags.FlagValues()
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     _find_configs(argv)
     try:
         values(argv)
+        values.config.is_locked  # noqa: B018  (a missing file is told on the first access)
         return values.config
     except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
             raise
         raise UserError(problem or ' '.join(str(error).split())) from error
+
+
+def config_name() -> str:
+    """Of the file that --config names, without folder and suffix, such as 'digits_r20'."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+
+
+def workdir(default: str | None = None) -> pathlib.Path:
+    """The folder that --workdir names.
+
+    Args:
+      default: the folder where it names none; None: runs/NAME, after the config file NAME.py.
+    """
+    return pathlib.Path(flags.FLAGS.workdir or default or f'runs/{config_name()}')
 
 
 def json_flag() -> flags.FlagHolder:
@@ -96,30 +118,41 @@ def process_flags() -> tuple[flags.FlagHolder, ...]:
     """The flags --coordinator, --num_processes and --process_id, for `resnet_jax.processes.job`."""
     return (
         flag(flags.DEFINE_string, 'coordinator', None,
-             'Address and port of process 0, of a job of several processes that neither Cloud TPU '
-             'nor SLURM nor Open MPI started.'),
-        flag(flags.DEFINE_integer, 'num_processes', None, 'Processes of such a job.'),
+             'Address and port of process 0, for a job of several processes that was not started '
+             'by Cloud TPU, SLURM or Open MPI.'),
+        flag(flags.DEFINE_integer, 'num_processes', None, 'Number of processes in such a job.'),
         flag(flags.DEFINE_integer, 'process_id', None, 'Number of this process, from 0.'))
 
 
-def run(main: Callable[[Sequence[str]], int | None], takes_files: bool = False) -> None:
+def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
+        takes_files: bool = False) -> None:
     """Parses the flags and runs a command.
 
-    A mistake of the user's ends in one sentence on stderr and exit status 1; any other error keeps
-    its traceback.
+    A mistake of the user's ends in one sentence on stderr and exit status 1, with its traceback
+    only where --traceback or RESNET_JAX_TRACEBACK=1 asks for it; any other error keeps its
+    traceback.
 
     Args:
       main: takes what is left when the flags are parsed, the program's name first; returns the exit
-        status.
-      takes_files: whether arguments that are no flags are welcome.
+        status. --help prints the docstring of its module.
+      needs: flags without which the command cannot run, as '--config=FILE'.
+      takes_files: whether the command takes arguments that are not flags.
     """
+    if 'traceback' not in flags.FLAGS:
+        flags.DEFINE_bool('traceback', os.environ.get('RESNET_JAX_TRACEBACK', '') not in ('', '0'),
+                          'Show where in the code a mistake was noticed, too; '
+                          'RESNET_JAX_TRACEBACK=1 does the same.')
+
     def guarded(argv):
         try:
             return main(argv)
         except UserError as error:
+            if flags.FLAGS.traceback:
+                raise
             fail(str(error))
 
-    app.run(guarded, flags_parser=functools.partial(_parse, takes_files=takes_files))
+    app.run(guarded, flags_parser=functools.partial(
+        _parse, main=main, needs=needs, takes_files=takes_files))
 
 
 def fail(message: str) -> None:
@@ -128,8 +161,47 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
+def give(what: str, module: str) -> str:
+    """A sentence that asks for flags, with the first example of the command's docstring.
+
+    Args:
+      what: the flags, as '--config=FILE'.
+      module: of the command.
+    """
+    doc = (sys.modules[module].__doc__ or '').replace('\\\n', ' ')
+    example = re.search(r'^ +(python .*)$', doc, re.MULTILINE)
+    return f'give {what}' + (
+        f', for example: {" ".join(example[1].split())}' if example else '; see --help.')
+
+
+def help_text(main: Callable) -> str:
+    """What --help prints: what the command does, and all of its flags."""
+    module = main.__module__
+    lines = [sys.modules[module].__doc__.strip(), '', 'Flags:']
+    for one in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda one: one.name):
+        values = getattr(one.parser, 'enum_values', ())
+        # absl puts the values before the help, and that a flag may be repeated behind it.
+        facts = [' '.join(one.help.removeprefix(f'<{"|".join(values)}>: ').partition(
+            ';\n    repeat this option')[0].split())]
+        if isinstance(one, flags.MultiFlag):
+            facts.append('May be given several times.')
+        if one.default not in (None, False, '', []):
+            default = one.default if isinstance(one.default, list) else [one.default]
+            facts.append(f'Default: {",".join(map(str, default))}.')
+        lines += [f'  --{"[no]" if one.boolean else ""}{one.name}'
+                  + (f'={"|".join(values)}' if values else ''),
+                  textwrap.fill(' '.join(facts), 96, initial_indent=' ' * 6,
+                                subsequent_indent=' ' * 6)]
+    return '\n'.join(lines)
+
+
+def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
+           takes_files: bool) -> list[str]:
     """Parses the flags; whatever is wrong with them ends in one sentence."""
+    before_files = itertools.takewhile(lambda argument: argument != '--', argv[1:])
+    if any(argument in HELP for argument in before_files):
+        print(help_text(main))
+        sys.exit(0)
     _find_configs(argv)
     try:
         rest = flags.FLAGS(argv)
@@ -137,14 +209,22 @@ def _parse(argv: Sequence[str], takes_files: bool) -> list[str]:
             flags.FLAGS.config.is_locked  # noqa: B018  (a missing file is told on the first access)
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
-        fail(f'there is no flag --{error.flagname}' + _hint(f'--{close[0]}' if close else None))
+        problem = _config_problem(argv) if 'config' in flags.FLAGS else None
+        fail(problem or f'there is no flag --{error.flagname}'
+             + _hint(f'--{close[0]}' if close else None))
     except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
             raise
         fail(problem or ' '.join(str(error).split()))
     if len(rest) > 1 and not takes_files:
-        fail(f'{rest[1]!r} is no flag; flags look like --name=value.')
+        fail(f'unexpected argument {rest[1]!r}; options have the form --name=value.')
+    missing = [need for need in needs if flags.FLAGS[need[2:].partition('=')[0]].value is None]
+    if missing:
+        fail(give(' and '.join(missing), main.__module__))
+    folder = flags.FLAGS.workdir if 'workdir' in flags.FLAGS else None
+    if folder is not None and not folder.strip():
+        fail('--workdir is empty; give it a folder, such as --workdir=runs/digits.')
     if flags.FLAGS['verbosity'].using_default_value:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise
     return rest
@@ -166,12 +246,12 @@ def _config_problem(argv: Sequence[str]) -> str | None:
         return None
     path = pathlib.Path(values['config'])
     if not path.is_file():
-        return f'there is no config file {path}; those that come with the project lie in configs/.'
+        return _no_config(path)
     try:
         known = leaves(runpy.run_path(str(path))['get_config']())
     except (AttributeError, ImportError, KeyError, SyntaxError) as error:
-        return (f'{path} is no config file: a Python file with a function get_config() '
-                f'({type(error).__name__}: {error}).')
+        return (f'{path} is not a config file, which is a Python file with a function '
+                f'get_config() ({type(error).__name__}: {error}).')
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
         if any(name.startswith(field + '.') for name in known):
             return f'{field} is a section of the config; set one of its fields.'
@@ -179,6 +259,19 @@ def _config_problem(argv: Sequence[str]) -> str | None:
             close = difflib.get_close_matches(field, known, 1, 0.5)
             return f'the config has no field {field}' + _hint(close[0] if close else None)
     return None
+
+
+def _no_config(path: pathlib.Path) -> str:
+    """Where the configs are instead; absolute, since the command may be given in any folder."""
+    folder = PROJECT / 'configs'
+    sentence = f'there is no config file {path}'
+    names = [file.name for file in folder.glob('*.py')]
+    if not names:
+        return (f'{sentence}; the configs are in the folder configs/ of a clone of the project, '
+                'and this installation was not made from one.')
+    close = [path.name] if path.name in names else difflib.get_close_matches(path.name, names, 3)
+    return (sentence + _hint(' or '.join(str(folder / name) for name in close))
+            + f' The configs of the project are in {folder}.')
 
 
 def _values(argv: Sequence[str]) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Compiles the training step of a config for devices that need not be there, and tells its costs.
+"""Compiles the training step of a config for devices that need not be there; reports its costs.
 
-  python -m resnet_jax.compile --config=configs/imagenet_r50.py --topology=v5e:4x4 \
+  python -m resnet_jax.compile --config=configs/imagenet_r50.py --topology=v5e:4x4 \\
       --config.batch_size=2048 --config.model.dtype=bfloat16
 
 Memory is that of one device, and so are the bytes of the collectives; FLOPs, bytes and times are
-those of a whole step. Neither the data nor an accelerator is needed; TPU slices take libtpu, which
-`pip install "resnet_jax[tpu]"` brings. A large network takes minutes. --json prints one JSON
+those of a whole step. Neither the data nor an accelerator is needed; for TPU slices
+install libtpu with `pip install -e '.[tpu]'`. A large network takes minutes. --json prints one JSON
 object. The exit status is 1 where the step does not fit in the memory.
 """
 
@@ -23,11 +23,10 @@ GIB, MIB = 2**30, 2**20
 
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
-flags.adopt_module_key_flags(cli)
-TOPOLOGY = flags.DEFINE_string(
-    'topology', None, 'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, or '
-    'simulated ones such as cpu:8.')
-flags.mark_flag_as_required('topology')
+TOPOLOGY = cli.flag(
+    flags.DEFINE_string, 'topology', None,
+    'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, or simulated ones such as '
+    'cpu:8.')
 
 
 def table(result: dict[str, Any]) -> str:
@@ -84,4 +83,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE', '--topology=NAME'])

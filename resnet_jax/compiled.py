@@ -137,7 +137,8 @@ def _batch_norm_notes(program: Program, device: str) -> list[str]:
         return []
     most = min(size or images, images)
     best = max(n for n in range(1, most + 1) if images % n == 0)
-    named = 'the whole batch' if size is None else f'{size} images'
+    parts = config.batch_size // config.optimizer.accumulation_steps
+    named = 'the whole batch' if size is None or size >= parts else f'{size} images'
     return [f'batch normalisation takes its statistics over {named}, and a {device} has {images} '
             'at a time: every layer communicates. '
             f'--config.model.virtual_batch_size={best} would spare it.']

@@ -62,7 +62,8 @@ def default() -> ConfigDict:
     model.zero_init_last_gamma = False  # start every block as the identity (Goyal et al., 2017)
     model.batch_norm = True  # of vgg only: the residual networks always have it
     model.dropout_rate = 0.5  # of vgg only
-    model.virtual_batch_size = placeholder(int)  # images that share BN statistics; none: the batch
+    # Images that share BN statistics; none: the whole batch, as for a batch that is smaller.
+    model.virtual_batch_size = placeholder(int)
     model.bn_momentum = 0.9  # of the running averages
     model.bn_epsilon = 1e-5
     model.bn_unbiased_variance = True  # running variance with n / (n - 1), as in Caffe and PyTorch
@@ -153,10 +154,13 @@ def default() -> ConfigDict:
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
     evaluation.batch_size = placeholder(int)  # images per step; capped at the size of the split
-    evaluation.recalibrate_batches = 0  # BN statistics before the last evaluation; 0: running ones
+    # Training batches, an epoch at most, over which the BN statistics of the last evaluation are
+    # averaged; 0: the running averages.
+    evaluation.recalibrate_batches = 0
 
     checkpoint = config.checkpoint = ConfigDict()
-    checkpoint.every_steps = placeholder(int)  # none: at the end only
+    # Every evaluation is preceded by a checkpoint; none: no others.
+    checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
     checkpoint.keep_best = True  # and the one with the lowest top-1 error
 
@@ -245,10 +249,10 @@ def check(config: ConfigDict, data_shards: int) -> None:
             raise UserError(
                 f'{name}={fields[name]} must be a multiple of {divisor}, {what}.')
     size, part = config.model.virtual_batch_size, config.batch_size // parts
-    if size is not None and part % size:
+    if size is not None and part > size and part % size:
         raise UserError(
-            f'model.virtual_batch_size ({size}) does not divide the {part} images that are '
-            'normalised together (batch_size over optimizer.accumulation_steps).')
+            f'model.virtual_batch_size={size} must divide the {part} images that are normalised '
+            'together, batch_size over optimizer.accumulation_steps.')
     normalised = config.model.family != 'vgg' or config.model.batch_norm
     if config.eval.recalibrate_batches and not normalised:
         raise UserError('eval.recalibrate_batches must be 0 for a network without batch '

@@ -1,10 +1,13 @@
 """Converts the weights of another project into a folder that every command reads.
 
   python -m resnet_jax.convert --input=resnet50.safetensors --output=weights/resnet50
+  python -m resnet_jax.convert --input=resnet20.th --output=weights/resnet20 \\
+      --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
-common CIFAR networks with shortcuts of option A or B, and the authors' Caffe models. Which network
-it is, is recognised from names and shapes, and printed.
+common CIFAR networks with shortcuts of option A or B, and the authors' Caffe models. The network is
+recognised by names and shapes, checked against the architecture that a config.json beside the
+weights names, and printed together with what neither of them says.
 """
 
 import pathlib
@@ -16,29 +19,29 @@ from resnet_jax.errors import UserError
 
 INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
-    'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or .caffemodel. A '
-    'config.json and preprocessor_config.json beside it are heeded.')
+    'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or .caffemodel; or a '
+    "folder of Hugging Face's or timm's. Their config.json and preprocessor_config.json are read "
+    'too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write, which must not hold checkpoints yet.')
 STRIDE_IN = cli.flag(
     flags.DEFINE_enum, 'stride_in', None, ['v1', 'v1.5'],
     'Where bottlenecks have their stride: v1, the first 1x1 convolution; v1.5, the 3x3. Tensors '
-    'do not tell; without the flag it is what the files say, otherwise v1 for Caffe and v1.5 for '
-    'the rest.')
+    'do not show it; without the flag it is what the files say, otherwise v1 for Caffe and v1.5 '
+    'for the rest.')
 MEAN = cli.flag(
     flags.DEFINE_list, 'mean', None,
-    'What is subtracted from the input, a number a channel in units of the full range; without '
-    'the flag what the files say, otherwise that of ImageNet.')
+    'What is subtracted from the input, one number per channel in units of the full range; without '
+    'the flag what the files say, otherwise that of ImageNet. CIFAR networks need --mean and --std '
+    'where no file says them.')
 STD = cli.flag(
     flags.DEFINE_list, 'std', None,
     'What the input is then divided by, likewise.')
 CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
-    'Text file of class names, one a line in label order, to store with the weights. The names of'
-    ' ImageNet need not be given.')
-flags.adopt_module_key_flags(cli)
-flags.mark_flags_as_required(['input', 'output'])
+    'Text file of class names, one per line in label order, to store with the weights. The names '
+    'of ImageNet need not be given.')
 
 
 def main(_) -> None:
@@ -72,4 +75,4 @@ def _classes(num_classes: int) -> list[str]:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--input=FILE', '--output=DIR'])

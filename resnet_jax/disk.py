@@ -9,10 +9,12 @@ import pathlib
 import traceback
 from collections.abc import Iterator
 
+from resnet_jax.checkpoint import steps_in
 from resnet_jax.errors import UserError
 
-# What a user can mend by making space or by changing permissions.
-NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# What a user can mend, and how.
+REMEDIES = {errno.ENOSPC: 'Make space', errno.EDQUOT: 'Make space',
+            errno.EROFS: 'Make it writable', errno.EACCES: 'Make it writable'}
 
 
 @contextlib.contextmanager
@@ -27,48 +29,44 @@ def errors_of(workdir: pathlib.Path) -> Iterator[None]:
     """
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).addFilter(_is_news)
-    problem = None
+    number = None
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        problem = _problem(error, workdir)
-        if problem is None:
+        number = _number(error, workdir)
+        if number is None:
             raise
-    if problem is not None:
+    if number is not None:
         # Tasks that failed with the first one are collected now: at the interpreter's end, asyncio
         # could no longer do it in silence.
         gc.collect()
-        raise UserError(f'{workdir} cannot be written to: {problem}. {_saved(workdir)}')
+        raise UserError(f'{workdir} cannot be written to: {os.strerror(number)}. {_saved(workdir)} '
+                        f'{REMEDIES[number]}, and run the same command again to resume.')
 
 
-def _problem(error: BaseException | None, workdir: pathlib.Path) -> str | None:
-    """What is wrong with the disk, in the system's words; None: the error is another one."""
+def _number(error: BaseException | None, workdir: pathlib.Path) -> int | None:
+    """The system's number for what is wrong with the disk; None: the error is another one."""
     while error is not None:
         if isinstance(error, OSError):
             # Files elsewhere, such as the data's, have sentences of their own.
             elsewhere = error.filename is not None and not (
                 pathlib.Path(os.fsdecode(error.filename)).absolute().is_relative_to(
                     workdir.absolute()))
-            if error.errno in NUMBERS and not elsewhere:
-                return os.strerror(error.errno)
+            if error.errno in REMEDIES and not elsewhere:
+                return error.errno
         else:  # of tensorstore, which has no types for it
-            for number in NUMBERS:
+            for number in REMEDIES:
                 if os.strerror(number) in str(error) and str(workdir) in str(error):
-                    return os.strerror(number)
+                    return number
         error = error.__cause__ or error.__context__
     return None
 
 
 def _saved(workdir: pathlib.Path) -> str:
-    steps = [int(path.name) for path in (workdir / 'checkpoints').glob('*')
-             if path.name.isdigit()]
-    if not steps:
-        return 'No checkpoint was written yet. Make space or change the permissions, and run ' \
-               'the same command again.'
-    return (f'Nothing up to step {max(steps)} is lost: make space or change the permissions, and '
-            'run the same command again to resume.')
+    steps = steps_in(workdir / 'checkpoints')
+    return f'Nothing up to step {steps[-1]} is lost.' if steps else 'No checkpoint was written yet.'
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -11,16 +11,18 @@ Several checkpoints are an ensemble. The softmax outputs of all views and networ
 and eval/class_error, a list in label order; errors are in percent.
 """
 
+import copy
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-CONFIG = cli.config_flag(required=False)
+CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of a run; its newest checkpoint is evaluated on the data of its config.json, unless '
@@ -57,7 +59,6 @@ CONFUSION = cli.flag(
     'predicted one.')
 JSON = cli.json_flag()
 PROCESSES = cli.process_flags()
-flags.adopt_module_key_flags(cli)
 
 WORST = 5  # classes that the printed report names
 
@@ -67,7 +68,7 @@ def main(_) -> None:
 
     paths = [*([WORKDIR.value] if WORKDIR.value else []), *CHECKPOINT.value]
     if not paths:
-        raise UserError('give --workdir=DIR, or --checkpoint=DIR with --config=FILE.')
+        raise UserError(cli.give('--workdir=DIR, or --checkpoint=DIR with --config=FILE', __name__))
     with processes.job(*(flag.value for flag in PROCESSES)):
         evaluate(paths)
 
@@ -99,10 +100,7 @@ def evaluate(paths: list[str]) -> None:
         networks, source, views_of(config, networks[0]),
         BATCH_SIZE.value, skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
-    # The data knows the names where the network has none.
-    classes = getattr(source, 'class_names', networks[0].classes)
-    if len(classes) != len(scores.class_error):
-        classes = networks[0].classes
+    classes = class_names(paths, networks, source)
     if CONFUSION.value and jax.process_index() == 0:
         try:
             write_whole(pathlib.Path(CONFUSION.value), confusion_table(scores.confusion, classes))
@@ -113,6 +111,18 @@ def evaluate(paths: list[str]) -> None:
         say(json.dumps({**scores.report(), 'eval/class_error': errors}))
     else:
         _print(scores, classes, predictions.skipped, say)
+
+
+def class_names(paths: list[str], networks, source) -> Sequence[str]:
+    """The names of the classes in label order.
+
+    Those that are stored with a network, otherwise those of the data, otherwise what `load` has.
+    """
+    from resnet_jax.weights import stored
+
+    names = [stored.read_classes(pathlib.Path(path)) for path in paths]
+    names.append(getattr(source, 'class_names', None))
+    return next((n for n in names if n and len(n) == source.num_classes), networks[0].classes)
 
 
 def test_source(config):
@@ -131,18 +141,17 @@ def test_source(config):
 
 def check_networks(networks, paths, num_classes: int) -> None:
     """Raises UserError where networks do not fit one another or the data."""
-    first = networks[0].config
+    channels = networks[0].config.data.channels
     for network, path in zip(networks, paths, strict=True):
         known = network.config.model.num_classes
         if known != num_classes:
             raise UserError(
-                f'{path} knows {known} classes, and the data has {num_classes}: labels would mean '
-                'something else; data.class_list names the classes that a network knows.')
-        for section, field in (('model', 'num_classes'), ('data', 'channels')):
-            here, there = network.config[section][field], first[section][field]
-            if here != there:
-                raise UserError(f'{path} and {paths[0]} are no ensemble: {section}.{field} is '
-                                f'{here} and {there}.')
+                f'{path} was trained on {known} classes, but the data has {num_classes}. Set '
+                "data.class_list to a file of the network's classes.")
+        if network.config.data.channels != channels:
+            raise UserError(
+                f'{path} and {paths[0]} are not an ensemble: their images have '
+                f'{network.config.data.channels} and {channels} channels.')
 
 
 def views_of(config, network):
@@ -183,9 +192,8 @@ def recalibrated(network, config, batches: int):
 
     if not network.variables.get('batch_stats'):
         raise UserError('--recalibrate_batches is for networks with batch normalisation.')
-    config = type(config)(config.to_dict())
-    virtual = config.model.virtual_batch_size
-    config.model = network.config.model
+    config, virtual = copy.deepcopy(config), config.model.virtual_batch_size
+    config.model = copy.deepcopy(network.config.model)  # that of the network stays as it is
     config.model.virtual_batch_size = virtual
     program = program_lib.build(config, sharding.create_mesh(config))
     weights = jax.device_put(

@@ -25,8 +25,6 @@ IMAGE_SIZE = cli.flag(
     flags.DEFINE_integer, 'image_size', None,
     'Height and width of the images that a .stablehlo file takes; without the flag those that the '
     'network was trained with.', lower_bound=1)
-flags.adopt_module_key_flags(cli)
-flags.mark_flag_as_required('output')
 
 
 def main(_) -> None:
@@ -34,7 +32,7 @@ def main(_) -> None:
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
-        raise UserError('give one --checkpoint=DIR, a workdir or converted weights.')
+        raise UserError(cli.give('one --checkpoint=DIR, a workdir or converted weights', __name__))
     path, output = pathlib.Path(CHECKPOINT.value[0]), pathlib.Path(OUTPUT.value).expanduser()
     if output.suffix not in ('.safetensors', '.stablehlo'):
         raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
@@ -59,6 +57,9 @@ def stablehlo(network, image_size: int) -> bytearray:
     Returns:
       What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
       float32 [b, classes].
+
+    Raises:
+      UserError: the network does not take images of this size.
     """
     import functools
 
@@ -66,16 +67,20 @@ def stablehlo(network, image_size: int) -> bytearray:
     import numpy as np
     from jax import export
 
+    from resnet_jax.models import ConfigError
     from resnet_jax.pretrained import logits
 
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(
         f'b, {image_size}, {image_size}, {network.config.data.channels}')
     function = jax.jit(functools.partial(logits, network.model, weights))
-    exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
-        jax.ShapeDtypeStruct(shape, np.uint8))
+    try:
+        exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
+            jax.ShapeDtypeStruct(shape, np.uint8))
+    except ConfigError as error:
+        raise UserError(f'--image_size={image_size}: {error}') from error
     return exported.serialize()
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--output=FILE'])

@@ -17,6 +17,7 @@ from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
+from resnet_jax.models import ConfigError
 from resnet_jax.pretrained import Classifier, logits
 
 WINDOW = 128  # images that are decoded ahead of the devices
@@ -99,7 +100,7 @@ class _Run:
     def __call__(self, images: np.ndarray) -> jax.Array:
         try:
             return self._function(self._weights, jax.device_put(images, self._by_image))
-        except ValueError as error:
+        except ConfigError as error:
             raise UserError(f'a network cannot take images of {images.shape[2]} x '
                             f'{images.shape[3]} pixels: {error}') from error
 

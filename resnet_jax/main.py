@@ -1,13 +1,12 @@
-"""Trains and evaluates the network of a config; goes on from a checkpoint by itself.
+"""Trains and evaluates the network of a config; resumes automatically from the latest checkpoint.
 
-  python -m resnet_jax.main --config=configs/digits_r20.py --workdir=runs/digits
+  python -m resnet_jax.main --config=configs/digits_r20.py
 
-The workdir then holds config.json, metrics.jsonl, checkpoints/<step>/ and TensorBoard files. When
-SIGTERM or Ctrl-C stops the run, its state is saved, the exit status is 143 or 130, and the same
-command goes on from there.
+The workdir, runs/digits_r20 here, then holds config.json, metrics.jsonl, checkpoints/<step>/ and
+TensorBoard files. On SIGTERM or Ctrl-C the run saves a checkpoint and exits with status 143 or 130.
+Run the same command again to resume.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -17,14 +16,13 @@ from resnet_jax import cli, xla_flags
 CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
-    'Folder of the run; a run whose checkpoints it holds is continued.')
-flags.adopt_module_key_flags(cli)
-flags.mark_flag_as_required('workdir')
+    'Folder of the run, which is resumed from the latest checkpoint in it. Default: runs/NAME, '
+    'after the config file NAME.py.')
 PROCESSES = cli.process_flags()
 
 
 def main(_) -> None:
-    config, status = CONFIG.value, 0
+    config, workdir, status = CONFIG.value, cli.workdir(), 0
     xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import cpu, processes, train
@@ -33,8 +31,9 @@ def main(_) -> None:
     cpu.compute_in_main_thread()
     with processes.job(*(flag.value for flag in PROCESSES)):
         cpu.keep_memory()
+        say(f'workdir: {workdir}')
         try:
-            train.train(config, pathlib.Path(WORKDIR.value))
+            train.train(config, workdir)
         except train.Stopped as stopped:
             say(str(stopped), sys.stderr)
             status = 128 + stopped.signal
@@ -42,4 +41,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE'])

@@ -4,10 +4,11 @@
   cat cat.jpg | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
   find photos -name '*.jpg' | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
 
-Takes image files, folders, and - for standard input, which is an image or a list of files, one a
-line. Prints a table, or one JSON object a line with --json: `file` and `classes`, of which each has
-`index`, `name` and `probability`. Files that cannot be read are reported on stderr; the rest goes
-on, and the exit status is then 1.
+Takes image files, folders, and - for standard input, which is an image or a list of files, one per
+line. Prints a table, or one JSON object per line with --json: `file` and `classes`, each with
+`index`, `name` and `probability`. In the name of a file, bytes that are not UTF-8 are written as
+\\xNN. Files that cannot be read are reported on stderr; the others are predicted all the same, and
+the exit status is then 1.
 """
 
 import json
@@ -29,7 +30,6 @@ CHECKPOINT = cli.flag(
 TOP = cli.flag(
     flags.DEFINE_integer, 'top', 5, 'Classes to name, the most probable first.', lower_bound=1)
 JSON = cli.json_flag()
-flags.adopt_module_key_flags(cli)
 
 BATCH_SIZE = 16  # images that are computed, and told, at once
 STDIN = '-'
@@ -39,14 +39,13 @@ def main(argv: Sequence[str]) -> int:
     from resnet_jax import backend, compilation_cache, pretrained
 
     if not CHECKPOINT.value:
-        raise UserError('give --checkpoint=DIR, a workdir or converted weights.')
+        raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
     files, failures = find_files(argv[1:])
     if not files and not failures:
         raise UserError('give image files, folders of them, or - for standard input.')
     backend.devices()
     networks = [pretrained.load(path) for path in CHECKPOINT.value]
-    if len({network.classes for network in networks}) > 1:
-        raise UserError('the checkpoints are no ensemble: their classes differ.')
+    classes = class_names(networks)
     compilation_cache.use(networks[0].config.compilation_cache)
     for failure in failures:
         report(failure)
@@ -55,18 +54,39 @@ def main(argv: Sequence[str]) -> int:
             failures.append(probabilities)
             report(probabilities)
         elif JSON.value:
-            print(json.dumps({'file': name, 'classes': best(
-                probabilities, networks[0].classes, TOP.value)}), flush=True)
+            print(json.dumps({'file': readable(name), 'classes': best(
+                probabilities, classes, TOP.value)}), flush=True)
         else:
-            print(name)
-            for guess in best(probabilities, networks[0].classes, TOP.value):
+            print(readable(name))
+            for guess in best(probabilities, classes, TOP.value):
                 print(f'  {100 * guess["probability"]:6.2f} %  {guess["name"]}', flush=True)
     return 1 if failures else 0
 
 
 def report(failure: Exception) -> None:
     """A line on stderr."""
-    print(f'error: {failure}', file=sys.stderr, flush=True)
+    print(f'error: {readable(str(failure))}', file=sys.stderr, flush=True)
+
+
+def readable(name: str) -> str:
+    """A text that holds names of files, with \\xNN for each byte that is not UTF-8.
+
+    Python keeps such bytes as lone surrogates, which neither UTF-8 nor JSON can hold.
+    """
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def class_names(networks: Sequence) -> Sequence[str]:
+    """The names of the classes that all networks have; those without names have numbers.
+
+    Raises:
+      UserError: the networks know different classes.
+    """
+    numbers = tuple(map(str, range(len(networks[0].classes))))
+    names = {network.classes for network in networks} - {numbers}
+    if len(names) > 1 or len({len(network.classes) for network in networks}) > 1:
+        raise UserError('the checkpoints are not an ensemble: their classes differ.')
+    return names.pop() if names else numbers
 
 
 def find_files(arguments: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[Exception]]:

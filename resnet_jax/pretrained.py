@@ -43,6 +43,14 @@ class Classifier:
     normalization: Normalization
     classes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """One line, without the weights."""
+        model, data = self.config.model, self.config.data
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+        return (f'Classifier({model.family}, depth {model.depth}, {model.num_classes} classes, '
+                f'{size:,} parameters, input {data.image_size} x {data.image_size} x '
+                f'{data.channels})')
+
     @functools.cached_property
     def model(self) -> nn.Module:
         """The Flax module."""
@@ -63,13 +71,13 @@ class Classifier:
         """The scores before the softmax: float32 [N, classes], or [classes] for one image."""
         return self._apply(self._logits, images)
 
-    def features(self, images: Any, stage: str = 'pool') -> np.ndarray:
+    def features(self, images: Any, stage: str | int = 'pool') -> np.ndarray:
         """What the network has computed behind a stage.
 
         Args:
           images: see the class.
-          stage: 'stem', 'stage1', 'stage2', …: the feature maps; 'pool': what the last layer sees,
-            averaged over all positions. See `stages`.
+          stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': what the last
+            layer sees, averaged over all positions. See `stages`.
 
         Returns:
           [N, H', W', channels], or [N, channels] of 'pool'; without N for one image. In the
@@ -78,9 +86,11 @@ class Classifier:
         Raises:
           ValueError: the network has no such stage.
         """
-        if stage not in self.stages:
-            raise ValueError(f'stage must be one of {", ".join(self.stages)}, got {stage!r}.')
-        return self._apply(functools.partial(self._features, stage=stage), images)
+        name = stage if isinstance(stage, str) else f'stage{stage}'
+        if name not in self.stages:
+            raise ValueError(f'stage must be one of {", ".join(self.stages)}, or the number of a '
+                             f'stage; got {stage!r}.')
+        return self._apply(functools.partial(self._features, stage=name), images)
 
     def _apply(self, function, images) -> np.ndarray:
         """Calls a compiled function on batches of one size, a power of two.
@@ -126,12 +136,15 @@ def load(path: str | pathlib.Path) -> Classifier:
     weights = stored.read(path)
     try:
         models.create(weights.config.model)
-    except ValueError as error:
+    except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
-    classes = stored.read_classes(path)
+    classes = stored.read_classes(path, count)
     if classes is None:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
+    if len(classes) != count:
+        raise UserError(f'the {stored.CLASSES_FILE} of {path} has {len(classes)} lines, and the '
+                        f'network has {count} classes; it must have one line per class.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes))
 
 

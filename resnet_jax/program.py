@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -149,7 +150,7 @@ def create_model(config: ConfigDict) -> nn.Module:
         model = models.create(config.model)
         jax.eval_shape(lambda: model.init(
             jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
-    except ValueError as error:
+    except models.ConfigError as error:
         raise UserError(str(error)) from error
     return model.clone(bn_frozen=config.init.freeze_bn)
 
@@ -200,6 +201,10 @@ def build(config: ConfigDict, mesh: Mesh,
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_data(config, train_data)
+    epoch = math.ceil(train_data.num_images / config.batch_size)
+    if config.eval.recalibrate_batches > epoch:
+        config = config.copy_and_resolve_references()
+        config.eval.recalibrate_batches = epoch
     create_state = functools.partial(
         state.create_state, model, optimizer, schedule, train_data.image_shape, seed=config.seed,
         use_ema=config.optimizer.ema_decay is not None, normalization=normalization)

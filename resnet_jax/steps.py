@@ -75,7 +75,8 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, model: nn.Mo
         grads, batch_stats, metrics = gradient(batch, key)
     else:
         grads, batch_stats, metrics = _accumulate(
-            gradient, batch, key, accumulation, config.model.virtual_batch_size or 1)
+            gradient, batch, key, accumulation,
+            min(config.model.virtual_batch_size or 1, len(batch['mask']) // accumulation))
 
     # The gradient of the sum becomes that of the mean here, so that devices add up the number of
     # images, which divides it, in the same go as the gradients.

@@ -26,8 +26,8 @@ PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
 
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
-flags.adopt_module_key_flags(cli)
-PARAMETERS = flags.DEFINE_bool('parameters', False, 'Also list every array of parameters.')
+PARAMETERS = cli.flag(
+    flags.DEFINE_bool, 'parameters', False, 'Also list every array of parameters.')
 
 
 def summarize(config: ConfigDict) -> dict[str, Any]:
@@ -148,4 +148,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE'])

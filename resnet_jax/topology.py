@@ -118,7 +118,7 @@ def _simulated(name: str, count: int) -> Topology:
 def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> list[jax.Device]:
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(f'--topology={name} is compiled by libtpu, which is not installed: run '
-                        '`pip install "resnet_jax[tpu]"`.')
+                        "`pip install -e '.[tpu]'`.")
     # A host has 2 x 2 chips, or all of a smaller slice.
     host = tuple(min(size, most) for size, most in zip((*shape, 1)[:3], (2, 2, 1), strict=True))
     if any(size % part for size, part in zip(shape, host, strict=False)):

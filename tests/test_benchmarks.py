@@ -82,7 +82,7 @@ def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
 
 
 def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
-    pytest.importorskip('torch', reason="needs PyTorch: pip install 'resnet_jax[torch]'")
+    pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache):
             [sys.executable, 'experiments/benchmarks/gpu_traffic.py', *TINY], cwd=ROOT,
             capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
         assert process.returncode == 1
-        assert process.stderr.splitlines()[-1].endswith("pip install 'resnet_jax[cuda]'.")
+        assert process.stderr.splitlines()[-1].endswith("pip install -e '.[cuda]'.")
         assert 'Traceback' not in process.stderr
         return
     result = benchmark('gpu_traffic', tmp_path, cache, *TINY)

@@ -238,7 +238,7 @@ def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch):
 
 def test_without_libtpu_the_sentence_tells_how_to_get_it(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "resnet_jax\[tpu\]"'):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology.create('v5e:4x4')
 
 
@@ -304,7 +304,7 @@ def test_the_command_prints_json():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
-                    reason='libtpu is not installed: pip install "resnet_jax[tpu]"')
+                    reason="libtpu is not installed: pip install -e '.[tpu]'")
 def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
     result = compiled.report(host_config(), topology.create('v5e:2x2'))
     assert result['devices'] == 4 and result['fits']

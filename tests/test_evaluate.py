@@ -4,13 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import inference, train
+from resnet_jax import evaluate, inference, program, train
 from resnet_jax.data.sources import ArraySource, Item
 from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
 from resnet_jax.errors import UserError
@@ -166,6 +167,55 @@ def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path):
                  f'--checkpoint={tmp_path}/run', '--protocol=ten_crop', '--resize=9')
     assert result.returncode == 0, result.stderr
     assert 'on 297 images' in result.stdout
+
+
+def test_recalibrating_leaves_the_network_as_it_was(tiny_config, tmp_path, monkeypatch):
+    store(tmp_path, channels=1, size=8, virtual_batch_size=4)
+    network = resnet_jax.load(tmp_path)
+    before = network.config.to_json(), tiny_config.to_json()
+    built = []
+
+    def build(config, mesh):
+        built.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(program, 'build', build)
+    with pytest.raises(InterruptedError):
+        evaluate.recalibrated(network, tiny_config, 1)
+    assert (network.config.to_json(), tiny_config.to_json()) == before
+    # What is built is the network, over the batches of the config.
+    assert (built[0].model.depth, built[0].model.width) == (8, network.config.model.width)
+    assert built[0].model.virtual_batch_size == 8
+
+
+def test_classes_have_the_names_that_are_stored_with_the_network(tmp_path):
+    names = [f'name {i}' for i in range(10)]
+    store(tmp_path / 'named', classes=names)
+    store(tmp_path / 'unnamed')
+    data = types.SimpleNamespace(num_classes=10, class_names=[f'folder {i}' for i in range(10)])
+    for folder, expected in (('named', names), ('unnamed', data.class_names)):
+        path = tmp_path / folder
+        assert evaluate.class_names([path], [resnet_jax.load(path)], data) == expected
+    data.class_names = data.class_names[:9]
+    numbers = tuple('0123456789')
+    path = tmp_path / 'unnamed'
+    assert evaluate.class_names([path], [resnet_jax.load(path)], data) == numbers
+
+
+def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pixels():
+    """torchvision crops the mirrored image, whose middle is then one pixel beside this one."""
+    x = images(64, 67, 3)
+    center, mirrored = ten_crop(x, 64)[[4, 9]]
+    np.testing.assert_array_equal(center, x[:, 2:66])
+    np.testing.assert_array_equal(mirrored, x[:, 2:66][:, ::-1])
+
+
+def test_networks_that_do_not_fit_are_told(networks, tmp_path):
+    store(tmp_path, channels=1)
+    with pytest.raises(UserError, match=r'b was trained on 10 classes, but the data has 7\.'):
+        evaluate.check_networks(networks, ['b', 'c'], 7)
+    with pytest.raises(UserError, match=r'b and a are not an ensemble: .* 1 and 3 channels'):
+        evaluate.check_networks([networks[0], resnet_jax.load(tmp_path)], ['a', 'b'], 10)
 
 
 @pytest.mark.parametrize(('arguments', 'told'), [

@@ -3,25 +3,21 @@
 import errno
 import json
 import os
-import pathlib
+import shutil
 import signal
-import struct
-import threading
 
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
-import resnet_jax
-from resnet_jax import inference, train, validation
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax import train, validation
+from resnet_jax.checkpoint import Checkpoints, read_weights
 from resnet_jax.data.resident import Resident
 from resnet_jax.errors import UserError
 from resnet_jax.monitor import StepLog
 from resnet_jax.writers import MetricsWriter
 from tests import tiny
-from tests.test_train import arrays, assert_same_bits, rows
+from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 MEASURED = {'train/images_per_second', 'train/data_wait_fraction'}
 
@@ -30,29 +26,37 @@ def config():
     """Eight steps, evaluated at 4 and 8 in three batches; five batches of recalibration."""
     config = tiny.config()
     config.num_steps, config.steps_per_call = 8, 1
-    config.log.every_steps, config.checkpoint.every_steps, config.eval.every_steps = 2, 3, 4
+    config.log.every_steps, config.checkpoint.every_steps, config.eval.every_steps = 1, 3, 4
     config.eval.batch_size, config.eval.recalibrate_batches = 99, 5
     config.checkpoint.keep_last = 10
     return config
 
 
-@pytest.fixture(scope='module')
-def compiled():
-    return {}
+def build_once(monkeypatch, built):
+    """Has all runs of one config share what is built and compiled; `built` keeps it by name."""
+    compile_now, build = validation.compile_now, train.build
+
+    def compile_once(name, lower, *args):
+        if name not in built:
+            built[name] = compile_now(name, lower, *args)
+        return built[name]
+
+    def built_program(config, mesh):
+        if 'program' not in built:
+            built['program'] = build(config, mesh)
+        assert built['program'].config.to_dict() == config.to_dict()
+        return built['program']
+
+    monkeypatch.setattr(validation, 'compile_now', compile_once)
+    monkeypatch.setattr(train, 'compile_now', compile_once)
+    monkeypatch.setattr(train, 'build', built_program)
 
 
-@pytest.fixture(autouse=True)
-def compiled_once(compiled, monkeypatch):
-    """All runs here are of one config: their programs are compiled once."""
-    compile_now = validation.compile_now
-
-    def memorised(name, lower, *args):
-        if name not in compiled:
-            compiled[name] = compile_now(name, lower, *args)
-        return compiled[name]
-
-    monkeypatch.setattr(validation, 'compile_now', memorised)
-    monkeypatch.setattr(train, 'compile_now', memorised)
+@pytest.fixture(scope='module', autouse=True)
+def built_once():
+    with pytest.MonkeyPatch.context() as patch:
+        build_once(patch, {})
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -68,40 +72,17 @@ def measured(workdir):
             for row in rows(workdir)]
 
 
-def points(workdir):
-    """The scalars that TensorBoard shows: {(tag, step): value}."""
-    shown = {}
-    for path in sorted(workdir.glob('events.out.tfevents.*')):
-        content = path.read_bytes()
-        while content:
-            length, = struct.unpack('<Q', content[:8])
-            event = event_pb2.Event.FromString(content[12:12 + length])
-            content = content[16 + length:]
-            if event.session_log.status == event_pb2.SessionLog.START:
-                shown = {key: value for key, value in shown.items() if key[1] < event.step}
-            for value in event.summary.value:
-                shown[value.tag, event.step] = value.simple_value
-    return shown
-
-
-def logged(workdir):
-    """The same of metrics.jsonl."""
-    return {(tag, row['step']): np.float32(value) for row in rows(workdir)
-            for tag, value in row.items() if tag != 'step'}
-
-
 def stored(workdir):
-    """What is stored beside the state of the last step."""
+    """What is stored beside the state of the last step: evaluation, variables to evaluate with."""
     folder = workdir / 'checkpoints' / '8'
-    return (json.loads((folder / 'evaluation.json').read_text()),
-            resnet_jax.load(folder).variables['batch_stats'])
+    return json.loads((folder / 'evaluation.json').read_text()), read_weights(folder)[0]
 
 
 def assert_ended_like(workdir, straight):
     assert_same_bits(arrays(workdir, 8), arrays(straight, 8))
-    (values, stats), (expected_values, expected_stats) = stored(workdir), stored(straight)
-    assert values == expected_values
-    jax.tree.map(np.testing.assert_array_equal, stats, expected_stats)
+    (values, variables), (expected, expected_variables) = stored(workdir), stored(straight)
+    assert values == expected
+    jax.tree.map(np.testing.assert_array_equal, variables, expected_variables)
     assert measured(workdir) == measured(straight)
     assert points(workdir) == logged(workdir)
 
@@ -109,7 +90,7 @@ def assert_ended_like(workdir, straight):
 class Places:
     """Where a fault may strike: each calls `reached` with its name and a step or a count."""
 
-    def __init__(self, monkeypatch, reached):
+    def __init__(self, monkeypatch, reached, eval_batch_size=99):
         def around(owner, name, place, number):
             original = getattr(owner, name)
 
@@ -131,7 +112,7 @@ class Places:
         inputs, recalibrate = Resident.inputs, validation.recalibrate
 
         def counted(pipeline, start):
-            evaluates = pipeline.batch_size == 99
+            evaluates = pipeline.batch_size == eval_batch_size
             self.evaluations += evaluates
             for i, item in enumerate(inputs(pipeline, start)):
                 if evaluates:
@@ -169,15 +150,27 @@ STRIKES = [
     ('before save', 3, None, 3), ('after save', 3, 3, 3), ('before save', 4, 3, 4),
     ('evaluation', (1, 1), 4, 4), ('after write_evaluation', 4, 4, 4),
     ('after row', (4, 'eval'), 4, 4), ('before save', 8, 6, 8), ('after save', 8, 8, 8),
-    ('recalibration', 2, 8, 8), ('recalibration', 4, 8, 8), ('before write_recalibrated', 8, 8, 8),
-    ('after write_recalibrated', 8, 8, 8), ('evaluation', (2, 0), 8, 8), ('evaluation', (2, 2), 8, 8),
+    ('recalibration', 2, 8, 8), ('recalibration', 4, 8, 8),
+    ('before write_recalibrated', 8, 8, 8), ('after write_recalibrated', 8, 8, 8),
+    ('evaluation', (2, 0), 8, 8), ('evaluation', (2, 2), 8, 8),
     ('before write_evaluation', 8, 8, 8), ('before row', (8, 'eval'), 8, 8),
     ('after row', (8, 'eval'), 8, 8),
 ]
+# The faults that every run of the tests injects; the others take two minutes.
+QUICK = {
+    'signal': ['after step 5', 'after save 3', 'evaluation (1, 1)', 'recalibration 2',
+               'evaluation (2, 0)', "after row (8, 'eval')"],
+    'exception': ['before save 8', 'evaluation (1, 1)', 'recalibration 4', 'evaluation (2, 2)',
+                  "before row (8, 'eval')"],
+    'full disk': ["before row (6, 'train')", 'before write_evaluation 8'],
+}
+CASES = [
+    pytest.param(fault, *strike, id=f'{fault} {strike[0]} {strike[1]}',
+                 marks=() if f'{strike[0]} {strike[1]}' in QUICK[fault] else pytest.mark.long)
+    for fault in FAULTS for strike in STRIKES]
 
 
-@pytest.mark.parametrize('fault', FAULTS)
-@pytest.mark.parametrize(('place', 'number', 'kept', 'kept_by_signal'), STRIKES, ids=str)
+@pytest.mark.parametrize(('fault', 'place', 'number', 'kept', 'kept_by_signal'), CASES)
 def test_a_fault_at_any_place_loses_no_step_and_changes_no_bit(
         straight, tmp_path, monkeypatch, fault, place, number, kept, kept_by_signal):
     struck = []
@@ -209,3 +202,13 @@ def test_a_fault_at_any_place_loses_no_step_and_changes_no_bit(
     assert max(steps, default=None) == kept
     train.train(config(), tmp_path)
     assert_ended_like(tmp_path, straight)
+
+
+def test_recalibrated_statistics_that_are_damaged_are_computed_again(straight, tmp_path, capsys):
+    workdir = shutil.copytree(straight, tmp_path / 'run')
+    for path in (workdir / 'checkpoints' / '8' / 'recalibrated').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    train.train(config(), workdir)
+    assert 'the recalibrated statistics of step 8 are damaged, and are' in capsys.readouterr().err
+    assert_ended_like(workdir, straight)

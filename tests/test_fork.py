@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from resnet_jax import train
+from resnet_jax import train, workdir
 from resnet_jax.errors import UserError
 from resnet_jax.writers import read_rows
 from tests import tiny
@@ -56,6 +56,14 @@ def test_a_fork_may_have_another_recipe(original, tmp_path):
     assert np.isfinite(values['eval/loss'])
     stored = json.loads((tmp_path / 'config.json').read_text())
     assert stored['schedule']['learning_rate'] == 0.001
+
+
+def test_a_run_resumes_with_another_pipeline_but_not_with_another_recipe(original):
+    check = workdir.check_config
+    check(config(**{'data.pipeline': 'host', 'data.resident_bytes': 1,
+                    'data.on_unreadable': 'skip'}), original)
+    with pytest.raises(UserError, match='data.flip: False -> True'):
+        check(config(**{'data.flip': True}), original)
 
 
 @pytest.mark.parametrize(('fields', 'sentence'), [

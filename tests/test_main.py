@@ -1,9 +1,10 @@
-"""The commands from outside: killed and started again, and mistakes of a user's."""
+"""The commands from outside: killed and started again."""
 
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import time
 
 import pytest
 
-from tests.test_train import arrays, assert_same_bits, rows
+from resnet_jax import workdir
+from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
@@ -39,12 +41,12 @@ def wait_for(condition, process):
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
     """The folder of a run that was never stopped."""
-    workdir = tmp_path_factory.mktemp('straight')
-    process = start(*RUN, f'--workdir={workdir}', f'--config.compilation_cache={workdir}/cache')
+    folder = tmp_path_factory.mktemp('straight')
+    process = start(*RUN, f'--workdir={folder}', f'--config.compilation_cache={folder}/cache')
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert 'ETA' in output and 'images/s' in output and 'waiting for data' in output
-    return workdir
+    return folder
 
 
 @pytest.mark.parametrize(('number', 'seed'), [
@@ -69,36 +71,24 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
     assert steps == sorted(set(steps)) and steps[-1] == 600
     assert rows(tmp_path)[-1] == rows(straight)[-1]
+    assert points(tmp_path) == logged(tmp_path)
 
 
-def test_mistakes_end_in_one_clear_sentence(tmp_path):
-    digits = '--config=configs/digits_r20.py'
-    workdir = f'--workdir={tmp_path / "run"}'
-    cases = {
-        'the config has no field model.dept; did you mean model.depth?':
-            [digits, workdir, '--config.model.dept=20'],
-        'there is no config file configs/nix.py;': ['--config=configs/nix.py', workdir],
-        'got 21; the nearest is 20.':
-            [digits, workdir, '--config.model.depth=21', '--config.mesh.data=1'],
-        'eval.batch_size=100 must be a multiple of 3':
-            [digits, workdir, '--config.mesh.data=3', '--config.batch_size=192',
-             '--config.eval.batch_size=100'],
-        'there is no flag --workdr; did you mean --workdir?': [digits, '--workdr=x'],
-        "invalid literal for int() with base 10: 'deep'":
-            [digits, workdir, '--config.model.depth=deep'],
-        'xla_preset must be one of none, cpu, gpu, tpu':
-            [digits, workdir, '--config.xla_preset=fast'],
-        'model is a section of the config': [digits, workdir, '--config.model=8'],
-    }
-    flags = '--xla_force_host_platform_device_count=3'
-    for sentence, args in cases.items():
-        process = subprocess.run(
-            [sys.executable, '-m', 'resnet_jax.main', *args], cwd=ROOT, text=True,
-            capture_output=True, env={**os.environ, 'XLA_FLAGS': flags})
-        assert process.returncode == 1
-        assert sentence in process.stderr
-        assert process.stderr.count('\n') == 1 and process.stderr.startswith('error: ')
-        assert not (tmp_path / 'run').exists()
+def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(straight, tmp_path):
+    folder = shutil.copytree(straight, tmp_path / 'run', ignore=shutil.ignore_patterns('cache'))
+    args = [*RUN, f'--workdir={folder}', '--config.num_steps=640']
+    with workdir.locked(folder):
+        process = start(*args)
+        errors = process.communicate()[1].splitlines()
+        assert process.returncode == 1 and len(errors) == 1
+        assert f'{folder} is in use by process {os.getpid()} on ' in errors[0]
+    for path in (folder / 'checkpoints' / '600' / 'default').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    process = start(*args)
+    errors = process.communicate()[1].splitlines()
+    assert process.returncode == 1 and len(errors) <= 5
+    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/600 is damaged')
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
@@ -125,10 +115,3 @@ def test_summary_prints_json_and_a_table():
     assert {'parameters', 'multiply_adds', 'stages', 'memory'} <= summary.keys()
     table = as_table.communicate()[0]
     assert '269,722' in table and '40,551,040' in table and 'stage3         8 x 8 x 64' in table
-
-
-@pytest.mark.parametrize('module', ['main', 'summary'])
-def test_help_suffices(module):
-    output, _ = start('--help', module=module).communicate()
-    assert f'python -m resnet_jax.{module} --config=configs/' in output
-    assert '--config:' in output

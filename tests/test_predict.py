@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import classes, predict
 from resnet_jax import export as export_command
+from resnet_jax.errors import UserError
 from tests.weights.networks import images, store
 
 
@@ -56,12 +58,35 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder):
 
 def test_standard_input_is_an_image_or_a_list(folder):
     image = (folder / 'images' / 'b.jpg').read_bytes()
-    result = run(folder, '-', data=image)
+    latin1 = folder / os.fsdecode(b'caf\xe9.jpg')
+    latin1.write_bytes(image)
+    result = run(folder, '-', latin1, data=image)
     assert result.returncode == 0 and b'class' in result.stdout
-    assert result.stdout.startswith(b'standard input\n')
-    names = f'{folder}/images/a.png\n{folder}/images/b.jpg\n'.encode()
+    assert result.stdout.startswith(b'standard input\n') and b'caf\\xe9.jpg\n' in result.stdout
+    names = f'{folder}/images/a.png\n'.encode() + os.fsencode(latin1)
     result = run(folder, '-', '--json', data=names)
-    assert result.returncode == 0 and len(result.stdout.splitlines()) == 2
+    assert result.returncode == 0
+    told = [json.loads(line)['file'].encode() for line in result.stdout.splitlines()]
+    assert told == [f'{folder}/images/a.png'.encode(), f'{folder}/caf'.encode() + b'\\xe9.jpg']
+
+
+def test_names_that_are_not_utf8_are_written_with_escapes():
+    name = os.fsdecode(b'\xc3\xa4\xff.jpg')
+    with pytest.raises(UnicodeEncodeError):
+        name.encode()
+    assert predict.readable(name) == 'ä\\xff.jpg'
+    assert json.loads(json.dumps(predict.readable(name))).encode() == b'\xc3\xa4\\xff.jpg'
+
+
+def test_an_ensemble_has_the_names_of_the_network_that_knows_them():
+    def network(*classes):
+        return types.SimpleNamespace(classes=classes)
+
+    assert predict.class_names([network('0', '1'), network('cat', 'dog')]) == ('cat', 'dog')
+    assert predict.class_names([network('0', '1')]) == ('0', '1')
+    for other in (network('dog', 'cat'), network('0', '1', '2')):
+        with pytest.raises(UserError, match='are not an ensemble'):
+            predict.class_names([network('cat', 'dog'), other])
 
 
 def test_mistakes_end_in_one_sentence(folder):
@@ -111,6 +136,12 @@ def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
             program.call(x), network.logits(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_size_that_the_network_does_not_take_is_one_sentence(tmp_path):
+    store(tmp_path, family='vgg', depth=16, width=1, batch_norm=False)
+    with pytest.raises(UserError, match=r'--image_size=100: VGG needs images of at least 224'):
+        export_command.stablehlo(resnet_jax.load(tmp_path), 100)
+
+
 def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
     def command(name, *arguments):
         return subprocess.run([sys.executable, '-m', f'resnet_jax.{name}', *arguments],
@@ -121,6 +152,7 @@ def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
     result = command('convert', f'--input={out}', f'--output={tmp_path}/again')
     assert result.returncode == 0
     assert 'cifar network of depth 8, 10 classes, shortcut A: ' in result.stdout
+    assert 'assumed' not in result.stdout  # the file says it all
     first, again = resnet_jax.load(folder / 'weights'), resnet_jax.load(tmp_path / 'again')
     x = images(3, 32, 32, 3)
     np.testing.assert_array_equal(first.predict(x), again.predict(x))

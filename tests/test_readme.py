@@ -6,6 +6,8 @@ import runpy
 
 import pytest
 
+from experiments import packages
+from resnet_jax import train
 from resnet_jax.summary import summarize
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,3 +39,40 @@ def test_every_file_that_the_layout_names_is_there():
     for line in layout.strip().splitlines():
         name = line.split()[0]
         assert (ROOT / ('resnet_jax' if line.startswith(' ') else '') / name).exists(), name
+
+
+def test_no_file_sends_people_to_the_package_that_only_looks_like_this_one():
+    # On the package index resnet-jax is somebody else's.
+    wrong = re.compile(r'resnet[-_]jax\[|pip install( -\S+)* *[\'"]?resnet[-_]jax')
+    found = {}
+    for path in ROOT.rglob('*'):
+        folders = path.relative_to(ROOT).parts[:-1]
+        if path.suffix in ('.py', '.md', '.cfg', '.toml', '.txt', '.ipynb', '') and path.is_file(
+                ) and not any(part.startswith('.') or part in ('runs', 'node_modules')
+                              for part in folders) and path != pathlib.Path(__file__):
+            # As one line, without what separates the pieces of a string.
+            text = re.sub(r'[\'"]\s*\n\s*f?[\'"]', '', path.read_bytes().decode(errors='replace'))
+            found |= {path.relative_to(ROOT): one[0] for one in wrong.finditer(text)}
+    assert found == {}
+    name = re.search(r'^name = (.*)$', (ROOT / 'setup.cfg').read_text(), re.MULTILINE)[1]
+    assert re.sub('[-_.]+', '-', name) not in ('resnet-jax', 'jax-resnet')
+
+
+def test_the_readme_has_the_command_that_the_experiments_ask_for():
+    assert packages.INSTALL in README.splitlines()
+
+
+def test_the_readme_shows_what_the_first_command_prints(tmp_path, tiny_config, capsys):
+    train.train(tiny_config, tmp_path)
+
+    def shapes(text):
+        text = re.sub(r'\S*(tmp|runs)/\S*', 'FOLDER', text)
+        return [re.sub(r' +', ' ', re.sub(r'\d[\d,.:e+-]*', '#', line))
+                for line in text.strip().splitlines()]
+
+    sample = README.split('What the first one prints:')[1].split('```')[1]
+    printed = shapes(capsys.readouterr().out)
+    first, *shown = [line for line in shapes(sample) if line != '…']
+    assert first == 'workdir: FOLDER'
+    assert set(shown) <= set(printed)
+    assert [shown[0], shown[-1]] == [printed[0], printed[-1]]

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import struct
 import threading
 import time
 
@@ -14,10 +15,12 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboardX.proto import event_pb2
 
-from resnet_jax import monitor, train
+from resnet_jax import evaluate, inference, monitor, pretrained, train
+from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
-from resnet_jax.writers import MetricsWriter
+from resnet_jax.scores import score
 from tests import tiny
 
 
@@ -25,12 +28,36 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def arrays(workdir, step):
-    """Every array of a checkpoint, by name."""
-    tree = ocp.StandardCheckpointer().restore(workdir.absolute() / 'checkpoints' / str(step) /
-                                              'default')
-    return {jax.tree_util.keystr(path): np.asarray(leaf)
-            for path, leaf in jax.tree.leaves_with_path(tree)}
+def points(workdir):
+    """The scalars that TensorBoard shows: {(tag, step): value}."""
+    shown = {}
+    for path in sorted(workdir.glob('events.out.tfevents.*')):
+        content = path.read_bytes()
+        while content:
+            length, = struct.unpack('<Q', content[:8])
+            event = event_pb2.Event.FromString(content[12:12 + length])
+            content = content[16 + length:]
+            if event.session_log.status == event_pb2.SessionLog.START:
+                shown = {key: value for key, value in shown.items() if key[1] < event.step}
+            for value in event.summary.value:
+                shown[value.tag, event.step] = value.simple_value
+    return shown
+
+
+def logged(workdir):
+    """The same of metrics.jsonl."""
+    return {(tag, row['step']): np.float32(value) for row in rows(workdir)
+            for tag, value in row.items() if tag != 'step'}
+
+
+def arrays(workdir, step, item='default'):
+    """Every array of a checkpoint, by name: of its state, or of what is stored beside it."""
+    folder = workdir.absolute() / 'checkpoints' / str(step) / item
+    handler = ocp.PyTreeCheckpointHandler()
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                           handler.metadata(folder).tree)  # whatever devices it was saved from
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def assert_same_bits(a, b):
@@ -219,26 +246,6 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
 
 
-def test_a_signal_that_comes_with_an_evaluation_does_not_pass_for_the_end(
-        finished, tmp_path, monkeypatch):
-    write = MetricsWriter.write
-
-    def write_and_signal(self, step, values):
-        write(self, step, values)
-        if 'eval/loss' in values:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    config = tiny.config()
-    config.checkpoint.every_steps = None
-    config.checkpoint.keep_best = False
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, 'write', write_and_signal)
-        with pytest.raises(train.Stopped, match='checkpoint saved at step 10'):
-            train.train(config, tmp_path)
-    train.train(config, tmp_path)
-    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
-
-
 def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     config = tiny.config()
     config.num_steps = 10
@@ -271,11 +278,27 @@ def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
     assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
 
 
-def test_recalibrated_statistics_are_evaluated_and_saved(finished, tmp_path):
+def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finished, tmp_path):
     config = tiny.config()
     config.eval.recalibrate_batches = 3
     train.train(config, tmp_path)
-    plain, recalibrated = arrays(finished, 20), arrays(tmp_path, 20)
-    changed = {name for name in plain if (plain[name] != recalibrated[name]).any()}
-    assert changed == {name for name in plain if 'batch_stats' in name}
-    assert rows(finished)[-1]['eval/loss'] != rows(tmp_path)[-1]['eval/loss']
+    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+    plain = {name.removeprefix("['batch_stats']"): array
+             for name, array in arrays(finished, 20).items() if name.startswith("['batch_stats']")}
+    recalibrated = arrays(tmp_path, 20, 'recalibrated')
+    assert plain.keys() == recalibrated.keys()
+    assert all((plain[name] != recalibrated[name]).any() for name in plain)
+    expected = rows(tmp_path)[-1]
+    assert expected['eval/loss'] != rows(finished)[-1]['eval/loss']
+    found = evaluated(tmp_path)
+    for tag in ('eval/loss', 'eval/top1_error', 'eval/count'):
+        assert found[tag] == pytest.approx(expected[tag], rel=1e-5)
+
+
+def evaluated(workdir):
+    """What `evaluate --workdir` says."""
+    network = pretrained.load(workdir)
+    size = network.config.data.image_size
+    predictions = inference.predict([network], evaluate.test_source(network.config),
+                                    Views('center_crop', size, size, ()), 128)
+    return score(predictions.log_probabilities, predictions.labels).report()

@@ -1,16 +1,16 @@
 """The paper's CIFAR recipe from start to end, beside two PyTorch programs of the same recipe.
 
     python experiments/benchmarks/cifar.py --config=configs/cifar10_r20.py \
-        --config.data.source=folder --config.data.path=DIR --workdir=runs/cifar_benchmark
+        --config.data.source=folder --config.data.path=DIR
 
 What is timed is the whole process: imports, compilation, all steps and all evaluations. This
 program is `python -m resnet_jax.main` with the config as it is, its compilation cache empty.
 PyTorch is `torch_cifar.py`, plain with a DataLoader, and fair, with data on the device, bfloat16
 and CUDA graphs. The images were decoded before, for all three.
 
-Where a machine's time is short: after --limit seconds a program is told to stop; the next call with
-the same --workdir goes on, and the pieces' times are added up. --programs chooses among the three.
-On a CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
+Where a machine's time is short: after --limit seconds a program is told to stop; run the command
+again to resume it, and the pieces' times are added up. --programs chooses among the three. On a
+CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
 """
 
 import importlib.util
@@ -30,8 +30,10 @@ from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the runs; what it holds is gone on with.',
-                              required=True)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None,
+    'Folder of the runs, which are resumed. Default: runs/NAME_benchmark, after the config file '
+    'NAME.py.')
 PROGRAMS = flags.DEFINE_list('programs', ['ours', 'plain', 'fair'], 'Of ours, plain and fair.')
 LIMIT = flags.DEFINE_float('limit', 0.0, 'Seconds after which a program is stopped; 0: never.', 0)
 WORKERS = flags.DEFINE_integer('workers', 4, "Processes of the plain program's DataLoader.", 0)
@@ -176,7 +178,8 @@ def main(_) -> None:
     unknown = set(PROGRAMS.value) - set(NAMES)
     if unknown:
         raise UserError(f'--programs takes {", ".join(NAMES)}; got {", ".join(sorted(unknown))}.')
-    workdir, config = pathlib.Path(WORKDIR.value), CONFIG.value
+    workdir = cli.workdir(f'runs/{cli.config_name()}_benchmark')
+    config = CONFIG.value
     workdir.mkdir(parents=True, exist_ok=True)
     made = {program: {'not_run': why_not(program)} for program in NAMES}
     chosen = [program for program, row in made.items() if row['not_run'] is None]
@@ -191,4 +194,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE'])

@@ -6,7 +6,7 @@
 Counted is what goes in and out of each kernel, as if nothing were found in a cache; a kernel that
 reads a few rows of an array counts the whole of it. Over the bandwidth of the memory, that is the
 least time a step takes that is bound by it. Kernels are told apart by the kind of XLA's fusion or
-by the library's function. Needs `pip install 'resnet_jax[cuda]'`, and no GPU. Convolutions are
+by the library's function. Needs `pip install -e '.[cuda]'`, and no GPU. Convolutions are
 compiled without the search for cuDNN's fastest, which takes a GPU; their workspace is missing.
 """
 
@@ -25,7 +25,7 @@ CONFIG = cli.config_flag()
 ROWS = flags.DEFINE_integer('rows', 12, 'Kinds of kernels in the table, by traffic.', 1)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 
-# NVIDIA H100 SXM: what its driver tells of it.
+# NVIDIA H100 SXM, as its driver reports it.
 TARGET = '''
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -70,7 +70,7 @@ def compile_step(config):
             platform='cuda', target_config=TARGET, topology='1x1x1').devices
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(f'XLA cannot compile for a GPU here ({" ".join(str(error).split())}): '
-                        "pip install 'resnet_jax[cuda]'.") from error
+                        "pip install -e '.[cuda]'.") from error
     jax.config.update('jax_platforms', 'cpu')  # for all that is computed
     program = build(config, sharding.create_mesh(config, devices), data.blank_pipelines)
     pipeline, steps = program.train_data, config.steps_per_call
@@ -109,4 +109,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--config=FILE'])

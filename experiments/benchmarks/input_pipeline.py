@@ -20,11 +20,13 @@ import statistics
 import tempfile
 
 import turns
-from absl import app, flags
+from absl import flags
 
+from resnet_jax import cli
 from resnet_jax.cores import core_numbers
+from resnet_jax.errors import UserError
 
-PATH = flags.DEFINE_string('path', '', 'Image folder with a split called test or val.')
+PATH = flags.DEFINE_string('path', None, 'Image folder with a split called test or val.')
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each pipeline.', 1)
 IMAGES = flags.DEFINE_integer('images', 1000, 'Images a pass.', 1)
@@ -172,7 +174,7 @@ def table(made: dict[str, dict[str, list[float]]]) -> str:
 def main(argv) -> None:
     del argv
     if not _files(PATH.value):
-        raise app.UsageError('--path must name an image folder with a split called test or val.')
+        raise UserError('--path must name an image folder with a split called test or val.')
     with tempfile.TemporaryDirectory() as folder:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
@@ -200,4 +202,4 @@ def main(argv) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    cli.run(main, needs=['--path=FOLDER'])

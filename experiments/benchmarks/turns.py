@@ -24,7 +24,7 @@ from typing import Any
 from resnet_jax.cores import available_cores, core_numbers, restrict
 
 PAUSE = 0.3  # seconds
-NO_PYTORCH = "PyTorch is not installed: pip install 'resnet_jax[torch]'"
+NO_PYTORCH = "PyTorch is not installed: pip install -e '.[torch]'"
 
 Run = Callable[[int], dict[str, float]]  # so many units of work -> what was measured
 

@@ -17,13 +17,15 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from resnet_jax import cli
 from resnet_jax.cores import available_cores
 from resnet_jax.data import command, decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 
-JSON = flags.DEFINE_bool('json', False, 'Print the report as one JSON object.')
+JSON = cli.json_flag()
+flags.adopt_module_key_flags(command)
 
 CHUNK = 64  # images a thread takes at a time
 
@@ -104,4 +106,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    command.run(main)
+    cli.run(main)

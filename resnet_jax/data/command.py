@@ -1,23 +1,26 @@
-"""What the data commands share: flags that name a dataset, and one sentence for a mistake."""
+"""What the data commands share: the flags that name a dataset."""
 
-from collections.abc import Callable, Sequence
-
-from absl import app, flags
+from absl import flags
 
 from resnet_jax import cli
 from resnet_jax import config as config_lib
 from resnet_jax.data import SOURCES, Source, create_source
 from resnet_jax.errors import UserError
 
-SOURCE = flags.DEFINE_enum('source', 'folder', SOURCES[:3], 'Where the images come from.')
-PATH = flags.DEFINE_string('path', '', 'Folder of the dataset; of tfds: its data_dir.')
-TFDS_NAME = flags.DEFINE_string('tfds_name', '', 'TFDS builder, such as cifar10.')
-CLASS_LIST = flags.DEFINE_string(
-    'class_list', '', 'File of class names in label order; empty: the folders, sorted by name.')
-LABEL_FILE = flags.DEFINE_string(
-    'label_file', '', 'File of labels for an evaluation folder without class folders.')
-SPLITS = flags.DEFINE_list('splits', ['train', 'test'],
-                           'Splits; test is also called val or validation.')
+SOURCE = cli.flag(
+    flags.DEFINE_enum, 'source', 'folder', SOURCES[:3], 'Where the images come from.')
+PATH = cli.flag(
+    flags.DEFINE_string, 'path', '', 'Folder of the dataset; for tfds its data_dir.')
+TFDS_NAME = cli.flag(flags.DEFINE_string, 'tfds_name', '', 'TFDS builder, such as cifar10.')
+CLASS_LIST = cli.flag(
+    flags.DEFINE_string, 'class_list', '',
+    'File of class names in label order; without the flag the names of the folders, sorted.')
+LABEL_FILE = cli.flag(
+    flags.DEFINE_string, 'label_file', '',
+    'File of labels for an evaluation folder without class folders.')
+SPLITS = cli.flag(
+    flags.DEFINE_list, 'splits', ['train', 'test'],
+    'Splits to read; test is also found under the names val and validation.')
 
 
 def source_from_flags(split: str) -> Source:
@@ -26,6 +29,9 @@ def source_from_flags(split: str) -> Source:
     Raises:
       UserError: it is missing or damaged.
     """
+    if not PATH.value and SOURCE.value != 'tfds':
+        raise UserError(cli.give('--path=FOLDER, or --source=tfds with --tfds_name=NAME',
+                                 '__main__'))
     config = config_lib.default()
     config.data.source, config.data.path = SOURCE.value, PATH.value
     config.data.tfds_name = TFDS_NAME.value
@@ -33,16 +39,3 @@ def source_from_flags(split: str) -> Source:
     if split not in ('train', 'test'):
         raise UserError(f'--splits must be of train and test, got {split!r}.')
     return create_source(config, split)
-
-
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Parses the flags and calls main; a UserError ends in its sentence and exit code 1."""
-    def guarded(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise UserError(f'{argv[1]!r} is not a flag; see --help.')
-            main(argv)
-        except UserError as error:
-            cli.fail(str(error))
-
-    app.run(guarded)

@@ -54,11 +54,13 @@ class Folder:
 
     def __getitem__(self, index: int) -> Item:
         path = os.path.join(self._root, self._paths[index])
+        # Names that are not UTF-8 can be neither printed nor stored as they are.
+        name = os.fsencode(path).decode('utf-8', 'backslashreplace')
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once
-                return Item(file.read(), int(self.labels[index]), path)
+                return Item(file.read(), int(self.labels[index]), name)
         except OSError as error:
-            raise UserError(f'{path} cannot be read: {error.strerror}; the data changed since '
+            raise UserError(f'{name} cannot be read: {error.strerror}; the data changed since '
                             'this run listed it.') from error
 
 

@@ -2,8 +2,8 @@
 
     python -m resnet_jax.data.prepare --path=IMAGENET --output=DIR --shorter_side=256
 
-An interrupted run goes on where it stopped. The result is read with `data.source=shards`; its
-format is told in `resnet_jax.data.shards`.
+Run the same command again to resume after an interruption. The result is read with
+`data.source=shards`; `resnet_jax.data.shards` describes the format.
 """
 
 import pathlib
@@ -11,28 +11,32 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from resnet_jax import cli
 from resnet_jax.cores import available_cores
 from resnet_jax.data import command
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
-from resnet_jax.errors import UserError
 
-OUTPUT = flags.DEFINE_string('output', '', 'Folder of the shards.')
-SHORTER_SIDE = flags.DEFINE_integer(
-    'shorter_side', 0, 'Images with a longer shorter side are resized to this one, and saved as '
-    'JPEG; 0: every file stays as it is.')
-QUALITY = flags.DEFINE_integer('quality', 92, 'JPEG quality of resized images.', 1, 100)
-IMAGES_PER_SHARD = flags.DEFINE_integer('images_per_shard', 1000, 'Images a shard.', 1)
-PROCESSES = flags.DEFINE_integer('processes', 0, 'Processes; 0: one for each core.', 0)
-SKIP_UNREADABLE = flags.DEFINE_bool(
-    'skip_unreadable', False, 'Leave out images that cannot be decoded, and name them.')
-VERIFY = flags.DEFINE_bool('verify', False, 'Only verify the shards in --output.')
+OUTPUT = cli.flag(flags.DEFINE_string, 'output', None, 'Folder to write the shards to.')
+SHORTER_SIDE = cli.flag(
+    flags.DEFINE_integer, 'shorter_side', 0,
+    'Images whose shorter side is longer than this are resized to it, and saved as JPEG; 0: every '
+    'file stays as it is.')
+QUALITY = cli.flag(
+    flags.DEFINE_integer, 'quality', 92, 'JPEG quality of resized images.', 1, 100)
+IMAGES_PER_SHARD = cli.flag(
+    flags.DEFINE_integer, 'images_per_shard', 1000, 'Images per shard.', 1)
+PROCESSES = cli.flag(
+    flags.DEFINE_integer, 'processes', 0, 'Number of processes; 0: one per core.', 0)
+SKIP_UNREADABLE = cli.flag(
+    flags.DEFINE_bool, 'skip_unreadable', False,
+    'Leave out images that cannot be decoded, and name them.')
+VERIFY = cli.flag(flags.DEFINE_bool, 'verify', False, 'Only verify the shards in --output.')
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if not OUTPUT.value:
-        raise UserError('--output must name the folder of the shards.')
     output = pathlib.Path(OUTPUT.value).expanduser()
     processes = PROCESSES.value or available_cores()
     for split in command.SPLITS.value:
@@ -54,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    command.run(main)
+    cli.run(main, needs=['--output=DIR'])

@@ -35,8 +35,8 @@ class Tfds:
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise UserError('data.source=tfds needs TensorFlow Datasets: run `pip install '
-                            '"resnet_jax[tfds]"`.') from error
+            raise UserError('data.source=tfds needs TensorFlow Datasets: run '
+                            "`pip install -e '.[tfds]'`.") from error
         prepare = (f'run `tfds build {name} --file_format=array_record'
                    + (f' --data_dir={data_dir}' if data_dir else '') + '`.')
         builder = _builder(tfds, name, data_dir, prepare)

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.models import vgg
+from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.remat import POLICIES
 from resnet_jax.models.resnet import CIFAR_DEPTHS, IMAGENET, ResNet, architecture
 
-__all__ = ['CIFAR_DEPTHS', 'FAMILIES', 'IMAGENET', 'ResNet', 'architecture', 'create']
+__all__ = [
+    'CIFAR_DEPTHS', 'FAMILIES', 'IMAGENET', 'ConfigError', 'ResNet', 'architecture', 'create']
 
 FAMILIES = ('imagenet', 'cifar', 'vgg')
 CHOICES = {
@@ -31,15 +33,15 @@ def create(config: Mapping[str, Any]) -> nn.Module:
     class scores, float32 [N, num_classes].
 
     Raises:
-      ValueError: a field is out of its range; the sentence names the field and the range.
+      ConfigError: a field is out of its range; the sentence names the field and the range.
     """
     for field, choices in CHOICES.items():
         if config[field] not in choices:
-            raise ValueError(
+            raise ConfigError(
                 f'model.{field} must be one of {", ".join(choices)}, got {config[field]!r}.')
     for field in ('num_classes', 'width'):
         if config[field] is None or config[field] < 1:
-            raise ValueError(f'model.{field} must be at least 1, got {config[field]}.')
+            raise ConfigError(f'model.{field} must be at least 1, got {config[field]}.')
     common = dict(
         num_classes=config['num_classes'],
         width=config['width'],
@@ -51,17 +53,17 @@ def create(config: Mapping[str, Any]) -> nn.Module:
         remat=config['remat'],
     )
     if config['stem_space_to_depth'] and config['family'] != 'imagenet':
-        raise ValueError('model.stem_space_to_depth is for the imagenet family only, whose first '
-                         'convolution is of 7x7 pixels and stride 2.')
+        raise ConfigError('model.stem_space_to_depth is for the imagenet family only, whose first '
+                          'convolution is of 7x7 pixels and stride 2.')
     if config['family'] == 'vgg':
         if config['depth'] not in vgg.STAGE_SIZES:
-            raise ValueError(
+            raise ConfigError(
                 f'model.depth must be 16 or 19 for the vgg family, got {config["depth"]}.')
         return vgg.VGG(vgg.STAGE_SIZES[config['depth']], batch_norm=config['batch_norm'],
                        dropout_rate=config['dropout_rate'], **common)
     if config['plain'] and config['zero_init_last_gamma']:
-        raise ValueError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
-                         'output would be zero.')
+        raise ConfigError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
+                          'output would be zero.')
     block, stage_sizes = architecture(config['family'], config['depth'])
     return ResNet(
         block, stage_sizes, stem=config['family'], plain=config['plain'],

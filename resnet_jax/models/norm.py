@@ -106,7 +106,8 @@ class BatchNorm(nn.Module):
     Attributes:
       train: normalise by the statistics of the batch and update the running ones; otherwise
         normalise by the running ones.
-      virtual_batch_size: images a group; None: the whole batch is one group.
+      virtual_batch_size: images per group; None: the whole batch is one group, as is a batch that
+        is smaller.
       momentum: share of the old running statistics that a training step keeps.
       epsilon: added to the variance.
       unbiased_variance: the running variance is scaled by n / (n - 1), as Caffe and PyTorch do and
@@ -128,7 +129,7 @@ class BatchNorm(nn.Module):
         """float [N, H, W, C] -> dtype [N, H, W, C].
 
         Raises:
-          ValueError: N is not a multiple of the virtual batch size, in training.
+          ValueError: N is larger than the virtual batch, but not a multiple of it, in training.
         """
         channels = x.shape[-1:]
         gamma = self.param('scale', self.scale_init, channels, jnp.float32)
@@ -139,7 +140,7 @@ class BatchNorm(nn.Module):
             return _normalize(x, running_mean.value, running_var.value, gamma, beta,
                               self.epsilon).astype(self.dtype)
 
-        size = self.virtual_batch_size or len(x)
+        size = min(self.virtual_batch_size or len(x), len(x))
         if len(x) % size:
             raise ValueError(
                 f'a batch of {len(x)} images is no multiple of the virtual batch of {size}.')

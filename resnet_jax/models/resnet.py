@@ -15,6 +15,7 @@ from resnet_jax.models.blocks import (
     apply,
 )
 from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.pool import max_pool
 from resnet_jax.models.remat import remat
@@ -34,18 +35,18 @@ def architecture(family: str, depth: int) -> tuple[type[nn.Module], tuple[int, .
     """The block, and the number of blocks in each stage.
 
     Raises:
-      ValueError: the family has no network of this depth.
+      ConfigError: the family has no network of this depth.
     """
     if family == 'imagenet':
         if depth not in IMAGENET:
-            raise ValueError(f'model.depth must be one of {", ".join(map(str, IMAGENET))} for the '
-                             f'imagenet family, got {depth}.')
+            raise ConfigError(f'model.depth must be one of {", ".join(map(str, IMAGENET))} for the '
+                              f'imagenet family, got {depth}.')
         return IMAGENET[depth]
     n, remainder = divmod(depth - 2, 6)
     if n < 1 or remainder:
         nearest = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise ValueError(f'model.depth must be 6n + 2 for the cifar family (8, 14, 20, …), '
-                         f'got {depth}; the nearest is {nearest}.')
+        raise ConfigError(f'model.depth must be 6n + 2 for the cifar family (8, 14, 20, …), '
+                          f'got {depth}; the nearest is {nearest}.')
     return BasicBlock, (n, n, n)  # section 4.2
 
 

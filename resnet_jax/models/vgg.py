@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.pool import max_pool
 from resnet_jax.models.remat import remat
@@ -64,11 +65,11 @@ class VGG(nn.Module):
           float32 [N, num_classes].
 
         Raises:
-          ValueError: the images are smaller than 224 pixels.
+          ConfigError: the images are smaller than 224 pixels.
         """
         if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
-            raise ValueError(f'VGG needs images of at least {MIN_IMAGE_SIZE} pixels, got '
-                             f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
+            raise ConfigError(f'VGG needs images of at least {MIN_IMAGE_SIZE} pixels, got '
+                              f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
         norm = functools.partial(
             BatchNorm, train=train and not self.bn_frozen,
             virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,

@@ -1,18 +1,20 @@
 """Weights of other projects: recognised, renamed, and stored like our own; and back out again."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from resnet_jax import config as config_lib
+from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.weights import caffe, files, names, recognise
+from resnet_jax.weights import beside, caffe, files, names, recognise
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.
@@ -30,15 +32,17 @@ class Weights:
       variables: {'params': …, 'batch_stats': …}, numpy float32.
       normalization: 'mean' and 'std', float32, in units of the full range; see `resnet_jax.data`.
       origin: whose names the tensors had.
+      assumed: what neither the tensors nor the files beside them say, as phrases.
     """
 
     config: Any
     variables: Mapping[str, Any]
     normalization: Mapping[str, np.ndarray]
     origin: str
+    assumed: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Two lines for the terminal: the network, and what its input is."""
+        """Lines for the terminal: the network, what its input is, and what was assumed."""
         model = self.config.model
         traits = [f'{model.num_classes} classes']
         if model.family == 'vgg':
@@ -51,9 +55,13 @@ class Weights:
         mean, std = (' '.join(f'{x:.4g}' for x in np.atleast_1d(self.normalization[part]).reshape(
             -1, self.config.data.channels).mean(0)) for part in ('mean', 'std'))
         colours = 'RGB' if self.config.data.channels == 3 else 'grey'
-        return (f'{model.family} network of depth {model.depth}, {", ".join(traits)}: '
-                f'{size:,} parameters, from the names of {self.origin}\n'
-                f'input: {colours} in [0, 1], less {mean}, divided by {std}')
+        lines = [f'{model.family} network of depth {model.depth}, {", ".join(traits)}: '
+                 f'{size:,} parameters, from the names of {self.origin}',
+                 f'input: {colours} in [0, 1], less {mean}, divided by {std}']
+        if self.assumed:
+            lines.append('assumed, since the tensors do not show it and no config.json names the '
+                         f'architecture: {"; ".join(self.assumed)}')
+        return '\n'.join(lines)
 
 
 def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ...] | None = None,
@@ -61,59 +69,110 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     """Reads the weights of another project, or those that `write_torchvision` wrote.
 
     Args:
-      path: .safetensors, .pth or another suffix of PyTorch's, or .caffemodel. A config.json and
-        preprocessor_config.json of Hugging Face's or timm's in the same folder are heeded.
+      path: .safetensors, .pth or another suffix of PyTorch's, or .caffemodel; or a folder of
+        Hugging Face's or timm's. A config.json and preprocessor_config.json of theirs in the same
+        folder are read too.
       stride_in: where bottlenecks have their stride, 'v1' or 'v1.5'; None: as the file or those
         beside it say, otherwise 'v1' for Caffe and 'v1.5' for the rest.
-      mean, std: of the input in units of the full range, one number a channel; None: as above.
+      mean, std: of the input in units of the full range, one number per channel; None: as the file
+        or those beside it say, otherwise ImageNet's, which CIFAR networks do not get.
 
     Raises:
-      UserError: the file is not there, damaged or hostile, or makes no network of the project.
+      UserError: the file is missing, damaged or hostile, holds NaN, or does not make a network of
+        the project; or a CIFAR network comes without its mean and std.
     """
-    if not path.is_file():
-        raise UserError(f'there is no file {path}.')
-    settings, beside = {}, {}
+    path = files.find(path)
+    told = beside.Beside()
+    settings = {}
     if path.suffix == '.caffemodel':
-        tensors, stride = caffe.read(path)
-        origin = 'the authors'
-        settings = {'model': {'stride_in': stride, 'pool_pad': 'end'}}
-        default_mean, default_std = np.array(caffe.MEAN) / 255, np.full(3, 1 / 255)
+        named, stride = caffe.read(path)
+        settings = {'model': {'stride_in': stride, 'pool_pad': 'end'},
+                    'mean': np.array(caffe.MEAN) / 255, 'std': np.full(3, 1 / 255)}
     else:
-        if path.suffix == '.safetensors':
-            tensors, metadata = files.read_safetensors(path)
-            settings = _own_settings(metadata, path)
-        elif path.suffix in files.PICKLES:
-            tensors = files.read_pickle(path)
-        else:
-            raise UserError(f'{path} must end in .safetensors, .caffemodel or one of '
-                            f'{", ".join(files.PICKLES)}.')
-        tensors, origin = recognise.canonical(tensors)
-        beside = _beside(path, origin)
-        default_mean, default_std = np.array(MEAN), np.array(STD)
-    fields = recognise.architecture(tensors)
-    first = 'features.0.weight' if fields['family'] == 'vgg' else 'conv1.weight'
-    channels = tensors[first].shape[1]
+        tensors, metadata = _tensors(path)
+        settings = _own_settings(metadata, path)
+        if not settings:
+            told = beside.read(path)
+        with _naming(path, told.architecture):
+            named = recognise.canonical(tensors)
+    with _naming(path, told.architecture):
+        fields = recognise.architecture(named.tensors, named.original)
+    if told.problem:
+        raise UserError(f'{path.with_name("config.json")} says that the architecture is '
+                        f'{told.architecture}, which {told.problem}; move config.json away if it '
+                        f'does not belong to {path.name}.')
+    config = _config(path, named.tensors, fields, told.model, settings, stride_in)
+    with _naming(path, told.architecture):
+        variables = names.from_torch(recognise.fold_biases(named.tensors), config.model,
+                                     config.data.channels, named.original)
+    normalization = _normalization(
+        path, config, mean or settings.get('mean', told.mean), std or settings.get('std', told.std))
+    assumed = () if settings or told.architecture else _assumed(config.model, stride_in)
+    return Weights(config, variables, normalization, named.origin, assumed)
 
+
+def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a file, and what else it says."""
+    if path.suffix == '.safetensors':
+        return files.read_safetensors(path)
+    if path.suffix in files.PICKLES:
+        return files.read_pickle(path), {}
+    raise UserError(f'{path} must end in {", ".join(files.SUFFIXES[:-1])} or {files.SUFFIXES[-1]}.')
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path, architecture: str | None) -> Iterator[None]:
+    """Puts the file, and the architecture that is named beside it, in front of what is wrong."""
+    try:
+        yield
+    except (UserError, models.ConfigError) as error:
+        named = f' ({architecture})' if architecture else ''
+        raise UserError(f'{path}{named}: {error}') from error
+
+
+def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
+            beside_model: Mapping[str, Any], settings: Mapping[str, Any], stride_in: str | None):
+    """The config of a network: what the tensors decide, what files say of it, what is given."""
     config = config_lib.default()
     given = {'stride_in': stride_in} if stride_in else {}
-    for found in (fields, {'stride_in': 'v1.5'}, beside.get('model', {}),
-                  settings.get('model', {}), given):
+    for found in (fields, {'stride_in': 'v1.5'}, beside_model, settings.get('model', {}), given):
         try:
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
             raise UserError(f'{path}: what it says of the network is damaged: {error}') from error
-    config.data.channels = channels
+    first = 'features.0.weight' if fields['family'] == 'vgg' else 'conv1.weight'
+    config.data.channels = tensors[first].shape[1]
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', (32, 32) if fields['family'] == 'cifar' else (224, 256))
-    try:
-        variables = names.from_torch(recognise.fold_biases(tensors), config.model, channels)
-    except ValueError as error:
-        raise UserError(f'{path}: {error}') from error
-    normalization = {}
-    for part, value, default in (('mean', mean, default_mean), ('std', std, default_std)):
-        value = value or settings.get(part, beside.get(part))
-        normalization[part] = _per_channel(part, default if value is None else value, channels)
-    return Weights(config, variables, normalization, origin)
+    return config
+
+
+def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str, np.ndarray]:
+    """What is taken from the input; ImageNet's where nothing says otherwise.
+
+    Raises:
+      UserError: they are not numbers, or it is a CIFAR network, for which there is no convention.
+    """
+    if config.model.family == 'cifar' and (mean is None or std is None):
+        raise UserError(
+            f'{path} does not say how its input is normalised; give --mean and --std. Of CIFAR-10 '
+            'networks some have the mean and std of ImageNet (--mean=0.485,0.456,0.406 '
+            '--std=0.229,0.224,0.225), some those of CIFAR-10 (--mean=0.4914,0.4822,0.4465 '
+            '--std=0.2470,0.2435,0.2616): the code that trained them says which.')
+    return {part: _per_channel(part, default if value is None else value, config.data.channels)
+            for part, value, default in (('mean', mean, MEAN), ('std', std, STD))}
+
+
+def _assumed(model, stride_in: str | None) -> tuple[str, ...]:
+    """What is assumed of a network of which only the names and shapes are known."""
+    if model.family == 'vgg':
+        return ()
+    if model.family == 'cifar':
+        return ('shortcuts of option A, and not none',) if model.shortcut == 'A' else ()
+    stride = (f'stride {model.stride_in} (see --stride_in)',) if (
+        model.depth >= 50 and not stride_in) else ()
+    return (*stride, 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
+            'tensors, and would be wrong)')
 
 
 def write_torchvision(path: pathlib.Path, weights: Weights) -> None:
@@ -157,29 +216,11 @@ def _own_settings(metadata: Mapping[str, str], path: pathlib.Path) -> dict[str, 
     return settings
 
 
-def _beside(path: pathlib.Path, origin: str) -> dict[str, Any]:
-    """What Hugging Face's and timm's files in the same folder say of the network."""
-    config = files.read_json_beside(path, 'config.json')
-    if origin == 'Hugging Face':
-        if config.get('downsample_in_first_stage'):
-            raise UserError(f'{path}: downsample_in_first_stage is no network of the paper.')
-        if config.get('hidden_act', 'relu') != 'relu':
-            raise UserError(f'{path}: the activation {config["hidden_act"]} is not supported.')
-        processor = files.read_json_beside(path, 'preprocessor_config.json')
-        found = {'mean': processor.get('image_mean'), 'std': processor.get('image_std')}
-        if config.get('downsample_in_bottleneck'):
-            found['model'] = {'stride_in': 'v1'}
-    else:
-        pretrained = config.get('pretrained_cfg') or {}
-        found = {'mean': pretrained.get('mean'), 'std': pretrained.get('std')}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f'the {name} of the input is {value!r}, which are no numbers.') from error
+        raise UserError(f'the {name} of the input is {value!r}, which are not numbers.') from error
     if array.shape == (3,) and channels == 1:
         array = array.mean(keepdims=True)
     if array.shape[-1:] != (channels,) or not np.isfinite(array).all():

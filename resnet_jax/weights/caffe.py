@@ -12,6 +12,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from resnet_jax.errors import UserError
+from resnet_jax.weights.files import check_finite
+from resnet_jax.weights.recognise import Named
 
 # Mean of the ImageNet training images in red, green and blue, in grey levels: that of the authors'
 # ResNet_mean.binaryproto over its 224 x 224 pixels. A network that takes images of any size needs
@@ -60,7 +62,7 @@ def message_class(name: str) -> type[message.Message]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'caffe.{name}'))
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+def read(path: pathlib.Path) -> tuple[Named, str]:
     """The tensors of a .caffemodel under torchvision's names, for images in RGB.
 
     Caffe's networks see blue first: the first convolution is turned round. Its batch normalisation
@@ -70,7 +72,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
       The tensors, and where a bottleneck has its stride, 'v1' or 'v1.5'.
 
     Raises:
-      UserError: the file is cut short, damaged, or no network of residual blocks.
+      UserError: the file is cut short, damaged or holds NaN, or is not a residual network.
     """
     net = message_class('NetParameter')()
     try:
@@ -78,7 +80,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     except (message.DecodeError, OSError) as error:
         raise UserError(f'{path} is damaged or cut short: it cannot be read as a Caffe model '
                         f'({" ".join(str(error).split())[:200]}).') from error
-    tensors, strides = {}, {}
+    tensors, original, strides = {}, {}, {}
     for layer in net.layer:
         if not layer.blobs:
             continue
@@ -87,22 +89,26 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
         parts = _PARTS.get(_text(layer.type), ())
         if len(blobs) > len(parts):
             raise UserError(f'{path}: the layer {layer.name} of type {layer.type!r} with '
-                            f'{len(blobs)} arrays is no part of a residual network.')
+                            f'{len(blobs)} arrays is not part of a residual network.')
         found = dict(zip(parts, blobs, strict=False))
         if layer.type == 'BatchNorm':
             if len(blobs) != 3 or found['factor'].size != 1:
-                raise UserError(f'{path}: the layer {layer.name} has no mean, variance and factor.')
+                raise UserError(f'{path}: the layer {layer.name} lacks a mean, variance or factor.')
             factor = float(found.pop('factor').reshape(()))
             found = {part: array / factor if factor else np.zeros_like(array)
                      for part, array in found.items()}
         elif layer.type == 'Convolution':
             strides[name] = layer.convolution_param.stride[:1]
         tensors |= {f'{name}.{part}': array for part, array in found.items()}
+        original |= {f'{name}.{part}': f'{layer.name} ({part})' for part in found}
+    check_finite({original[name]: array for name, array in tensors.items()}, path)
     if 'conv1.weight' not in tensors or tensors['conv1.weight'].ndim != 4:
-        raise UserError(f'{path} is no Caffe model of a residual network: it has no layer conv1.')
+        raise UserError(f'{path} is not a Caffe model of a residual network: it lacks the layer '
+                        'conv1.')
     tensors['conv1.weight'] = tensors['conv1.weight'][:, ::-1]
     # What the file does not say is as the authors had it.
-    return tensors, 'v1.5' if list(strides.get('layer2.0.conv2', [])) == [2] else 'v1'
+    stride_in = 'v1.5' if list(strides.get('layer2.0.conv2', [])) == [2] else 'v1'
+    return Named(tensors, 'the authors', original), stride_in
 
 
 def _text(value: str | bytes) -> str:
@@ -117,8 +123,8 @@ def _torch_name(name: str, kind: str, path: pathlib.Path) -> str:
         return 'conv1' if name == 'conv1' else 'bn1'
     match = _BRANCH.fullmatch(name)
     if match is None:
-        raise UserError(f'{path}: the layer {name!r} is no part of a residual network of the '
-                        "authors'.")
+        raise UserError(f'{path}: the layer {name!r} is not part of a residual network of '
+                        'the authors.')
     stage, letter, number, branch = match.groups()
     # Blocks are a, b, c, …, or a, b1, b2, … where there are many.
     block = int(number) if number else ord(letter) - ord('a')

@@ -1,9 +1,8 @@
 """Tensors by name from the files of other projects; nothing that a file holds is ever run."""
 
-import json
 import pathlib
 import struct
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors
@@ -12,7 +11,36 @@ from safetensors.numpy import load_file
 from resnet_jax.errors import UserError
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
+SUFFIXES = ('.safetensors', *PICKLES, '.caffemodel')
+FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of Hugging Face's and timm's folders
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys that a training script may save under
+LISTED = 6  # names that an error spells out
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The file of weights that a path means: itself, or the one in a folder.
+
+    Args:
+      path: a file, or a folder such as Hugging Face's and timm's, with model.safetensors or
+        pytorch_model.bin or only one file of weights.
+
+    Raises:
+      UserError: there is no such file, or there are several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f'there is no file or folder {path}.')
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(child.name for child in path.iterdir() if child.suffix in SUFFIXES)
+    if len(found) == 1:
+        return path / found[0]
+    if (path / 'checkpoints').is_dir():
+        raise UserError(f'{path} need not be converted: give it to the other commands as it is.')
+    raise UserError(f'{path} holds no file of weights ({", ".join(SUFFIXES)}).' if not found else
+                    f'{path} holds several files of weights: name one of {", ".join(found)}.')
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -24,11 +52,10 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             metadata = file.metadata() or {}
-        return _numbers(load_file(path), path), metadata
+        tensors = load_file(path)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
         raise _damaged(path, error) from error
+    return _numbers(tensors, path), metadata
 
 
 def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -43,7 +70,7 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f'reading {path.name} needs PyTorch: pip install "resnet_jax[torch]"; '
+        raise UserError(f"reading {path.name} needs PyTorch: pip install -e '.[torch]'; "
                         'a .safetensors file needs nothing more.') from error
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
@@ -56,7 +83,7 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise UserError(f'{path} holds no state dict but a {type(content).__name__}.')
+        raise UserError(f'{path} holds a {type(content).__name__} instead of a state dict.')
     tensors = {str(name): value.detach() for name, value in content.items()
                if isinstance(value, torch.Tensor)}
     # numpy knows no bfloat16.
@@ -64,27 +91,12 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
                      for name, value in tensors.items()}, path)
 
 
-def read_json_beside(path: pathlib.Path, name: str) -> dict[str, Any]:
-    """A settings file of the same folder, as Hugging Face and timm publish; {} if there is none.
+def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """float32, without the counters of batch normalisation.
 
     Raises:
-      UserError: it is there, but is no JSON object.
+      UserError: some are not floating-point numbers, or NaN or infinite.
     """
-    beside = path.with_name(name)
-    if not beside.is_file():
-        return {}
-    try:
-        content = json.loads(beside.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{beside}, which describes {path.name}, cannot be read: {error}.') from (
-            error)
-    if not isinstance(content, dict):
-        raise UserError(f'{beside}, which describes {path.name}, holds no JSON object.')
-    return content
-
-
-def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Without the counters of batch normalisation; what is left must be floating-point."""
     kept = {name: array for name, array in tensors.items()
             if not name.endswith('num_batches_tracked')}
     for name, array in kept.items():
@@ -94,7 +106,20 @@ def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np
                             'floating-point numbers.')
     if not kept:
         raise UserError(f'{path} holds no tensors.')
-    return {name: np.asarray(array, np.float32) for name, array in kept.items()}
+    with np.errstate(over='ignore'):  # float64 beyond float32 becomes infinite
+        kept = {name: np.asarray(array, np.float32) for name, array in kept.items()}
+    check_finite(kept, path)
+    return kept
+
+
+def check_finite(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Raises UserError with the names of tensors that hold NaN or infinite numbers."""
+    names = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    if names:
+        more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+        raise UserError(f'{path} holds numbers that are NaN or infinite, in '
+                        f'{", ".join(names[:LISTED])}{more}: the file is damaged, or the training '
+                        'that wrote it had diverged.')
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:

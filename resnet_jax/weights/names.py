@@ -21,7 +21,7 @@ PARTS = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running
 MODULES = {'stem/conv': 'conv1', 'stem/norm': 'bn1', 'head': 'fc', 'shortcut/conv': 'downsample.0',
            'shortcut/norm': 'downsample.1'}
 VGG_DENSE = {'dense1': 'classifier.0', 'dense2': 'classifier.3', 'head': 'classifier.6'}
-LISTED = 12  # names that an error spells out
+LISTED = 6  # names that an error spells out
 
 
 class Leaf(NamedTuple):
@@ -91,7 +91,7 @@ def leaves(fields: Mapping[str, Any], channels: int) -> list[Leaf]:
       channels: of the images.
 
     Raises:
-      ValueError: a field is out of its range.
+      models.ConfigError: a field is out of its range.
     """
     size = vgg.MIN_IMAGE_SIZE if fields['family'] == 'vgg' else 32
     image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
@@ -131,35 +131,40 @@ def _vgg_module(module: str, fields: Mapping[str, Any]) -> str:
     return f'features.{index + (kind == "norm")}'
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
-               channels: int) -> dict[str, Any]:
+def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,
+               original: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A network's variables from tensors under torchvision's names.
 
     Args:
       tensors: all of the network's, and no others.
       fields: of `config.model`.
       channels: of the images.
+      original: the names that the tensors have in their file, for the message; None: the same.
 
     Returns:
       {'params': …, 'batch_stats': …} of float32 numpy arrays.
 
     Raises:
       UserError: tensors are missing, too many or of another shape; the message lists them.
+      models.ConfigError: a field is out of its range.
     """
+    original = original or {}
     wanted = leaves(fields, channels)
     shapes = {name: leaf.torch_shape() for leaf in wanted for name in leaf.tensors}
+    renamed = any(name != old for name, old in original.items())
     problems = {
-        'missing': [name for name in shapes if name not in tensors],
-        'unknown': [name for name in tensors if name not in shapes],
+        "missing (torchvision's names)" if renamed else 'missing': [
+            name for name in shapes if name not in tensors],
+        'unknown': [original.get(name, name) for name in tensors if name not in shapes],
         'of another shape': [
-            f'{name} ({_by(tensors[name].shape)} instead of {_by(shape)})'
+            f'{original.get(name, name)} ({_by(tensors[name].shape)} instead of {_by(shape)})'
             for name, shape in shapes.items()
             if name in tensors and tensors[name].shape != shape],
     }
-    told = [f'{len(names)} {kind}: {_list(names)}' for kind, names in problems.items() if names]
-    if told:
-        raise UserError(f'the tensors do not make the {fields["family"]} network of depth '
-                        f'{fields["depth"]}: {"; ".join(told)}.')
+    listed = [f'{len(names)} {kind}: {_list(names)}' for kind, names in problems.items() if names]
+    if listed:
+        raise UserError(f'the tensors do not fit the {fields["family"]} network of depth '
+                        f'{fields["depth"]}: {"; ".join(listed)}.')
     return flax.traverse_util.unflatten_dict(
         {leaf.path: leaf.from_torch(tensors) for leaf in wanted})
 

@@ -1,18 +1,19 @@
 """Which network a set of tensors is, from their names and shapes alone."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
+from resnet_jax.weights.differences import differences
 
 Tensors = Mapping[str, np.ndarray]
 
-PREFIXES = ('module.', 'model.', '_orig_mod.')  # of wrappers around a network
+PREFIXES = ('module.', 'model.', '_orig_mod.', 'timm_model.')  # of wrappers around a network
 _HF = (
     (r'^(?:resnet\.)?embedder\.embedder\.convolution\.', 'conv1.'),
     (r'^(?:resnet\.)?embedder\.embedder\.normalization\.', 'bn1.'),
@@ -25,38 +26,60 @@ _TIMM_VGG = {'pre_logits.fc1.': 'classifier.0.', 'pre_logits.fc2.': 'classifier.
 _BLOCK = re.compile(r'^layer(\d+)\.(\d+)\.')
 
 
-def canonical(tensors: Tensors) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors under torchvision's names, and whose names they had.
+class Named(NamedTuple):
+    """Tensors under torchvision's names.
+
+    Attributes:
+      tensors: by name.
+      origin: whose names they had.
+      original: the names that they had, by torchvision's.
+    """
+
+    tensors: dict[str, np.ndarray]
+    origin: str
+    original: dict[str, str]
+
+
+def canonical(tensors: Tensors) -> Named:
+    """The tensors under torchvision's names.
 
     Raises:
-      UserError: the names are none of the known ones.
+      UserError: the names are none of the known ones, or two mean the same tensor.
     """
-    tensors = dict(tensors)
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
-    if any(_HF_BLOCK.match(name) for name in tensors):
-        return {_from_hf(name): array for name, array in tensors.items()}, 'Hugging Face'
-    if 'features.0.weight' in tensors:
-        timm = any(name.startswith('pre_logits.') for name in tensors)
-        renamed = {_from_timm_vgg(name): array for name, array in tensors.items()}
-        # timm's first dense layers are convolutions.
-        return {name: array.reshape(len(array), -1) if name in (
-                    'classifier.0.weight', 'classifier.3.weight') and array.ndim == 4 else array
-                for name, array in renamed.items()}, 'timm' if timm else 'torchvision'
-    if 'conv1.weight' in tensors and 'layer1.0.conv1.weight' in tensors:
-        names = 'torchvision or timm'
-        if 'linear.weight' in tensors or len(_stages(tensors)) == 3:
-            names = 'CIFAR'
-        renames = (('linear.', 'fc.'), ('.shortcut.', '.downsample.'))
-        for old, new in renames:
-            tensors = {name.replace(old, new): array for name, array in tensors.items()}
-        return tensors, names
-    raise UserError('the names of the tensors are neither those of torchvision, timm, Hugging '
-                    'Face nor the CIFAR networks; the first are '
-                    f'{", ".join(list(tensors)[:4])}.')
+    names, prefix = list(tensors), ''
+    while more := next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in names)), None):
+        prefix += more
+    bare = {name: name.removeprefix(prefix) for name in names}
+    rename, origin = _naming(bare.values())
+    original = {}
+    for name in names:
+        new = rename(bare[name])
+        if new in original:
+            raise UserError(f'{original[new]} and {name} are names of the same tensor.')
+        original[new] = name
+    named = {new: tensors[old] for new, old in original.items()}
+    # timm's VGG has convolutions for its first dense layers.
+    for name in ('classifier.0.weight', 'classifier.3.weight'):
+        if name in named and named[name].ndim == 4:
+            named[name] = named[name].reshape(len(named[name]), -1)
+    return Named(named, origin, original)
 
 
-def architecture(tensors: Tensors) -> dict[str, Any]:
+def _naming(names: Collection[str]) -> tuple[Callable[[str], str], str]:
+    """How names become torchvision's, and whose they are."""
+    if any(_HF_BLOCK.match(name) for name in names):
+        return _from_hf, 'Hugging Face'
+    if 'features.0.weight' in names:
+        timm = any(name.startswith('pre_logits.') for name in names)
+        return _from_timm_vgg, 'timm' if timm else 'torchvision'
+    if 'layer1.0.conv1.weight' in names and any(name.startswith('conv1.') for name in names):
+        cifar = 'linear.weight' in names or len(_stages(names)) == 3
+        return _from_cifar, 'CIFAR' if cifar else 'torchvision or timm'
+    raise UserError('the names of the tensors are not those of torchvision, timm, Hugging Face or '
+                    f'the CIFAR networks; the first are {", ".join(list(names)[:4])}.')
+
+
+def architecture(tensors: Tensors, original: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The fields of `config.model` that names and shapes decide.
 
     What they do not decide: where a bottleneck has its stride, and whether a network without
@@ -64,11 +87,16 @@ def architecture(tensors: Tensors) -> dict[str, Any]:
 
     Args:
       tensors: under torchvision's names.
+      original: the names that they have in their file, for the sentence; None: the same.
 
     Raises:
-      UserError: no network of the project has such tensors.
+      UserError: no network of the project has such tensors; the sentence says what is different.
     """
-    return _vgg(tensors) if 'features.0.weight' in tensors else _resnet(tensors)
+    if 'features.0.weight' in tensors:
+        return _vgg(tensors)
+    if different := differences(tensors, original or {name: name for name in tensors}):
+        raise UserError(f'this is not a network of the paper: it has {"; ".join(different)}.')
+    return _resnet(tensors)
 
 
 def fold_biases(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -91,26 +119,26 @@ def fold_biases(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def _resnet(tensors: Tensors) -> dict[str, Any]:
-    stem, head = tensors['conv1.weight'], tensors.get('fc.weight')
-    if stem.ndim != 4 or head is None or head.ndim != 2:
-        raise UserError('the tensors are no classifier: conv1.weight must have four dimensions and '
-                        'there must be a dense layer fc (or linear, or classifier.1).')
+    stem, head = tensors.get('conv1.weight'), tensors.get('fc.weight')
+    if stem is None or stem.ndim != 4 or head is None or head.ndim != 2:
+        raise UserError('the tensors do not make a classifier: there must be a first convolution, '
+                        'conv1, and a dense layer fc (or linear, or classifier.1).')
     sizes = _stages(tensors)
     family = {(4, 7): 'imagenet', (3, 3): 'cifar'}.get((len(sizes), stem.shape[-1]))
     if family is None:
         raise UserError(f'a network of {len(sizes)} stages behind a {stem.shape[-1]}x'
-                        f'{stem.shape[-1]} convolution is none of the paper: those have four '
+                        f'{stem.shape[-1]} convolution is not in the paper: its networks have four '
                         'behind a 7x7, or three behind a 3x3.')
     bottleneck = 'layer1.0.conv3.weight' in tensors
     depth = sum(sizes) * (3 if bottleneck else 2) + 2
     try:
         block, expected = models.architecture(family, depth)
         fits = expected == sizes and (block.expansion == 4) == bottleneck
-    except ValueError:
+    except models.ConfigError:
         fits = False
     if not fits:
         raise UserError(f'{"bottleneck" if bottleneck else "basic"} blocks in stages of '
-                        f'{", ".join(map(str, sizes))} are no network of the paper.')
+                        f'{", ".join(map(str, sizes))} do not make a network of the paper.')
     projected = {match.group() for name in tensors
                  if '.downsample.' in name and (match := _BLOCK.match(name))}
     shortcut = 'A' if not projected else 'C' if len(projected) == sum(sizes) else 'B'
@@ -132,9 +160,9 @@ def _vgg(tensors: Tensors) -> dict[str, Any]:
             'batch_norm': any(name.endswith('running_mean') for name in tensors)}
 
 
-def _stages(tensors: Tensors) -> tuple[int, ...]:
+def _stages(names: Iterable[str]) -> tuple[int, ...]:
     """Blocks in each stage, in order."""
-    blocks = {(int(match[1]), int(match[2])) for name in tensors if (match := _BLOCK.match(name))}
+    blocks = {(int(match[1]), int(match[2])) for name in names if (match := _BLOCK.match(name))}
     stages = sorted({stage for stage, _ in blocks})
     return tuple(sum(stage == s for s, _ in blocks) for stage in stages)
 
@@ -153,6 +181,11 @@ def _from_hf(name: str) -> str:
         kind = 'conv' if layer[2] == 'convolution' else 'bn'
         inner = f'{kind}{int(layer[1]) + 1}.{layer[3]}'
     return f'layer{stage}.{block}.{inner}'
+
+
+def _from_cifar(name: str) -> str:
+    """Torchvision's own names stay as they are."""
+    return name.replace('linear.', 'fc.').replace('.shortcut.', '.downsample.')
 
 
 def _from_timm_vgg(name: str) -> str:

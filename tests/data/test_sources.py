@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -139,6 +140,20 @@ def test_damaged_shards_are_named(folder, tmp_path):
         shard_writer.verify(info, 'train', tmp_path / 'out', 2)
     prepare(folder, tmp_path / 'out', shorter_side=0)
     assert bytes(file.read_bytes()) == bytes(whole)
+
+
+def test_files_whose_names_are_not_utf_8_are_read_reported_and_prepared(folder, tmp_path):
+    name = os.fsencode(folder) + b'/train/a/caf\xe9.jpg'
+    with open(name, 'wb') as file:
+        file.write(b'damaged')
+    source = open_folder(str(folder), 'train')
+    [error] = check.check(source, threads=1)['unreadable']
+    assert error == (f'{folder}/train/a/caf\\xe9.jpg cannot be read: it is not a JPEG, PNG or WebP '
+                     'image.')
+    with open(name, 'wb') as file:
+        file.write(encoded(photograph(20, 20)))
+    prepare(folder, tmp_path / 'out')
+    assert Shards(str(tmp_path / 'out'), 'train')[10].name.endswith('/train/a/caf\\xe9.jpg)')
 
 
 def test_a_label_out_of_range_is_an_error(folder, tmp_path):

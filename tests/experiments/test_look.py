@@ -188,6 +188,8 @@ def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch)
     numbers = json.loads((tmp_path / 'numbers.json').read_text())
     assert numbers['facts']['images'] == '40 held out; 60 for the probes'
     assert numbers['Deleting and swapping blocks'].keys() >= {'error_plain'}
+    heads, *rows = numbers['tables']['deletion']
+    assert heads == ['block', 'error without it, plain (%)'] and len(rows) == 3
     report = (tmp_path / 'report.html').read_text()
     assert len(report) < 8e6 and 'What plain-8 has learnt' in report
     assert all(sentence.split(':')[0] in report for sentence in found.paragraphs)

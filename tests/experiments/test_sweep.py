@@ -77,7 +77,7 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, how):
     else:
         assert process.returncode == 128 + number
         assert min(left.values()) < 30
-        assert f'stopped by {how}; the same command goes on from there.' in errors
+        assert f'stopped by {how}; run the same command again to resume.' in errors
 
     code, _, errors = finish(*args)
     assert code == 0, errors

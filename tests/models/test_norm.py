@@ -125,6 +125,20 @@ def test_a_batch_that_the_virtual_batch_does_not_divide_is_an_error():
             jax.random.key(0), jnp.zeros((6, 2, 2, 1)))
 
 
+def test_a_batch_smaller_than_the_virtual_batch_is_one_group():
+    x = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
+    outputs = []
+    for size in (32, None):
+        norm = BatchNorm(train=True, virtual_batch_size=size)
+        variables = norm.init(jax.random.key(0), x)
+        outputs.append(jax.tree.leaves(norm.apply(variables, x, mutable=['batch_stats'])))
+    for small, whole in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(small, whole)
+    # Over the four images: each channel has mean 0 and variance 1.
+    np.testing.assert_allclose(outputs[0][0].mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(outputs[0][0].var((0, 1, 2)), 1, atol=1e-3)
+
+
 def test_a_loss_on_the_statistics_of_a_batch_has_their_gradient():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ class WritesAFile:
         return pathlib.Path.write_text, (self.path, 'owned')
 
 
-def refuse(path, data, told='damaged|missing|no tensors|no Caffe model|refused'):
+def refuse(path, data, told='damaged|missing|no tensors|not a Caffe model|refused'):
     """Whatever is wrong, the user is told, and nothing else is raised."""
     path.write_bytes(data)
     with pytest.raises(UserError, match=told):
@@ -55,13 +55,13 @@ def test_a_pickle_cut_short_is_told(tmp_path):
         refuse(tmp_path / 'weights.pth', data[:length])
     for content in ([1, 2], {'a': 1}, torch.ones(3)):
         torch.save(content, tmp_path / 'weights.pth')
-        with pytest.raises(UserError, match=r'no state dict|no tensors'):
+        with pytest.raises(UserError, match=r'instead of a state dict|no tensors'):
             weights.read(tmp_path / 'weights.pth')
 
 
 def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
-    refuse(tmp_path / 'weights.pth', b'x', r'pip install "resnet_jax\[torch\]"')
+    refuse(tmp_path / 'weights.pth', b'x', r"pip install -e '.\[torch\]'")
 
 
 def test_safetensors_cut_short_or_with_wrong_lengths_are_told(tmp_path):
@@ -127,10 +127,67 @@ def test_a_caffemodel_with_wrong_lengths_or_bytes_is_told_or_read(caffemodel, tm
             continue
     refuse(path, os.urandom(5000), r'\.')
     refuse(path, caffe.message_class('NetParameter')(name='empty').SerializeToString(),
-           'no layer conv1')
+           'lacks the layer conv1')
+
+
+@pytest.mark.parametrize(('wrong', 'count'), [(np.nan, 1), (np.inf, 2)])
+def test_numbers_that_are_not_finite_are_refused_by_the_names_of_the_file(wrong, count, tmp_path):
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    named = {f'module.{name}': array for name, array in tensors.items()}
+    broken = ['module.layer2.0.conv1.weight', 'module.fc.bias'][:count]
+    for name in broken:
+        named[name].flat[1] = wrong
+    refuse(tmp_path / 'w.safetensors', save(named), f'NaN or infinite, in .*{broken[-1]}')
+    torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    torch.save({name: torch.from_numpy(array) for name, array in named.items()}, tmp_path / 'w')
+    refuse(tmp_path / 'w.pth', (tmp_path / 'w').read_bytes(), f'infinite, in .*{broken[-1]}')
+
+
+def test_a_caffemodel_with_nan_is_refused_by_the_name_of_its_layer(tmp_path):
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    tensors['layer1.0.conv2.weight'][0] = np.nan
+    refuse(tmp_path / 'w.caffemodel', random_weights.caffemodel(tensors),
+           r'NaN or infinite, in res2a_branch2b \(weight\)')
+
+
+def test_a_published_cifar_network_needs_its_mean_and_std():
+    pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    root = os.environ.get('RESNET_JAX_TEST_DATA')
+    if not root:
+        pytest.skip('RESNET_JAX_TEST_DATA is not set to the folder of the real data')
+    path = pathlib.Path(root) / 'cifar10_resnet20_torch.th'
+    with pytest.raises(UserError, match='give --mean and --std'):
+        weights.read(path)
+    found = weights.read(path, mean=(.485, .456, .406), std=(.229, .224, .225))
+    assert found.describe().startswith(
+        'cifar network of depth 20, 10 classes, shortcut A: 269,722 parameters, from the names of '
+        'CIFAR\ninput: RGB in [0, 1], less 0.485 0.456 0.406, divided by 0.229 0.224 0.225\n')
+
+
+def test_a_folder_with_a_pytorch_model_is_read(tmp_path):
+    torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()},
+               tmp_path / 'pytorch_model.bin')
+    torch.save({'lr': torch.ones(1)}, tmp_path / 'training_args.bin')
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet18', 'pretrained_cfg': {'mean': [.5, .4, .3], 'std': [.1, .1, .2]}}))
+    found = weights.read(tmp_path)
+    np.testing.assert_array_equal(found.normalization['mean'], np.float32([.5, .4, .3]))
+    np.testing.assert_array_equal(
+        found.variables['params']['head']['bias'], tensors['fc.bias'])
 
 
 def test_other_files_are_told(tmp_path):
-    with pytest.raises(UserError, match='there is no file'):
+    with pytest.raises(UserError, match='there is no file or folder'):
         weights.read(tmp_path / 'nothing.pth')
+    with pytest.raises(UserError, match='holds no file of weights'):
+        weights.read(tmp_path)
     refuse(tmp_path / 'weights.h5', b'x', r'must end in \.safetensors')
+    for name in ('a.pth', 'b.safetensors'):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r'several files of weights: name one of a\.pth, b\.'):
+        weights.read(tmp_path)
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(UserError, match='need not be converted'):
+        weights.read(tmp_path / 'run')

@@ -28,7 +28,7 @@ VARIANTS = [(18, 'v1.5'), (34, 'v1.5'), (50, 'v1'), (50, 'v1.5'), (101, 'v1'), (
 def read(network, folder):
     """Our reading of what the network saves."""
     network.save_pretrained(folder)
-    return weights.read(folder / 'model.safetensors')
+    return weights.read(folder)
 
 
 def classifier(found):
@@ -43,7 +43,7 @@ def torch_gradients(network, x, labels):
     logits = getattr(logits, 'logits', logits)
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).backward()
     grads = {name: p.grad.numpy() for name, p in network.named_parameters()}
-    return recognise.canonical(grads)[0]
+    return recognise.canonical(grads).tensors
 
 
 def our_gradients(found, x, labels, dtype):
@@ -132,7 +132,7 @@ def test_networks_of_the_paper_equal_transformers(depth, stride_in, tmp_path):
 def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     network = randomize(CifarNet(8, 8), 0)
     torch.save({'state_dict': network.state_dict()}, tmp_path / 'start.pth')
-    found = weights.read(tmp_path / 'start.pth')
+    found = weights.read(tmp_path / 'start.pth', mean=(0, 0, 0), std=(1, 1, 1))
     assert (found.config.model.family, found.config.model.depth) == ('cifar', 8)
 
     rng = np.random.default_rng(0)
@@ -168,9 +168,9 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
 
     print(f'loss {np.max(np.abs(np.divide(ours, theirs) - 1)):.1e}')
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
-    after, _ = recognise.canonical({name: value.numpy()
-                                    for name, value in network.state_dict().items()
-                                    if not name.endswith('num_batches_tracked')})
+    after = recognise.canonical({name: value.numpy()
+                                 for name, value in network.state_dict().items()
+                                 if not name.endswith('num_batches_tracked')}).tensors
     mine = names.to_torch(jax.tree.map(np.asarray, state.variables), config.model)
     assert set(mine) == set(after)
     for statistics in (False, True):

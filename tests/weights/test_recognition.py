@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from resnet_jax import weights
 from resnet_jax.errors import UserError
-from resnet_jax.weights import names, recognise
+from resnet_jax.weights import beside, names, recognise
 from tests.weights import random_weights
 
 NETWORKS = [
@@ -24,6 +24,9 @@ NETWORKS = [
 ]
 
 
+CIFAR = {'mean': (.4914, .4822, .4465), 'std': (.2470, .2435, .2616)}
+
+
 def write(folder, tensors, name='weights.safetensors', metadata=None):
     save_file(tensors, folder / name, metadata)
     return folder / name
@@ -34,7 +37,7 @@ def test_out_and_in_again_is_bit_for_bit(changes, tmp_path):
     model = random_weights.fields(**changes)
     tensors = random_weights.tensors(model)
     variables = names.from_torch(tensors, model, 3)
-    config = weights.read(write(tmp_path, tensors)).config
+    config = weights.read(write(tmp_path, tensors), **CIFAR).config
     config.model = model
     normalization = {'mean': np.float32([.1, .2, .3]), 'std': np.float32([.4, .5, .6])}
     weights.write_torchvision(
@@ -50,9 +53,10 @@ def test_out_and_in_again_is_bit_for_bit(changes, tmp_path):
     assert back.config.to_json() == config.to_json()
     for part in normalization:
         np.testing.assert_array_equal(back.normalization[part], normalization[part])
-    assert names.to_torch(back.variables, model).keys() == names.to_torch(variables, model).keys()
-    for name, array in names.to_torch(back.variables, model).items():
-        np.testing.assert_array_equal(array, names.to_torch(variables, model)[name])
+    before, after = (names.to_torch(v, model) for v in (variables, back.variables))
+    assert before.keys() == after.keys()
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 @pytest.mark.parametrize('changes', NETWORKS, ids=lambda x: '-'.join(map(str, x.values())))
@@ -70,7 +74,7 @@ def test_prefixes_and_other_names_are_understood(tmp_path):
     named = {'module.' + name.replace('fc.', 'linear.').replace('downsample', 'shortcut'): array
              for name, array in cifar.items()}
     named['module.bn1.num_batches_tracked'] = np.array(7)
-    found = weights.read(write(tmp_path, named))
+    found = weights.read(write(tmp_path, named), **CIFAR)
     assert (found.origin, found.config.model.shortcut) == ('CIFAR', 'B')
     assert found.describe().startswith('cifar network of depth 8, 7 classes, shortcut B: ')
 
@@ -107,16 +111,149 @@ def test_hugging_face_and_timm_settings_are_heeded(tmp_path):
         weights.read(path, mean=(.1, .2, .3)).normalization['mean'], np.float32([.1, .2, .3]))
 
 
+def test_cifar_networks_ask_for_their_normalisation(tmp_path):
+    path = write(tmp_path, random_weights.tensors(random_weights.fields(family='cifar', depth=8)))
+    for given in ({}, {'mean': CIFAR['mean']}, {'std': CIFAR['std']}):
+        with pytest.raises(UserError, match=r'--mean=0\.485,.*--mean=0\.4914,') as error:
+            weights.read(path, **given)
+        assert str(error.value).startswith(f'{path} does not say how its input is normalised;')
+    found = weights.read(path, **CIFAR)
+    for part, value in CIFAR.items():
+        np.testing.assert_array_equal(found.normalization[part], np.float32(value))
+
+
+def describe(folder, **config):
+    (folder / 'config.json').write_text(json.dumps(config))
+    return beside.read(folder / 'model.safetensors')
+
+
+@pytest.mark.parametrize('name', [
+    'resnet18', 'resnet152.a1_in1k', 'tv_resnet34', 'gluon_resnet50_v1b', 'vgg16_bn', 'vgg19'])
+def test_timms_networks_of_the_paper_are_known(name, tmp_path):
+    told = describe(tmp_path, architecture=name, global_pool='avg', num_classes=7,
+                    model_args={'num_classes': 7, 'in_chans': 3})
+    assert (told.architecture, told.problem) == (name.split('.')[0], None)
+
+
+@pytest.mark.parametrize(('config', 'problem'), [
+    ({'architecture': 'resnetblur18'}, 'blurs where it down-samples'),
+    ({'architecture': 'resnetblur50.bt_in1k'}, 'blurs where it down-samples'),
+    ({'architecture': 'resnetaa50'}, 'blurs where it down-samples'),
+    ({'pretrained_cfg': {'architecture': 'resnetblur18'}}, 'blurs where it down-samples'),
+    ({'architecture': 'resnet18x'}, 'is not known to be a network of the paper'),
+    ({'architecture': 'resnet18', 'model_args': {'aa_layer': 'blur'}},
+     'is changed by {"aa_layer": "blur"}'),
+    ({'architecture': 'resnet18', 'global_pool': 'max'}, 'is changed by {"global_pool": "max"}'),
+    ({'architectures': ['RegNetForImageClassification'], 'model_type': 'regnet'},
+     'is not known to be a network of the paper'),
+    ({'architectures': ['ResNetForImageClassification'], 'downsample_in_first_stage': True},
+     'has downsample_in_first_stage=true'),
+    ({'model_type': 'resnet', 'hidden_act': 'gelu'}, 'has hidden_act="gelu"'),
+])
+def test_other_architectures_are_known_by_their_config(config, problem, tmp_path):
+    assert problem in describe(tmp_path, **config).problem
+
+
+def test_a_blurred_network_is_refused_where_config_json_says_so(tmp_path):
+    path = write(tmp_path, random_weights.tensors(random_weights.fields()), 'model.safetensors')
+    assert 'resnetblur50' in weights.read(path).describe()  # it cannot be told
+    describe(tmp_path, architecture='resnetblur18')
+    with pytest.raises(UserError, match='architecture is resnetblur18, which blurs'):
+        weights.read(tmp_path)
+    describe(tmp_path, architecture='resnet18')
+    assert len(weights.read(tmp_path).describe().splitlines()) == 2
+    (tmp_path / 'config.json').write_text('[')
+    with pytest.raises(UserError, match=r'config\.json, which describes .*, cannot be read'):
+        weights.read(tmp_path)
+
+
+def test_what_tensors_do_not_show_is_printed(tmp_path):
+    def last_line(**changes):
+        path = write(tmp_path, random_weights.tensors(random_weights.fields(**changes)))
+        return weights.read(path, **CIFAR).describe().splitlines()[2:]
+
+    (bottleneck,), (basic,) = last_line(depth=50), last_line(depth=18)
+    assert 'stride v1.5' in bottleneck and 'resnetblur50' in bottleneck
+    assert 'stride' not in basic and 'resnetblur50' in basic
+    (option_a,) = last_line(family='cifar', depth=8, shortcut='A')
+    assert 'option A' in option_a
+    assert last_line(family='cifar', depth=8, shortcut='B') == []
+    assert last_line(family='vgg', depth=16, batch_norm=False, width=2) == []
+
+
+@pytest.fixture(scope='module')
+def bottlenecks():
+    """The tensors of a narrow ResNet-50."""
+    return random_weights.tensors(random_weights.fields(depth=50))
+
+
+def wider(tensors):
+    """Bottlenecks with twice as many filters, as in wide_resnet50_2."""
+    for name, array in tensors.items():
+        if match := re.match(r'layer\d\.\d+\.(conv|bn)([123])\.', name):
+            if match[2] != '3':
+                array = np.concatenate([array, array])
+            if match[1] == 'conv' and match[2] != '1':
+                array = np.concatenate([array, array], 1)
+            tensors[name] = array
+
+
+def grouped(tensors):
+    """Groups of two channels, as ResNeXt has."""
+    for name, array in tensors.items():
+        if name.endswith('conv2.weight'):
+            tensors[name] = array[:, :2]
+
+
+def deep_stem(tensors):
+    """As resnet50d's, which also pools in its shortcuts."""
+    weight = tensors.pop('conv1.weight')
+    tensors |= {'conv1.0.weight': weight[..., :3, :3], 'conv1.1.weight': weight[:, 0, 0, 0]}
+    for name in [name for name in tensors if 'downsample' in name]:
+        new = re.sub(r'downsample\.(\d)', lambda m: f'downsample.{int(m[1]) + 1}', name)
+        tensors[new + '_'] = tensors.pop(name)
+    for name in [name for name in tensors if name.endswith('_')]:
+        tensors[name[:-1]] = tensors.pop(name)
+
+
+def group_norm(tensors):
+    for name in [name for name in tensors if 'running' in name]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize(('change', 'problem'), [
+    (wider, r'wider blocks, 16 filters \(layer1\.0\.conv1\.weight\) behind a stem of 8'),
+    (grouped, r'grouped convolutions, 4 groups of 2 channels \(layer1\.0\.conv2\.weight\)'),
+    (deep_stem, r'a deep stem, .* \(conv1\.0\.weight\) .*; average pooling .*'
+                r'\(layer1\.0\.downsample\.1\.weight\)'),
+    (group_norm, r'normalisation without running statistics.* \(bn1\.weight\)'),
+    (lambda t: t.update({'layer1.0.se.fc1.weight': np.ones((1, 1), np.float32)}),
+     r'squeeze-and-excitation .*\(layer1\.0\.se\.fc1\.weight\)'),
+])
+def test_what_makes_a_network_another_is_said_by_the_names_of_the_file(
+        change, problem, bottlenecks, tmp_path):
+    tensors = dict(bottlenecks)
+    change(tensors)
+    (tmp_path / 'config.json').write_text('{"architecture": "another50"}')
+    with pytest.raises(UserError, match=rf'\(another50\): .* it has {problem}') as error:
+        weights.read(write(tmp_path, tensors))
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+    (tmp_path / 'config.json').unlink()
+    wrapped = {f'module.{name}': array for name, array in tensors.items()}
+    with pytest.raises(UserError, match=r'\(module\.'):
+        weights.read(write(tmp_path, wrapped))
+
+
 @pytest.mark.parametrize(('change', 'told'), [
     (lambda t: t.pop('layer2.0.conv1.weight'), '1 missing: layer2.0.conv1.weight'),
     (lambda t: t.update({'extra.weight': np.ones(1, np.float32)}), '1 unknown: extra.weight'),
     (lambda t: t.update({'layer3.1.bn1.bias': np.ones(5, np.float32)}),
      r'1 of another shape: layer3.1.bn1.bias \(5 instead of 32\)'),
     (lambda t: t.update({'conv1.weight': t['conv1.weight'][..., :5, :5]}), 'behind a 5x5'),
-    (lambda t: t.pop('fc.weight'), 'no classifier'),
+    (lambda t: t.pop('fc.weight'), 'do not make a classifier'),
     (lambda t: [t.pop(n) for n in list(t) if 'layer4.1' in n], 'in stages of 2, 2, 2, 1'),
     (lambda t: t.update({'fc.bias': np.ones(7, np.int64)}), 'has the type int64'),
-    (lambda t: t.clear() or t.update(a=np.ones(1, np.float32)), 'neither those of torchvision'),
+    (lambda t: t.clear() or t.update(a=np.ones(1, np.float32)), 'not those of torchvision'),
 ])
 def test_tensors_that_make_no_network_are_listed(change, told, tmp_path):
     tensors = random_weights.tensors(random_weights.fields())
@@ -125,7 +262,14 @@ def test_tensors_that_make_no_network_are_listed(change, told, tmp_path):
         weights.read(write(tmp_path, tensors))
 
 
+def test_two_names_of_one_tensor_are_refused(tmp_path):
+    tensors = random_weights.tensors(random_weights.fields())
+    tensors['linear.weight'] = tensors['fc.weight'] + 1
+    with pytest.raises(UserError, match=r'fc\.weight and linear\.weight are names of the same'):
+        weights.read(write(tmp_path, tensors))
+
+
 def test_a_long_list_is_cut_short():
     model = random_weights.fields()
-    with pytest.raises(UserError, match=r'102 missing: .*, and 90 more'):
+    with pytest.raises(UserError, match=r'102 missing: .*, and 96 more'):
         names.from_torch({}, model, 3)

@@ -1,17 +1,24 @@
 """Converted weights and training runs are one format, and `resnet_jax.load` takes both."""
 
+import dataclasses
 import doctest
+import logging
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 
 import resnet_jax
-from resnet_jax import train
+from resnet_jax import sharding, train, workdir
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
+from resnet_jax.program import build
 from resnet_jax.weights import stored
+from tests import tiny
+from tests.data.data_helpers import write_folder
 from tests.weights.networks import images, store
 
 
@@ -85,8 +92,23 @@ def test_features_lead_to_the_scores(changes, tmp_path):
         assert last.shape == (2, 7, 7, 16) and (last >= 0).all()
     else:
         np.testing.assert_allclose(last.mean((1, 2)), pooled, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match='stage must be one of'):
-        network.features(x, 'stage9')
+    np.testing.assert_array_equal(network.features(x, len(network.stages) - 1 - (
+        network.stages[0] == 'stem')), last)
+    for wrong in ('stage9', 9, 0, 1.5):
+        with pytest.raises(ValueError, match=r'stage must be one of .*stage1.*, pool, or the num'):
+            network.features(x, wrong)
+
+
+def test_a_network_is_shown_in_one_line(tmp_path):
+    store(tmp_path, width=16)
+    assert repr(resnet_jax.load(tmp_path)) == (
+        'Classifier(cifar, depth 8, 10 classes, 75,290 parameters, input 32 x 32 x 3)')
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path):
+    store(tmp_path, classes=['only', 'two'])
+    with pytest.raises(UserError, match='has 2 lines, and the network has 10 classes'):
+        resnet_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize('wrong', [
@@ -96,6 +118,67 @@ def test_wrong_images_are_told(wrong, tmp_path):
     store(tmp_path)
     with pytest.raises(ValueError, match='images must be'):
         resnet_jax.load(tmp_path).predict(wrong)
+
+
+def test_weights_that_are_not_finite_are_neither_stored_nor_loaded(tmp_path):
+    written = store(tmp_path / 'good')
+    params = dict(written.variables['params'])
+    params['head'] = {**params['head'], 'bias': np.full(10, np.nan, np.float32)}
+    wrong = dataclasses.replace(
+        written, variables={**written.variables, 'params': params},
+        normalization={**written.normalization, 'std': np.full(3, np.inf, np.float32)})
+    names = 'contains NaN or infinity in normalization/std, params/head/bias'
+    with pytest.raises(UserError, match=f'the file of weights {names}'):
+        stored.write(tmp_path / 'new', wrong)
+    assert not (tmp_path / 'new').exists()
+    checkpoints = Checkpoints(tmp_path / 'good' / 'checkpoints', keep_last=1)
+    checkpoints.save(stored.weights_state(wrong.variables, wrong.normalization), 1)
+    checkpoints.close()
+    with pytest.raises(UserError, match=f'checkpoints/1 {names}'):
+        resnet_jax.load(tmp_path / 'good')
+
+
+def test_recalibrated_statistics_are_used_where_there_are_any(tmp_path):
+    written = store(tmp_path)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', keep_last=1)
+    statistics = jax.tree.map(lambda x: x + 1, written.variables['batch_stats'])
+    checkpoints.write_recalibrated(0, statistics)
+    checkpoints.close()
+    variables = resnet_jax.load(tmp_path).variables
+    jax.tree.map(np.testing.assert_array_equal, variables['batch_stats'], statistics)
+    jax.tree.map(np.testing.assert_array_equal, variables['params'], written.variables['params'])
+
+
+def test_loading_gives_no_warning(tmp_path, caplog):
+    store(tmp_path)
+    absl_logging.set_verbosity(absl_logging.INFO)
+    try:
+        resnet_jax.load(tmp_path)
+    finally:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    assert any(record.name == 'absl' for record in caplog.records)  # they are heard
+    assert [record.getMessage() for record in caplog.records
+            if record.levelno >= logging.WARNING] == []
+
+
+def test_the_names_of_the_classes_of_a_folder_are_stored_with_its_run(tmp_path):
+    """With either pipeline, and with images held out; WordNet ids by the names that they have."""
+    names = ('cat', 'dog', 'n01440764')
+    root = write_folder(tmp_path / 'images', names, images=4, size=(16, 16))
+    for i, pipeline in enumerate(('resident', 'host')):
+        config = tiny.config()
+        config.update_from_flattened_dict({
+            'data.source': 'folder', 'data.path': str(root), 'data.channels': 3,
+            'data.image_size': 16, 'data.pipeline': pipeline, 'data.holdout': 3,
+            'data.crop_padding': 0, 'model.num_classes': 3, 'batch_size': 8, 'data.cache': ''})
+        run = tmp_path / str(i)
+        run.mkdir()
+        workdir.describe(build(config, sharding.create_mesh(config)), run)
+        store(run, num_classes=3)
+        assert resnet_jax.load(run).classes == ('cat', 'dog', 'tench, Tinca tinca')
+    (run / 'classes.txt').write_text('cat\n')
+    with pytest.raises(UserError, match=r'classes\.txt has 1 names for 3 classes'):
+        resnet_jax.load(run)
 
 
 def test_damage_is_told(tmp_path):

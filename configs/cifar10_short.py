@@ -1,0 +1,23 @@
+"""CIFAR-10 with the schedule of section 4.2 divided by ten: figure 6 where there is no accelerator.
+
+  python -m experiments.degradation --config=configs/cifar10_short.py --depths=20,56 --seeds=0 \
+      --config.data.path=DIR --workdir=runs/cifar10_short
+
+6,400 steps, the learning rate divided by ten after 3,200 and 4,800; everything else as in
+configs/cifar10.py. DIR is an image folder, DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg; for TFDS
+set --config.data.source=tfds instead. The errors are higher than table 6's: compare them with each
+other, not with the paper's. Not run.
+"""
+
+from configs import cifar10
+
+
+def get_config():
+    config = cifar10.get_config()
+    config.num_steps = 6_400
+    config.data.source = 'folder'
+    config.schedule.boundaries = (3_200, 4_800)
+    config.eval.every_steps = 400
+    config.checkpoint.every_steps = 200
+    config.log.every_steps = 50
+    return config

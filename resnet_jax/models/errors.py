@@ -1,0 +1,9 @@
+"""What the networks raise where a field, or the size of the images, describes none of them."""
+
+
+class ConfigError(ValueError):
+    """A field of `config.model` is out of its range, or the images are too small for the network.
+
+    The sentence names the field and the range. Only this is a user's mistake; any other exception
+    out of a network is an error in its code, and keeps its traceback.
+    """

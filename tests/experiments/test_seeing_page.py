@@ -1,0 +1,108 @@
+"""The numbers of docs/seeing.md are those that its commands wrote."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+DOCS = pathlib.Path(__file__).parents[2] / 'docs'
+PAGE = ' '.join((DOCS / 'seeing.md').read_text().split())
+NUMBERS = json.loads((DOCS / 'seeing' / 'numbers.json').read_text())
+FLAT = {name: value for section in NUMBERS.values() if isinstance(section, dict)
+        for name, value in section.items()}
+
+
+def column(table: str, head: str) -> list:
+    """The cells of a column, in the order of the rows."""
+    heads, *rows = NUMBERS['tables'][table]
+    return [row[heads.index(head)] for row in rows]
+
+
+def without_fifth(table: str, order: str) -> str:
+    heads, *rows = NUMBERS['tables'][table]
+    row, = (row for row in rows if row[0] == order)
+    return f'{row[heads.index("20 % taken away")]:.2f}'
+
+
+def step_to_step(name: str) -> float:
+    """The lowest CKA of two steps that follow one another."""
+    rows = NUMBERS['tables'][f'cka_{name}'][1:]
+    return min(rows[i + 1][i + 1] for i in range(len(rows) - 1))
+
+
+RATIO = column('movement', 'norm of branch / norm of carried, residual')
+DELETED = column('deletion', 'error without it, residual (%)')
+PLAIN_DELETED = column('deletion', 'error without it, plain (%)')
+MEAN_PROBE = column('separability_residual', 'accuracy of a linear probe of the mean (%)')
+COUNTS = {4: 'four', 5: 'five', 6: 'six', 9: 'nine'}
+SENTENCES = [
+    f'the residual network gets {FLAT["error_residual"]:.2f} % wrong, and the plain one '
+    f'{FLAT["error_plain"]:.2f} %',
+    f'falls from {RATIO[0]:.2f} in the first block to {RATIO[-1]:.2f} in the last one',
+    f'equally far from the pixels ({FLAT["cka_pixels_last_residual"]:.2f} and '
+    f'{FLAT["cka_pixels_last_plain"]:.2f})',
+    f'never less alike than {step_to_step("residual"):.2f} (residual) and '
+    f'{step_to_step("plain"):.2f} (plain)',
+    f'the probe of the whole map gets {FLAT["probe_of_map_residual_pixels"]:.1f} % on the pixels '
+    f'alone and {FLAT["probe_of_map_residual_last"]:.1f} % behind the last block',
+    f'goes from {MEAN_PROBE[0]:.1f} % (the mean brightness) over {MEAN_PROBE[1]:.1f} % behind the '
+    f'stem to {MEAN_PROBE[-1]:.1f} %',
+    f'hold {100 * FLAT["pca_variance_residual_pixels"]:.0f} % of the variance of the pixels and '
+    f'{100 * FLAT["pca_variance_residual_last"]:.0f} % behind the last block',
+    f'{COUNTS[sum(error < FLAT["error_residual"] + 5 for error in DELETED)]} of the '
+    f'{COUNTS[len(DELETED)]} residual blocks can go for less than 5 points of error each, and the '
+    f'first costs most ({DELETED[0]:.1f} % error)',
+    f'the error is above {min(PLAIN_DELETED) // 10 * 10:.0f} %',
+    f'the median filter has {100 * FLAT["filters_mean_share"]:.0f} % of its squared norm',
+    f'a probability of {100 * FLAT["maximised_class_probability"]:.1f} % and a score of '
+    f'{FLAT["maximised_class_score"]:.1f}',
+    *('{}, {} and {} times '.format(*(f'{FLAT[f"maximised_over_{other}_stage{i}"]:.1f}'
+                                      for i in (1, 2, 3))) + end
+      for other, end in (('random', 'the activation of noise'),
+                         ('best_image', 'that of the best test image'))),
+    f'within 2 % in {100 * FLAT["attribution_within_2_percent"]:.0f} % of the images (median gap '
+    f'{100 * FLAT["attribution_gap_median"]:.2f} %, largest '
+    f'{100 * FLAT["attribution_gap_largest"]:.2f} %)',
+    f'{100 * FLAT["attribution_against"]:.0f} % of them speak against the class',
+    f'from {column("attribution_deletion", "0 % taken away")[0]:.2f} to '
+    f'{without_fifth("attribution_deletion", "integrated gradients")} if integrated gradients '
+    f'choose them, and to {without_fifth("attribution_deletion", "random pixels")} at random',
+    f'leads to {without_fifth("gradcam_deletion", "stage2")} behind stage 2, and to '
+    f'{without_fifth("gradcam_deletion", "stage3")} behind stage 3, where random pixels lead to '
+    f'{without_fifth("gradcam_deletion", "random pixels")}',
+    *(f'({FLAT["loss_surface_residual_centre"]:.4f} and {FLAT["loss_surface_plain_centre"]:.4f})',
+      f'on {100 * FLAT["loss_surface_residual_low_share"]:.0f} % of its slice and on '
+      f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of the plain',
+      f'medians of {FLAT["loss_surface_residual_median"]:.1f} and '
+      f'{FLAT["loss_surface_plain_median"]:.1f}'),
+]
+
+
+@pytest.mark.parametrize('sentence', SENTENCES)
+def test_the_page_says_what_the_numbers_are(sentence):
+    assert sentence in PAGE
+
+
+def test_what_the_page_says_in_words_holds():
+    assert RATIO[0] > 1 > max(RATIO[1:])  # only the first block replaces more than it keeps
+    assert max(DELETED) == DELETED[0]
+    assert FLAT['filters_weak'] == FLAT['filters_alike'] == 0
+    assert (FLAT['loss_surface_residual_local_minima']
+            == FLAT['loss_surface_plain_local_minima'] == 1)
+
+
+def test_every_measured_number_of_the_page_is_one_of_them():
+    # Paragraphs about this pair of networks begin with "Here" or "In the median channel".
+    text = (DOCS / 'seeing.md').read_text()
+    for paragraph in re.findall(r'^(?:Here|In the median channel) .*?(?=\n\n)', text,
+                                re.MULTILINE | re.DOTALL):
+        rest = ' '.join(paragraph.split())
+        for sentence in SENTENCES:
+            rest = rest.replace(sentence, '')
+        assert not re.search(r'\d\.\d|\d %', rest), rest
+
+
+def test_every_picture_of_the_page_is_there():
+    names = re.findall(r'\]\(seeing/(\w+\.png)\)', (DOCS / 'seeing.md').read_text())
+    assert sorted(names) == sorted(path.name for path in (DOCS / 'seeing').glob('*.png'))

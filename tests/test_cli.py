@@ -1,0 +1,226 @@
+"""What every command does with --help, without flags, and with wrong ones."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import complexity, look, packages, study
+from resnet_jax import cli, train
+from resnet_jax.errors import UserError
+from resnet_jax.program import build
+from resnet_jax.sharding import create_mesh
+from tests.test_train import rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+PROCESSES = 'coordinator num_processes process_id '
+DATA = 'class_list label_file path source splits tfds_name '
+FIGURE = 'config ledger parallel seeds workdir '
+BENCHMARKS = 'experiments/benchmarks/'
+FLAGS = {  # of every command, but for --traceback, which all have
+    'resnet_jax.main': PROCESSES + 'config workdir',
+    'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion json protocol '
+                           'recalibrate_batches resize scales workdir',
+    'resnet_jax.predict': 'checkpoint json top',
+    'resnet_jax.summary': 'config json parameters',
+    'resnet_jax.compile': 'config json topology',
+    'resnet_jax.convert': 'classes input mean output std stride_in',
+    'resnet_jax.export': 'checkpoint image_size output',
+    'resnet_jax.data.prepare': DATA + 'images_per_shard output processes quality shorter_side '
+                               'skip_unreadable verify',
+    'resnet_jax.data.check': DATA + 'json',
+    'experiments.sweep': 'config dry_run parallel sweep workdir',
+    'experiments.degradation': FIGURE + 'depths',
+    'experiments.depth': FIGURE + 'depths',
+    'experiments.responses': FIGURE + 'batches depths',
+    'experiments.shortcuts': FIGURE + 'depth',
+    'experiments.complexity': 'ledger workdir',
+    'experiments.look': 'config images output plain train_images',
+    BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
+    BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
+    BENCHMARKS + 'gpu_traffic.py': 'config json rows',
+    BENCHMARKS + 'input_pipeline.py': 'images json path repeats',
+    BENCHMARKS + 'startup.py': 'config json repeats',
+    BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
+}
+RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity')
+NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
+DIGITS = f'--config={ROOT}/configs/digits_r20.py'
+SCRIPTS = {
+    'bug': 'from resnet_jax import cli\n'
+           'def main(_): raise ValueError("a bug")\n'
+           'cli.run(main)\n',
+    'mistake': 'from resnet_jax import cli\n'
+               'from resnet_jax.errors import UserError\n'
+               'def main(_): raise UserError("a mistake.")\n'
+               'cli.run(main)\n',
+    'folder': 'from absl import flags\n'
+              'from resnet_jax import cli\n'
+              'cli.config_flag()\n'
+              'cli.flag(flags.DEFINE_string, "workdir", None, "")\n'
+              'def main(_): print(cli.workdir())\n'
+              'cli.run(main)\n'}
+MORE = {  # script or module, arguments, environment
+    'a bug': ('bug', [], {}),
+    'a mistake': ('mistake', [], {}),
+    'with --traceback': ('mistake', ['--traceback'], {}),
+    'with the variable': ('mistake', [], {'RESNET_JAX_TRACEBACK': '1'}),
+    'default workdir': ('folder', [DIGITS], {}),
+    'given workdir': ('folder', [DIGITS, '--workdir=runs/mine'], {}),
+    'empty workdir': ('folder', [DIGITS, '--workdir='], {}),
+    'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
+    'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
+}
+MISTAKES = {  # arguments of resnet_jax.main: what the sentence says
+    '--config.model.dept=20': r'the config has no field model\.dept; did you mean model\.depth\?',
+    '--config.model.depth=21 --config.mesh.data=1': r'got 21; the nearest is 20\.',
+    '--config.mesh.data=3 --config.batch_size=192 --config.eval.batch_size=100':
+        r'eval\.batch_size.*multiple of 3',
+    '--workdr=x': r'there is no flag --workdr; did you mean --workdir\?',
+    '--config.model.depth=deep': r"invalid literal for int\(\) with base 10: 'deep'",
+    '--config.xla_preset=fast': r'xla_preset must be one of none, cpu, gpu, tpu',
+    '--config.model=8': r'model is a section of the config',
+    'runs/digits': r"unexpected argument 'runs/digits'; options have the form --name=value",
+}
+# Of three devices, none of which is needed.
+DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+MORE |= {args: ('resnet_jax.main', [DIGITS, '--workdir=run', '--config.batch_size=192',
+                                    *args.split()], DEVICES) for args in MISTAKES}
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """Exit status, stdout and stderr: (command, '--help'), (command, '') and the keys of MORE."""
+    folder = tmp_path_factory.mktemp('commands')
+    for name, text in SCRIPTS.items():
+        (folder / f'{name}.py').write_text(text)
+    calls = {(name, args): (name, args.split(), {}) for args in ('--help', '')
+             for name in (FLAGS if args else NEEDY)} | MORE
+    listed = [(str(folder / f'{name}.py') if name in SCRIPTS else
+               str(ROOT / name) if name.endswith('.py') else name, args, environment)
+              for name, args, environment in calls.values()]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(folder / 'tfds')}
+    environment.pop('RESNET_JAX_TRACEBACK', None)
+    process = subprocess.run(
+        [sys.executable, str(ROOT / 'tests' / 'commands.py')], cwd=folder, env=environment,
+        input=json.dumps(listed), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert not (folder / 'run').exists()  # no mistake leaves anything behind
+    return dict(zip(calls, json.loads(process.stdout), strict=True))
+
+
+def test_every_command_is_tested_here():
+    found = {path.relative_to(ROOT) for folder in ('resnet_jax', 'experiments')
+             for path in (ROOT / folder).rglob('*.py') if 'cli.run(main' in path.read_text()}
+    assert found == {pathlib.Path(name if name.endswith('.py') else name.replace('.', '/') + '.py')
+                     for name in FLAGS}
+
+
+@pytest.mark.parametrize('name', FLAGS)
+def test_help_says_what_the_command_does_and_lists_all_its_flags(results, name):
+    status, output, errors = results[name, '--help']
+    assert (status, errors) == (0, '')
+    assert re.match(r'[A-Z].*[.:]\n\n +python (-m )?' + re.escape(name), output), output
+    listed = re.findall(r'^  --(?:\[no\])?(\w+)', output.split('\nFlags:\n')[1], re.MULTILINE)
+    assert listed == sorted([*FLAGS[name].split(), 'traceback'])
+    assert 'absl' not in output and 'repeat this option' not in output
+
+
+@pytest.mark.parametrize('name', NEEDY)
+def test_without_flags_one_sentence_says_what_to_give_with_an_example(results, name):
+    status, output, errors = results[name, '']
+    assert (status, output) == (1, '')
+    assert re.fullmatch(r'error: give .*, for example: python (-m )?' + re.escape(name)
+                        + r' [^\n]+\n', errors), errors
+
+
+def test_the_first_mistake_is_answered_by_the_command_to_type(results):
+    assert results['resnet_jax.main', ''][2] == (
+        'error: give --config=FILE, for example: '
+        'python -m resnet_jax.main --config=configs/digits_r20.py\n')
+
+
+def test_a_bug_keeps_its_traceback_and_a_mistake_has_one_on_request(results):
+    assert results['a mistake'] == [1, '', 'error: a mistake.\n']
+    for name in ('a bug', 'with --traceback', 'with the variable'):
+        status, _, errors = results[name]
+        assert status == 1 and errors.startswith('Traceback (most recent call last)')
+        assert errors.endswith('a bug\n' if name == 'a bug' else 'UserError: a mistake.\n')
+
+
+def test_the_workdir_is_named_after_the_config_file_and_never_empty(results):
+    assert results['default workdir'] == [0, 'runs/digits_r20\n', '']
+    assert results['given workdir'] == [0, 'runs/mine\n', '']
+    for name in ('empty workdir', 'blank workdir'):
+        status, _, errors = results[name]
+        assert status == 1 and errors.startswith('error: --workdir is empty; '), errors
+
+
+@pytest.mark.parametrize('args', MISTAKES)
+def test_a_mistake_ends_in_one_sentence(results, args):
+    status, _, errors = results[args]
+    assert status == 1
+    assert re.fullmatch(rf'error: [^\n]*{MISTAKES[args]}[^\n]*\n', errors), errors
+
+
+def test_resnet_152_lacks_nothing_but_the_data(results):
+    status, output, errors = results['ResNet-152']
+    assert (status, output) == (1, 'workdir: runs/imagenet_r152\n')
+    assert re.fullmatch(r'error: [^\n]*(data set|dataset|data\.source)[^\n]*\n', errors), errors
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_reaches_training_or_the_sentence_about_missing_data(
+        path, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    config = cli.read_config([f'--config={path}'])
+    try:
+        program = build(config, create_mesh(config))
+    except UserError as error:
+        assert config.data.source != 'digits'
+        assert re.search(r'TFDS dataset|data\.source|data\.path|init\.checkpoint', str(error))
+    else:
+        assert program.train_data.num_images >= config.batch_size
+
+
+@pytest.mark.slow
+def test_the_largest_recipe_runs_to_its_end_on_a_few_small_images(tmp_path):
+    config = cli.read_config([
+        f'--config={ROOT}/configs/imagenet_r152.py', '--config.data.source=synthetic',
+        '--config.num_steps=2', '--config.batch_size=8', '--config.data.image_size=32',
+        # The same recipe with a network that compiles in seconds.
+        '--config.model.depth=18', '--config.model.width=4', '--config.mesh.data=1',
+        '--config.model.num_classes=10', '--config.compilation_cache='])
+    assert build(config, create_mesh(config)).config.eval.recalibrate_batches == 1024 // 8
+    assert train.train(config, tmp_path)['eval/count'] == 250
+    assert [row['step'] for row in rows(tmp_path)] == [2, 2]
+
+
+@pytest.mark.parametrize(('name', 'meant'), [
+    ('imagenet_r151.py', 'imagenet_r152.py'), ('digits_r20', 'digits_r20.py'),
+    ('digits_r20.py', 'digits_r20.py'), ('nothing_like_it', None)])
+def test_from_another_folder_the_configs_are_found(name, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        cli.read_config([f'--config=configs/{name}'])
+    sentence = str(caught.value)
+    assert sentence.startswith(f'there is no config file configs/{name}')
+    assert sentence.endswith(f'The configs of the project are in {ROOT}/configs.')
+    assert (f'did you mean {ROOT}/configs/{meant}' in sentence) == (meant is not None)
+
+
+@pytest.mark.parametrize(('command', 'missing'), [
+    (lambda folder: study.rows([]), 'altair'),
+    (lambda folder: study.rows([]), 'vl_convert'),
+    (lambda folder: complexity.main([]), 'altair'),
+    (lambda folder: look.main(['look', f'{folder}/none']), 'umap')])
+def test_packages_are_looked_for_before_time_is_spent(command, missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, 'find_spec', lambda name: None if name == missing else True)
+    with pytest.raises(UserError, match=missing.replace('_', '-')) as caught:
+        command(tmp_path)
+    assert str(caught.value).endswith(packages.INSTALL)
