@@ -7,7 +7,6 @@ import math
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from resnet_jax.program import Program
 from resnet_jax.state import TrainState
 from resnet_jax.stopping import of_first_process
 from resnet_jax.weights.stored import warn_of_unknown, write_classes
-from resnet_jax.writers import MetricsWriter, read_rows, say, write_whole
+from resnet_jax.writers import MetricsWriter, read_rows, say, warn, write_whole
 
 try:
     import fcntl
@@ -187,8 +186,8 @@ class Record:
             raise UserError(f'{workdir} is already at step {self.start_step}, beyond num_steps='
                             f'{config.num_steps}.')
         self._adopt(logged)
-        self.evaluations = {int(step): values for step, values in of_first_process(
-            {step: values for step, values in self._checkpoints.evaluations.items()}).items()}
+        stored = of_first_process(self._checkpoints.evaluations)
+        self.evaluations = {int(step): values for step, values in stored.items()}
         self.recalibrated = None
         if config.eval.recalibrate_batches and self.start_step == config.num_steps:
             self.recalibrated = self._read_recalibrated(program)
@@ -221,8 +220,9 @@ class Record:
         try:
             found = self._checkpoints.read_recalibrated(
                 self.start_step, program.state.batch_stats)
-        except Damaged as error:
-            say(f'warning: {error} They are computed again.', sys.stderr)
+        except Damaged:
+            warn(f'the recalibrated statistics of step {self.start_step} are damaged, and are '
+                 'computed again.')
             found = None
         if jax.process_count() > 1 and not multihost_utils.process_allgather(
                 np.array(found is not None)).all():

@@ -39,8 +39,8 @@ class MetricsWriter:
         path = workdir / 'metrics.jsonl'
         found, unreadable = parse_rows(path)
         if unreadable:
-            say(f'warning: {unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot '
-                'be read and will be missing there.', sys.stderr)
+            warn(f'{unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot be read '
+                 'and will be missing there.')
         rows = _agreeing(found, start_step, evaluations or {})
         write_whole(path, ''.join(json.dumps(row) + '\n' for row in rows))
         self._file = path.open('a')

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -201,3 +202,13 @@ def test_a_fault_at_any_place_loses_no_step_and_changes_no_bit(
     assert max(steps, default=None) == kept
     train.train(config(), tmp_path)
     assert_ended_like(tmp_path, straight)
+
+
+def test_recalibrated_statistics_that_are_damaged_are_computed_again(straight, tmp_path, capsys):
+    workdir = shutil.copytree(straight, tmp_path / 'run')
+    for path in (workdir / 'checkpoints' / '8' / 'recalibrated').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    train.train(config(), workdir)
+    assert 'the recalibrated statistics of step 8 are damaged, and are' in capsys.readouterr().err
+    assert_ended_like(workdir, straight)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -99,6 +100,23 @@ def test_lost_and_damaged_rows_decide_nothing_and_are_counted(
     kept = [0, *([2] if (finished / 'checkpoints' / '10').is_dir() else []), 3, 5]
     assert rows(tmp_path / 'run') == [expected[i] for i in kept]
     assert parse_rows(log)[1] == 0
+
+
+def test_the_best_checkpoint_is_kept_whose_evaluation_is_only_in_the_log(
+        finished, tmp_path):  # noqa: F811
+    run = shutil.copytree(finished, tmp_path / 'run')
+    checkpoints = run / 'checkpoints'
+    shutil.rmtree(checkpoints / '10', ignore_errors=True)
+    shutil.copytree(checkpoints / '20', checkpoints / '10')
+    for path in checkpoints.glob('*/evaluation.json'):  # as before they were stored there
+        path.unlink()
+    log = rows(run)
+    log[2]['eval/top1_error'] = 1.0
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in log))
+    config = tiny.config()
+    config.num_steps = 25
+    train.train(config, run)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ['10', '20', '25']
 
 
 def test_the_terminal_has_a_line_after_the_first_step_and_every_few_seconds(
