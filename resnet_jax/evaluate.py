@@ -100,7 +100,7 @@ def evaluate(paths: list[str]) -> None:
         networks, source, views_of(config, networks[0]),
         BATCH_SIZE.value, skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
-    classes = class_names(paths, networks, source)
+    classes = class_names(networks, source)
     if CONFUSION.value and jax.process_index() == 0:
         try:
             write_whole(pathlib.Path(CONFUSION.value), confusion_table(scores.confusion, classes))
@@ -113,16 +113,14 @@ def evaluate(paths: list[str]) -> None:
         _print(scores, classes, predictions.skipped, say)
 
 
-def class_names(paths: list[str], networks, source) -> Sequence[str]:
+def class_names(networks, source) -> Sequence[str]:
     """The names of the classes in label order.
 
     Those that are stored with a network, otherwise those of the data, otherwise what `load` has.
     """
-    from resnet_jax.weights import stored
-
-    names = [stored.read_classes(pathlib.Path(path)) for path in paths]
-    names.append(getattr(source, 'class_names', None))
-    return next((n for n in names if n and len(n) == source.num_classes), networks[0].classes)
+    names = [network.classes for network in networks if network.named]
+    names.append(getattr(source, 'class_names', ()))
+    return next((n for n in names if len(n) == source.num_classes), networks[0].classes)
 
 
 def test_source(config):

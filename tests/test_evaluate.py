@@ -193,13 +193,11 @@ def test_classes_have_the_names_that_are_stored_with_the_network(tmp_path):
     store(tmp_path / 'named', classes=names)
     store(tmp_path / 'unnamed')
     data = types.SimpleNamespace(num_classes=10, class_names=[f'folder {i}' for i in range(10)])
-    for folder, expected in (('named', names), ('unnamed', data.class_names)):
-        path = tmp_path / folder
-        assert evaluate.class_names([path], [resnet_jax.load(path)], data) == expected
+    named, unnamed = (resnet_jax.load(tmp_path / name) for name in ('named', 'unnamed'))
+    assert evaluate.class_names([unnamed, named], data) == tuple(names)
+    assert evaluate.class_names([unnamed], data) == data.class_names
     data.class_names = data.class_names[:9]
-    numbers = tuple('0123456789')
-    path = tmp_path / 'unnamed'
-    assert evaluate.class_names([path], [resnet_jax.load(path)], data) == numbers
+    assert evaluate.class_names([unnamed], data) == tuple('0123456789')
 
 
 def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pixels():
