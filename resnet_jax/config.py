@@ -25,8 +25,8 @@ EXECUTION_FIELDS = (
 )
 
 # Fields that may differ between the processes of one job, each of which has its own disk and cores.
-LOCAL_FIELDS = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.workers', 'data.threads',
-                'data.chunk_size', 'data.batches_ahead', 'data.cache', 'compilation_cache')
+LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
+                'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 # What runs from before a field was added have computed, where that is not its default.
 BEFORE = {'optimizer.ema_warmup': False}

@@ -142,7 +142,7 @@ def load(path: str | pathlib.Path) -> Classifier:
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
-    classes = stored.read_classes(path, count)
+    classes = stored.read_classes(path)
     if classes is None:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
         return Classifier(weights.config, weights.variables, weights.normalization,

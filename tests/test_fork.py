@@ -62,7 +62,7 @@ def test_a_run_resumes_with_another_pipeline_but_not_with_another_recipe(origina
     check = workdir.check_config
     check(config(**{'data.pipeline': 'host', 'data.resident_bytes': 1,
                     'data.on_unreadable': 'skip'}), original)
-    with pytest.raises(UserError, match='data.flip: False -> True'):
+    with pytest.raises(UserError, match=r'data\.flip: False -> True'):
         check(config(**{'data.flip': True}), original)
 
 

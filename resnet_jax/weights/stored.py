@@ -115,16 +115,13 @@ def config_of(path: pathlib.Path) -> ConfigDict:
 
 def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
     """Stores the names of the classes in label order; those of WordNet ids, where they are ids."""
-    write_whole(folder / CLASSES_FILE, ''.join(
-        f'{wordnet_names().get(name, name)}\n' for name in names))
+    lines = [' '.join(wordnet_names().get(name, name).splitlines()) + '\n' for name in names]
+    # Names of folders need not be text.
+    write_whole(folder / CLASSES_FILE, ''.join(lines).encode(errors='replace'))
 
 
-def read_classes(path: pathlib.Path, count: int) -> list[str] | None:
+def read_classes(path: pathlib.Path) -> list[str] | None:
     """The names of the classes that are stored with weights, if there are any.
-
-    Args:
-      path: see `read`.
-      count: how many there must be.
 
     Raises:
       UserError: the file is damaged.
@@ -133,12 +130,9 @@ def read_classes(path: pathlib.Path, count: int) -> list[str] | None:
     if not file.is_file():
         return None
     try:
-        names = file.read_text().splitlines()
+        return file.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{file} cannot be read as text ({error}).') from error
-    if len(names) != count:
-        raise UserError(f'{file} has {len(names)} names for {count} classes.')
-    return names
 
 
 def _check_finite(weights: Weights, what: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import logging
+import os
 import subprocess
 import sys
 
@@ -170,8 +171,10 @@ def test_the_names_of_the_classes_of_a_folder_are_stored_with_its_run(tmp_path):
         workdir.describe(build(config, sharding.create_mesh(config)), run)
         store(run, num_classes=3)
         assert resnet_jax.load(run).classes == ('cat', 'dog', 'tench, Tinca tinca')
-    (run / 'classes.txt').write_text('cat\n')
-    with pytest.raises(UserError, match=r'classes\.txt has 1 names for 3 classes'):
+    stored.write_classes(run, ('a\nb', os.fsdecode(b'\xff'), ''))
+    assert resnet_jax.load(run).classes == ('a b', '?', '')
+    (run / 'classes.txt').write_bytes(b'\xff')
+    with pytest.raises(UserError, match=r'classes\.txt cannot be read as text'):
         resnet_jax.load(run)
 
 
