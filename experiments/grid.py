@@ -105,13 +105,14 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
     """
     from resnet_jax import config as config_lib
     from resnet_jax import data, optim, sharding
-    from resnet_jax.program import create_model
+    from resnet_jax.program import completed, create_model
 
     sources = set()
     for cell in cells:
         try:
-            config_lib.check(cell.config, sharding.mesh_shape(cell.config, num_devices)[0])
-            looped = ConfigDict(cell.config)
+            config = completed(cell.config)
+            config_lib.check(config, sharding.mesh_shape(config, num_devices)[0])
+            looped = ConfigDict(config)
             looped.model.unroll = False  # the same network, traced sooner
             create_model(looped)
             optim.create_optimizer(cell.config)

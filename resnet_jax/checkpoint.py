@@ -54,8 +54,14 @@ class Checkpoints:
           folder: made if it is missing.
           keep_last: so many of the newest checkpoints are kept.
           keep_best: whether the checkpoint with the lowest error is kept as well.
+
+        Raises:
+          Damaged: the description of the newest checkpoint is not what was written.
         """
         self._folder = folder
+        for step in steps_in(folder)[-1:]:
+            # Before Orbax looks at it, which would print all of it.
+            _stored_digests(folder / str(step), STATE)
         self._evaluations = _stored_evaluations(folder)
         self._policy = Keep(keep_last, self._evaluations if keep_best else {})
         self._manager = ocp.CheckpointManager(
@@ -279,11 +285,16 @@ def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
 
 
 def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
-    """The shapes and dtypes of an item, as Orbax describes them."""
+    """The shapes and dtypes of an item, as Orbax describes them; they are those of the digests."""
     try:
-        return ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
+        with _quiet_reads():
+            tree = ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
+    stored = _stored_digests(checkpoint, item)
+    if stored is not None and stored.keys() != by_path(tree).keys():
+        raise _damaged(checkpoint, 'its description lists other arrays than were written')
+    return tree
 
 
 def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -327,15 +338,13 @@ def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> No
     Args:
       checkpoint, item: which.
       like: what is asked for.
-      tree: what Orbax says that there is, see `_tree`; the digests say it more reliably.
+      tree: see `_tree`; where there are digests, shapes and dtypes are taken from them.
     """
     stored = _stored_digests(checkpoint, item)
     if stored is None:
         held = {name: description(leaf) for name, leaf in by_path(tree).items()}
     else:
         held = {name: digest.partition(' ')[0] for name, digest in stored.items()}
-        if held.keys() != by_path(tree).keys():
-            raise _damaged(checkpoint, 'its description lists other arrays than were written')
     needed = {name: description(leaf) for name, leaf in by_path(like).items()}
     other = [name for name in {**needed, **held} if needed.get(name) != held.get(name)]
     if other:

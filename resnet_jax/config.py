@@ -25,8 +25,8 @@ EXECUTION_FIELDS = (
 )
 
 # Fields that may differ between the processes of one job, each of which has its own disk and cores.
-LOCAL_FIELDS = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.workers', 'data.threads',
-                'data.chunk_size', 'data.batches_ahead', 'data.cache', 'compilation_cache')
+LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
+                'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 # What runs from before a field was added have computed, where that is not its default.
 BEFORE = {'optimizer.ema_warmup': False}
@@ -153,13 +153,14 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)  # images per step; no more than there are are computed
+    evaluation.batch_size = placeholder(int)  # images per step; capped at the size of the split
     # Training batches, an epoch at most, over which the BN statistics of the last evaluation are
     # averaged; 0: the running averages.
     evaluation.recalibrate_batches = 0
 
     checkpoint = config.checkpoint = ConfigDict()
-    checkpoint.every_steps = placeholder(int)  # none: at the end only
+    # Every evaluation is preceded by a checkpoint; none: no others.
+    checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
     checkpoint.keep_best = True  # and the one with the lowest top-1 error
 

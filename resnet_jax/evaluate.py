@@ -100,7 +100,7 @@ def evaluate(paths: list[str]) -> None:
         networks, source, views_of(config, networks[0]),
         BATCH_SIZE.value, skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
-    classes = class_names(paths, networks, source)
+    classes = class_names(networks, source)
     if CONFUSION.value and jax.process_index() == 0:
         try:
             write_whole(pathlib.Path(CONFUSION.value), confusion_table(scores.confusion, classes))
@@ -113,16 +113,14 @@ def evaluate(paths: list[str]) -> None:
         _print(scores, classes, predictions.skipped, say)
 
 
-def class_names(paths: list[str], networks, source) -> Sequence[str]:
+def class_names(networks, source) -> Sequence[str]:
     """The names of the classes in label order.
 
     Those that are stored with a network, otherwise those of the data, otherwise what `load` has.
     """
-    from resnet_jax.weights import stored
-
-    names = [stored.read_classes(pathlib.Path(path)) for path in paths]
-    names.append(getattr(source, 'class_names', None))
-    return next((n for n in names if n and len(n) == source.num_classes), networks[0].classes)
+    names = [network.classes for network in networks if network.named]
+    names.append(getattr(source, 'class_names', ()))
+    return next((n for n in names if len(n) == source.num_classes), networks[0].classes)
 
 
 def test_source(config):
@@ -141,18 +139,17 @@ def test_source(config):
 
 def check_networks(networks, paths, num_classes: int) -> None:
     """Raises UserError where networks do not fit one another or the data."""
-    first = networks[0].config
+    channels = networks[0].config.data.channels
     for network, path in zip(networks, paths, strict=True):
         known = network.config.model.num_classes
         if known != num_classes:
             raise UserError(
-                f'{path} knows {known} classes, and the data has {num_classes}: labels would mean '
-                'something else; data.class_list names the classes that a network knows.')
-        for section, field in (('model', 'num_classes'), ('data', 'channels')):
-            here, there = network.config[section][field], first[section][field]
-            if here != there:
-                raise UserError(f'{path} and {paths[0]} are no ensemble: {section}.{field} is '
-                                f'{here} and {there}.')
+                f'{path} was trained on {known} classes, but the data has {num_classes}. Set '
+                "data.class_list to a file of the network's classes.")
+        if network.config.data.channels != channels:
+            raise UserError(
+                f'{path} and {paths[0]} are not an ensemble: their images have '
+                f'{network.config.data.channels} and {channels} channels.')
 
 
 def views_of(config, network):

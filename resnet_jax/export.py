@@ -57,6 +57,9 @@ def stablehlo(network, image_size: int) -> bytearray:
     Returns:
       What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
       float32 [b, classes].
+
+    Raises:
+      UserError: the network does not take images of this size.
     """
     import functools
 
@@ -64,14 +67,18 @@ def stablehlo(network, image_size: int) -> bytearray:
     import numpy as np
     from jax import export
 
+    from resnet_jax.models import ConfigError
     from resnet_jax.pretrained import logits
 
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(
         f'b, {image_size}, {image_size}, {network.config.data.channels}')
     function = jax.jit(functools.partial(logits, network.model, weights))
-    exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
-        jax.ShapeDtypeStruct(shape, np.uint8))
+    try:
+        exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
+            jax.ShapeDtypeStruct(shape, np.uint8))
+    except ConfigError as error:
+        raise UserError(f'--image_size={image_size}: {error}') from error
     return exported.serialize()
 
 

@@ -36,12 +36,15 @@ class Classifier:
       variables: {'params': …, 'batch_stats': …}, float32.
       normalization: 'mean' and 'std' of the input, float32, in units of the full range.
       classes: the names of the classes in label order.
+      named: whether these are stored with the weights; otherwise they are ImageNet's, of a network
+        of 1000 classes, or numbers.
     """
 
     config: ConfigDict
     variables: Mapping[str, Any]
     normalization: Normalization
     classes: tuple[str, ...]
+    named: bool = False
 
     def __repr__(self) -> str:
         """One line, without the weights."""
@@ -139,13 +142,13 @@ def load(path: str | pathlib.Path) -> Classifier:
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
-    classes = stored.read_classes(path, count)
+    classes = stored.read_classes(path)
     if classes is None:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
-    if len(classes) != count:
-        raise UserError(f'the {stored.CLASSES_FILE} of {path} has {len(classes)} lines, and the '
-                        f'network has {count} classes; it must have one line per class.')
-    return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes))
+        return Classifier(weights.config, weights.variables, weights.normalization,
+                          tuple(classes))
+    return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
+                      named=True)
 
 
 def logits(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnet_jax import cli, optim
-from resnet_jax.program import create_model
+from resnet_jax.program import completed, create_model
 
 PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
 
@@ -41,6 +41,7 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
     Raises:
       UserError: a field of the config is wrong.
     """
+    config = completed(config)
     model, variables, images = _shapes(config)
 
     def forward(variables, images):

@@ -65,21 +65,22 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     workdir_lib.check_origin(config)
     mesh = sharding.create_mesh(config)
     processes.check_alike(config_lib.common_fields(config))
-    with disk.errors_of(workdir), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         known = workdir.is_dir()
         if known:  # refused before the data is read, which may take long
-            held.enter_context(workdir_lib.locked(workdir))
+            with disk.errors_of(workdir):
+                held.enter_context(workdir_lib.locked(workdir))
             workdir_lib.check_config(config, workdir)
         program = build(config, mesh)
         processes.check_alike({'training data': program.train_data.source.fingerprint,
                                'evaluation data': program.eval_data.source.fingerprint})
         workdir_lib.make(workdir)
-        processes.check_shared(workdir)
-        if not known:
-            held.enter_context(workdir_lib.locked(workdir))
-        workdir_lib.check_data(program, workdir)
-        workdir_lib.describe(program, workdir)
-        with StopRequest() as stop:
+        with disk.errors_of(workdir), StopRequest() as stop:
+            processes.check_shared(workdir)
+            if not known:
+                held.enter_context(workdir_lib.locked(workdir))
+            workdir_lib.check_data(program, workdir)
+            workdir_lib.describe(program, workdir)
             return Run(program, workdir, stop).to_the_end()
 
 

@@ -114,6 +114,15 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path, program, state,
     assert checkpoints.steps == kept(tmp_path) == [2, 3]  # nothing is deleted or moved
 
 
+def test_a_damaged_description_is_named_before_orbax_prints_it(tmp_path, state, capfd):
+    saved(tmp_path, state, 1, 2).close()
+    file = tmp_path / '2' / '_CHECKPOINT_METADATA'
+    file.write_text(file.read_text().replace('"digests": {', '"digests": X'))
+    with pytest.raises(Damaged, match=f'{tmp_path}/2 is damaged .*before it is {tmp_path}/1'):
+        Checkpoints(tmp_path, keep_last=2)
+    assert capfd.readouterr().err == ''
+
+
 def test_a_checkpoint_of_another_state_is_not_called_damaged(tmp_path, program, state):
     checkpoints = saved(tmp_path, state, 1)
     other = program.state.replace(opt_state=())
@@ -154,14 +163,38 @@ def test_a_checkpoint_from_before_there_were_digests_is_restored(tmp_path, progr
         checkpoints.restore(program.state.replace(opt_state=()))
 
 
-def everything_read(folder, program):
+@pytest.mark.parametrize('name', ['trace/head/bias', 'batch_stats/stem/norm/mean'])
+def test_an_array_that_is_not_what_was_written_is_named(tmp_path, program, state, name):
+    def change(path, leaf):
+        if jax.tree_util.keystr(path, simple=True, separator='/').endswith(name):
+            return leaf.at[3].add(0.125)
+        return leaf
+
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    checkpoints.save(state, 1)
+    checkpoints.save(jax.tree.map_with_path(change, state), 2)
+    checkpoints.wait()
+    shutil.copy(tmp_path / '1' / '_CHECKPOINT_METADATA', tmp_path / '2')
+    with pytest.raises(Damaged, match=rf'\(not as they were written: \S*{name}\)'):
+        checkpoints.restore(program.state, 2)
+    if name.startswith('batch_stats'):
+        with pytest.raises(Damaged, match=name):
+            read_weights(tmp_path / '2')
+    else:  # which is not read
+        read_weights(tmp_path / '2')
+
+
+def everything_read(folder, like):
     """What a checkpoint of step 2 gives to whoever asks, or the sentence."""
-    checkpoints = Checkpoints(folder, keep_last=2)
+    try:
+        checkpoints = Checkpoints(folder, keep_last=2)
+    except Damaged as error:
+        return {'state': str(error)}
     found = {'evaluation': checkpoints.evaluations.get(2)}
     for name, read in (
-            ('state', lambda: checkpoints.restore(program.state)),
+            ('state', lambda: checkpoints.restore(like)),
             ('recalibrated',
-             lambda: checkpoints.read_recalibrated(2, program.state.batch_stats)),
+             lambda: checkpoints.read_recalibrated(2, like.batch_stats)),
             ('weights', lambda: read_weights(folder / '2'))):
         try:
             found[name] = read()
@@ -175,22 +208,26 @@ def everything_read(folder, program):
     16, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, program, state, flips):
     good, copy = tmp_path / 'good', tmp_path / 'copy'
+    state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.variables))
+    like = program.state.replace(ema=program.state.variables)
     checkpoints = saved(good, state, 1, 2)
     checkpoints.write_recalibrated(2, jax.tree.map(lambda x: x + 3, state.batch_stats))
     checkpoints.write_evaluation(2, {'eval/top1_error': 2.5, 'eval/count': 297})
     checkpoints.close()
-    expected = everything_read(good, program)
+    expected = everything_read(good, like)
     files = sorted(path.relative_to(good) for path in (good / '2').rglob('*') if path.is_file())
+    sizes = np.array([(good / file).stat().st_size for file in files])
     rng, refused = np.random.default_rng(flips), 0
-    for _ in range(flips):
+    for i in range(flips):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(good, copy)
-        file = copy / files[rng.integers(len(files))]
+        # Half of them in any file, half in any byte: most bytes are those of arrays.
+        file = copy / files[rng.choice(len(files), p=sizes / sizes.sum() if i % 2 else None)]
         content = bytearray(file.read_bytes())
         bit = int(rng.integers(8 * len(content)))
         content[bit // 8] ^= 1 << bit % 8
         file.write_bytes(content)
-        for name, found in everything_read(copy, program).items():
+        for name, found in everything_read(copy, like).items():
             if isinstance(found, str):
                 assert re.fullmatch(r'the checkpoint .*/2 is damaged \(.*', found)
                 refused += 1
@@ -199,6 +236,14 @@ def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, prog
             else:
                 jax.tree.map(np.testing.assert_array_equal, found, expected[name])
     assert refused > flips / 4
+
+
+def test_a_description_that_hides_the_moving_averages_is_refused(tmp_path, state):
+    saved(tmp_path, state.replace(ema=state.variables), 1).close()
+    file = tmp_path / '1' / 'default' / '_METADATA'
+    file.write_text(file.read_text().replace('ema', 'emb'))
+    with pytest.raises(Damaged, match='is damaged'):
+        read_weights(tmp_path / '1')
 
 
 def test_what_lies_beside_a_state_neither_disturbs_it_nor_outlives_it(tmp_path, program, state):

@@ -193,13 +193,11 @@ def test_classes_have_the_names_that_are_stored_with_the_network(tmp_path):
     store(tmp_path / 'named', classes=names)
     store(tmp_path / 'unnamed')
     data = types.SimpleNamespace(num_classes=10, class_names=[f'folder {i}' for i in range(10)])
-    for folder, expected in (('named', names), ('unnamed', data.class_names)):
-        path = tmp_path / folder
-        assert evaluate.class_names([path], [resnet_jax.load(path)], data) == expected
+    named, unnamed = (resnet_jax.load(tmp_path / name) for name in ('named', 'unnamed'))
+    assert evaluate.class_names([unnamed, named], data) == tuple(names)
+    assert evaluate.class_names([unnamed], data) == data.class_names
     data.class_names = data.class_names[:9]
-    numbers = tuple('0123456789')
-    path = tmp_path / 'unnamed'
-    assert evaluate.class_names([path], [resnet_jax.load(path)], data) == numbers
+    assert evaluate.class_names([unnamed], data) == tuple('0123456789')
 
 
 def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pixels():
@@ -208,6 +206,14 @@ def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pix
     center, mirrored = ten_crop(x, 64)[[4, 9]]
     np.testing.assert_array_equal(center, x[:, 2:66])
     np.testing.assert_array_equal(mirrored, x[:, 2:66][:, ::-1])
+
+
+def test_networks_that_do_not_fit_are_told(networks, tmp_path):
+    store(tmp_path, channels=1)
+    with pytest.raises(UserError, match=r'b was trained on 10 classes, but the data has 7\.'):
+        evaluate.check_networks(networks, ['b', 'c'], 7)
+    with pytest.raises(UserError, match=r'b and a are not an ensemble: .* 1 and 3 channels'):
+        evaluate.check_networks([networks[0], resnet_jax.load(tmp_path)], ['a', 'b'], 10)
 
 
 @pytest.mark.parametrize(('arguments', 'told'), [

@@ -4,12 +4,10 @@ import errno
 import json
 import os
 import signal
-import struct
 
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from resnet_jax import train, validation
 from resnet_jax.checkpoint import Checkpoints, read_weights
@@ -18,7 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.monitor import StepLog
 from resnet_jax.writers import MetricsWriter
 from tests import tiny
-from tests.test_train import arrays, assert_same_bits, rows
+from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 MEASURED = {'train/images_per_second', 'train/data_wait_fraction'}
 
@@ -71,28 +69,6 @@ def straight(tmp_path_factory):
 def measured(workdir):
     return [{tag: value for tag, value in row.items() if tag not in MEASURED}
             for row in rows(workdir)]
-
-
-def points(workdir):
-    """The scalars that TensorBoard shows: {(tag, step): value}."""
-    shown = {}
-    for path in sorted(workdir.glob('events.out.tfevents.*')):
-        content = path.read_bytes()
-        while content:
-            length, = struct.unpack('<Q', content[:8])
-            event = event_pb2.Event.FromString(content[12:12 + length])
-            content = content[16 + length:]
-            if event.session_log.status == event_pb2.SessionLog.START:
-                shown = {key: value for key, value in shown.items() if key[1] < event.step}
-            for value in event.summary.value:
-                shown[value.tag, event.step] = value.simple_value
-    return shown
-
-
-def logged(workdir):
-    """The same of metrics.jsonl."""
-    return {(tag, row['step']): np.float32(value) for row in rows(workdir)
-            for tag, value in row.items() if tag != 'step'}
 
 
 def stored(workdir):
@@ -189,7 +165,7 @@ QUICK = {
 }
 CASES = [
     pytest.param(fault, *strike, id=f'{fault} {strike[0]} {strike[1]}',
-                 marks=() if f'{strike[0]} {strike[1]}' in QUICK[fault] else pytest.mark.long)
+                 marks=() if f'{strike[0]} {strike[1]}' in QUICK[fault] else pytest.mark.slow)
     for fault in FAULTS for strike in STRIKES]
 
 

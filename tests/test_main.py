@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import time
 
 import pytest
 
-from tests.test_train import arrays, assert_same_bits, rows
+from resnet_jax import workdir
+from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
@@ -39,12 +41,12 @@ def wait_for(condition, process):
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
     """The folder of a run that was never stopped."""
-    workdir = tmp_path_factory.mktemp('straight')
-    process = start(*RUN, f'--workdir={workdir}', f'--config.compilation_cache={workdir}/cache')
+    folder = tmp_path_factory.mktemp('straight')
+    process = start(*RUN, f'--workdir={folder}', f'--config.compilation_cache={folder}/cache')
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert 'ETA' in output and 'images/s' in output and 'waiting for data' in output
-    return workdir
+    return folder
 
 
 @pytest.mark.parametrize(('number', 'seed'), [
@@ -69,6 +71,24 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
     assert steps == sorted(set(steps)) and steps[-1] == 600
     assert rows(tmp_path)[-1] == rows(straight)[-1]
+    assert points(tmp_path) == logged(tmp_path)
+
+
+def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(straight, tmp_path):
+    folder = shutil.copytree(straight, tmp_path / 'run', ignore=shutil.ignore_patterns('cache'))
+    args = [*RUN, f'--workdir={folder}', '--config.num_steps=640']
+    with workdir.locked(folder):
+        process = start(*args)
+        errors = process.communicate()[1].splitlines()
+        assert process.returncode == 1 and len(errors) == 1
+        assert f'{folder} is in use by process {os.getpid()} on ' in errors[0]
+    for path in (folder / 'checkpoints' / '600' / 'default').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    process = start(*args)
+    errors = process.communicate()[1].splitlines()
+    assert process.returncode == 1 and len(errors) <= 5
+    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/600 is damaged')
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):

@@ -4,9 +4,11 @@ import jax
 import pytest
 
 from configs import finetune, folder
+from experiments import grid
 from resnet_jax import train
 from resnet_jax.errors import UserError
 from resnet_jax.program import completed
+from resnet_jax.summary import summarize
 from resnet_jax.weights import stored
 from resnet_jax.writers import read_rows
 from tests.data.data_helpers import write_folder
@@ -51,6 +53,13 @@ def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
     assert (found.config.model.width, found.config.data.image_size) == (8, 24)
     weights = stored.read(tmp_path / 'weights')
     assert found.normalization['mean'].tolist() == weights.normalization['mean'].tolist()
+
+
+def test_summaries_and_sweeps_count_the_classes_too(images):
+    config = folder.get_config()
+    config.data.path = str(images)
+    assert summarize(config)['stages'][-1] == {'name': 'head', 'shape': [4]}
+    grid.check([grid.Cell({}, (), config)], 1)
 
 
 def test_what_is_not_left_empty_stays_as_it_is(tmp_path):

@@ -136,6 +136,12 @@ def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
             program.call(x), network.logits(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_size_that_the_network_does_not_take_is_one_sentence(tmp_path):
+    store(tmp_path, family='vgg', depth=16, width=1, batch_norm=False)
+    with pytest.raises(UserError, match=r'--image_size=100: VGG needs images of at least 224'):
+        export_command.stablehlo(resnet_jax.load(tmp_path), 100)
+
+
 def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
     def command(name, *arguments):
         return subprocess.run([sys.executable, '-m', f'resnet_jax.{name}', *arguments],

@@ -122,16 +122,3 @@ def test_a_config_that_cannot_be_read_is_one_short_sentence(tmp_path, content, s
     with pytest.raises(UserError, match=sentence) as error:
         stored.read_config(tmp_path)
     assert len(str(error.value)) < 300 + len(str(tmp_path))
-
-
-@pytest.mark.parametrize(('file', 'content'), [
-    ('config.json', '[]'), ('config.json', 'null'), ('data.json', 'null'), ('data.json', '{}'),
-    ('data.json', '[1]'), ('config.json', b'\xff'), ('data.json', b'\xff')])
-def test_a_run_whose_description_is_damaged_is_refused_in_a_sentence(
-        tmp_path, program, file, content):
-    shutil.copytree(SPECIMEN, tmp_path, dirs_exist_ok=True)
-    (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
-    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=file) as error:
-        train.train(program.config, tmp_path)
-    assert '--workdir' in str(error.value)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import struct
 import threading
 import time
 
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboardX.proto import event_pb2
 
 from resnet_jax import evaluate, inference, monitor, pretrained, train
 from resnet_jax.data.views import Views
@@ -24,6 +26,28 @@ from tests import tiny
 
 def rows(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def points(workdir):
+    """The scalars that TensorBoard shows: {(tag, step): value}."""
+    shown = {}
+    for path in sorted(workdir.glob('events.out.tfevents.*')):
+        content = path.read_bytes()
+        while content:
+            length, = struct.unpack('<Q', content[:8])
+            event = event_pb2.Event.FromString(content[12:12 + length])
+            content = content[16 + length:]
+            if event.session_log.status == event_pb2.SessionLog.START:
+                shown = {key: value for key, value in shown.items() if key[1] < event.step}
+            for value in event.summary.value:
+                shown[value.tag, event.step] = value.simple_value
+    return shown
+
+
+def logged(workdir):
+    """The same of metrics.jsonl."""
+    return {(tag, row['step']): np.float32(value) for row in rows(workdir)
+            for tag, value in row.items() if tag != 'step'}
 
 
 def arrays(workdir, step, item='default'):

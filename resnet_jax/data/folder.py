@@ -68,10 +68,10 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
     """The split 'train' or 'test' of an image folder.
 
     Args:
-      path: the root, which holds a folder a split. The evaluation split may be called test, val
-        or validation.
+      path: the root, which holds a folder for each split. The evaluation split may be called test,
+        val or validation.
       split: 'train' or 'test'.
-      class_list: '' or a file that names one class a line, in label order. Of a line with tabs,
+      class_list: '' or a file that names one class per line, in label order. Of a line with tabs,
         an index may come first and a description last.
       label_file: '' or a file for an evaluation split without class folders; see `_flat`.
 
@@ -123,7 +123,7 @@ def class_names(path: str, class_list: str = '') -> list[str]:
 
 
 def read_class_list(path: str) -> list[str]:
-    """Class names, one a line: the first column, or the second after a column of indices."""
+    """Class names, one per line: the first column, or the second after a column of indices."""
     names = []
     for i, line in enumerate(_lines(path, 'data.class_list')):
         columns = line.split('\t')
@@ -169,8 +169,8 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     how = ('unpack the images as split/class/image, or prepare a TFDS dataset with `python -m '
            'resnet_jax.data.prepare`.')
     if not path or not root.is_dir():
-        raise UserError(f'data.path must be the folder of the dataset, and {path!r} is none: '
-                        + how)
+        raise UserError(f'data.path must be the folder of the dataset, but {path!r} is not a '
+                        f'folder: {how}')
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
             return root / name

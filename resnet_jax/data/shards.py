@@ -67,8 +67,6 @@ class Shards:
             self.num_classes = len(self.class_names)
             self.fingerprint = digest(self.class_names, [x['checksum'] for x in shards])
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f'{file} is damaged: prepare it again with `{PREPARE}`.') from error
         self._files = [root / shard['name'] for shard in shards]
         for shard, path in zip(shards, self._files, strict=True):

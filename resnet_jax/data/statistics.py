@@ -149,8 +149,8 @@ def add_up(source: Source, transform: EvalTransform | None, rows: range,
                 total = total._replace(count=total.count + sums.count)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
-                say(f'measuring the mean of the training images: {start - rows.start:,} of '
-                    f'{len(rows):,}', sys.stderr)
+                done = min(start + CHUNK - rows.start, len(rows))
+                say(f'measured the mean of {done:,} of {len(rows):,} training images', sys.stderr)
     return total
 
 

@@ -119,12 +119,8 @@ def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
         f'{wordnet_names().get(name, name)}\n' for name in names))
 
 
-def read_classes(path: pathlib.Path, count: int) -> list[str] | None:
+def read_classes(path: pathlib.Path) -> list[str] | None:
     """The names of the classes that are stored with weights, if there are any.
-
-    Args:
-      path: see `read`.
-      count: how many there must be.
 
     Raises:
       UserError: the file is damaged.
@@ -133,12 +129,9 @@ def read_classes(path: pathlib.Path, count: int) -> list[str] | None:
     if not file.is_file():
         return None
     try:
-        names = file.read_text().splitlines()
+        return file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{file} cannot be read as text ({error}).') from error
-    if len(names) != count:
-        raise UserError(f'{file} has {len(names)} names for {count} classes.')
-    return names
 
 
 def _check_finite(weights: Weights, what: str) -> None:

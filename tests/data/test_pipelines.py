@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from resnet_jax.data import check_unchanged, create_pipelines, create_source
@@ -120,7 +121,7 @@ def test_mixup_weights_are_those_of_the_pixels(config):
     assert (blended | pasted).all()
 
 
-def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
+def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder, monkeypatch):
     for split in ('train', 'test'):
         file = folder / split / 'b' / '0003.jpg'
         file.write_bytes(file.read_bytes()[:200])
@@ -136,6 +137,10 @@ def test_an_unreadable_image_is_an_error_or_skipped_and_counted(config, folder):
     assert test.skipped == 1
     assert all(x['mask'].all() for x in batches(train, norm, 4))
     assert train.skipped >= 1
+    # Over a job of three processes, of which each has skipped as many.
+    monkeypatch.setattr(jax, 'process_count', lambda: 3)
+    monkeypatch.setattr(multihost_utils, 'process_allgather', lambda x: np.stack([x] * 3))
+    assert train.total_skipped() == 3 * train.skipped
 
 
 def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path, capsys):

@@ -65,6 +65,14 @@ def test_the_shares_of_any_number_of_processes_add_up_to_the_same_integers(proce
     jax.tree.map(np.testing.assert_array_equal, together, alone)
 
 
+def test_a_long_measurement_reports_its_progress(monkeypatch, capsys):
+    monkeypatch.setattr(statistics, 'REPORT_SECONDS', -1)
+    statistics.add_up(Counted(300), TRANSFORM, range(300))
+    assert capsys.readouterr().err == (
+        'measured the mean of 256 of 300 training images\n'
+        'measured the mean of 300 of 300 training images\n')
+
+
 def test_packed_sums_keep_all_64_bits():
     sums = statistics.Sums(np.full((2, 2, 1), 2**63 + 5, np.uint64), np.array([2**40 + 1],
                                                                             np.uint64), 2**33)

@@ -164,6 +164,20 @@ def test_a_published_cifar_network_needs_its_mean_and_std():
         'CIFAR\ninput: RGB in [0, 1], less 0.485 0.456 0.406, divided by 0.229 0.224 0.225\n')
 
 
+def test_a_folder_with_a_pytorch_model_is_read(tmp_path):
+    torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()},
+               tmp_path / 'pytorch_model.bin')
+    torch.save({'lr': torch.ones(1)}, tmp_path / 'training_args.bin')
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet18', 'pretrained_cfg': {'mean': [.5, .4, .3], 'std': [.1, .1, .2]}}))
+    found = weights.read(tmp_path)
+    np.testing.assert_array_equal(found.normalization['mean'], np.float32([.5, .4, .3]))
+    np.testing.assert_array_equal(
+        found.variables['params']['head']['bias'], tensors['fc.bias'])
+
+
 def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match='there is no file or folder'):
         weights.read(tmp_path / 'nothing.pth')

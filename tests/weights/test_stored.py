@@ -105,12 +105,6 @@ def test_a_network_is_shown_in_one_line(tmp_path):
         'Classifier(cifar, depth 8, 10 classes, 75,290 parameters, input 32 x 32 x 3)')
 
 
-def test_class_names_must_be_as_many_as_classes(tmp_path):
-    store(tmp_path, classes=['only', 'two'])
-    with pytest.raises(UserError, match='has 2 lines, and the network has 10 classes'):
-        resnet_jax.load(tmp_path)
-
-
 @pytest.mark.parametrize('wrong', [
     np.zeros((2, 32, 32, 1), np.uint8), np.zeros((32, 32), np.uint8),
     np.zeros((0, 32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.int32)])
@@ -176,8 +170,8 @@ def test_the_names_of_the_classes_of_a_folder_are_stored_with_its_run(tmp_path):
         workdir.describe(build(config, sharding.create_mesh(config)), run)
         store(run, num_classes=3)
         assert resnet_jax.load(run).classes == ('cat', 'dog', 'tench, Tinca tinca')
-    (run / 'classes.txt').write_text('cat\n')
-    with pytest.raises(UserError, match=r'classes\.txt has 1 names for 3 classes'):
+    (run / 'classes.txt').write_bytes(b'\xff')
+    with pytest.raises(UserError, match=r'classes\.txt cannot be read as text'):
         resnet_jax.load(run)
 
 
