@@ -74,6 +74,8 @@ MORE = {  # script or module, arguments, environment
     'given workdir': ('folder', [DIGITS, '--workdir=runs/mine'], {}),
     'empty workdir': ('folder', [DIGITS, '--workdir='], {}),
     'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
+    'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
+    'no sweep': ('experiments.degradation', ['--dry_run'], {}),
     'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
 }
 MISTAKES = {  # arguments of resnet_jax.main: what the sentence says
@@ -159,6 +161,15 @@ def test_the_workdir_is_named_after_the_config_file_and_never_empty(results):
     for name in ('empty workdir', 'blank workdir'):
         status, _, errors = results[name]
         assert status == 1 and errors.startswith('error: --workdir is empty; '), errors
+
+
+def test_sweeps_and_figures_of_a_config_share_a_folder(results):
+    status, output, _ = results['sweep']
+    assert status == 0
+    assert [line.split('--workdir=')[1] for line in output.splitlines()] == [
+        'runs/digits_r20_sweep/seed=0', 'runs/digits_r20_sweep/seed=1']
+    assert results['no sweep'] == [
+        1, '', 'error: --sweep and --dry_run are flags of experiments.sweep only.\n']
 
 
 @pytest.mark.parametrize('args', MISTAKES)
