@@ -22,12 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet_jax.digests import by_path, checksum, description, digests
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
+from resnet_jax.stopping import of_first_process
 from resnet_jax.writers import warn, write_whole
 
 HEADLINE = 'eval/top1_error'  # the best checkpoint has the lowest
@@ -109,7 +109,9 @@ class Checkpoints:
         return restore(self._folder / str(step), like)
 
     def adopt(self, origin: pathlib.Path, like: Any) -> int:
-        """Takes over a checkpoint of another run, with its evaluation, to resume from.
+        """Takes over a checkpoint of another run, to resume from.
+
+        Its evaluation stays behind: it may be of other data, or of recalibrated statistics.
 
         Args:
           origin: its folder.
@@ -123,8 +125,6 @@ class Checkpoints:
         """
         step = int(origin.name)
         self.save(restore(origin, like), step)
-        if evaluation := _stored_evaluations(origin.parent).get(step):
-            self.write_evaluation(step, evaluation)
         self.wait()
         return step
 
@@ -400,16 +400,11 @@ def _damaged(checkpoint: pathlib.Path, what: Exception | str) -> Damaged:
 
 def _stored_evaluations(folder: pathlib.Path) -> dict[int, dict[str, float]]:
     """The evaluations of all checkpoints, as process 0 reads them."""
-    text = b''
+    found = {}
     if jax.process_index() == 0:
         found = {step: _evaluation(folder / str(step)) for step in steps_in(folder)}
-        text = json.dumps({step: values for step, values in found.items() if values}).encode()
-    if jax.process_count() > 1:
-        # Processes that disagreed on the best checkpoint would not delete alike.
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-        padded = np.frombuffer(text.ljust(size), np.uint8)
-        text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
-    return {int(step): values for step, values in json.loads(text).items()}
+    # Processes that disagreed on the best checkpoint would not delete alike.
+    return {int(step): values for step, values in of_first_process(found).items() if values}
 
 
 def _evaluation(checkpoint: pathlib.Path) -> dict[str, float] | None:

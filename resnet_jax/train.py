@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     compilation_cache.use(config.compilation_cache)
     config = completed(config)
     workdir_lib.check_path(workdir)
-    workdir_lib.check_origin(config)
+    workdir_lib.check_origin(config, workdir)
     mesh = sharding.create_mesh(config)
     processes.check_alike(config_lib.common_fields(config))
     with contextlib.ExitStack() as held:

@@ -43,9 +43,9 @@ def check_path(workdir: pathlib.Path) -> None:
         raise UserError(f'--workdir={workdir} is a file, not a folder.')
 
 
-def check_origin(config: ConfigDict) -> None:
-    """Raises UserError where there is nothing at `init.resume_from`."""
-    if config.init.resume_from:
+def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises UserError where a new run has nothing at `init.resume_from` to start from."""
+    if config.init.resume_from and not _has_checkpoints(workdir):
         locate(pathlib.Path(config.init.resume_from))
 
 

@@ -40,11 +40,12 @@ def test_a_fork_with_the_same_config_ends_with_the_bits_of_the_original(
     train.train(config(**{'init.resume_from': str(origin)}), tmp_path)
     told = capsys.readouterr().out
     assert f'starting from step 6 of {original}, with its optimizer state\n' in told
-    assert told.count('evaluation at step') == 1  # that of step 6 came with the checkpoint
+    assert told.count('evaluation at step') == 2  # of step 6 too: a fork may have other data
     assert_same_bits(arrays(original, 8), arrays(tmp_path, 8))
     assert losses(tmp_path) == {step: loss for step, loss in losses(original).items() if step > 6}
-    # The same command again resumes from its own checkpoints.
-    train.train(config(**{'init.resume_from': str(origin)}), tmp_path)
+    # The same command again resumes from its own checkpoints; the origin may be gone by then.
+    train.train(config(**{'init.resume_from': str(tmp_path / 'gone' / 'checkpoints' / '6')}),
+                tmp_path)
     assert 'starting from' not in capsys.readouterr().out
 
 
@@ -77,3 +78,16 @@ def test_a_fork_that_cannot_be_is_refused_in_a_sentence(original, tmp_path, fiel
         # A workdir stands for its newest checkpoint.
         train.train(config(**{'init.resume_from': str(original), **fields}), tmp_path / 'fork')
     assert not list(tmp_path.glob('fork/checkpoints/*'))
+
+
+def test_a_fork_of_a_recalibrated_checkpoint_reports_what_its_own_checkpoint_holds(
+        original, tmp_path):
+    fields = {'num_steps': 12, 'eval.recalibrate_batches': 2, 'checkpoint.keep_best': True}
+    train.train(config(**fields), tmp_path / 'origin')
+    train.train(config(**{**fields, 'num_steps': 18, 'init.resume_from': str(tmp_path / 'origin')}),
+                tmp_path / 'fork')
+    rows = {name: {row['step']: row['eval/loss'] for row in read_rows(
+        tmp_path / name / 'metrics.jsonl') if 'eval/loss' in row} for name in ('origin', 'fork')}
+    assert rows['fork'].keys() == {12, 18}
+    # The training state alone was taken over, without the recalibrated statistics.
+    assert rows['fork'][12] != rows['origin'][12]
