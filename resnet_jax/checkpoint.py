@@ -287,7 +287,7 @@ def _restore(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
 def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
     """The shapes and dtypes of an item, as Orbax describes them; they are those of the digests."""
     try:
-        with _quiet_reads():
+        with quiet_ends():
             tree = ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
@@ -302,7 +302,7 @@ def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[s
     stored = _stored_digests(checkpoint, item)
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     try:
-        with _quiet_reads():
+        with quiet_ends():
             tree = ocp.PyTreeCheckpointHandler().restore(
                 (checkpoint / item).absolute(), args=ocp.args.PyTreeRestore(
                     item=wanted, restore_args=on_host, partial_restore=True))
@@ -315,11 +315,11 @@ def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[s
 
 
 @contextlib.contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """Where one read fails, the others end in silence.
+def quiet_ends() -> Iterator[None]:
+    """Where one read or write fails, the others end in silence.
 
-    Orbax closes its event loop at the first error; every read that ends later finds it closed, and
-    Python would print a traceback for each.
+    Orbax closes its event loop at the first error; whatever ends later finds it closed, and Python
+    would print a traceback for each.
     """
     before = sys.unraisablehook
 
@@ -329,7 +329,7 @@ def _quiet_reads() -> Iterator[None]:
 
     sys.unraisablehook = hook
     yield
-    sys.unraisablehook = before  # not after an error: reads are still under way
+    sys.unraisablehook = before  # not after an error: others are still under way
 
 
 def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> None:

@@ -9,7 +9,7 @@ import pathlib
 import traceback
 from collections.abc import Iterator
 
-from resnet_jax.checkpoint import steps_in
+from resnet_jax.checkpoint import quiet_ends, steps_in
 from resnet_jax.errors import UserError
 
 # What a user can mend, and how.
@@ -31,7 +31,8 @@ def errors_of(workdir: pathlib.Path) -> Iterator[None]:
         logging.getLogger(name).addFilter(_is_news)
     number = None
     try:
-        yield
+        with quiet_ends():
+            yield
     except UserError:
         raise
     except Exception as error:

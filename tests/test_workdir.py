@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
-from resnet_jax import data, train, workdir
+from resnet_jax import data, disk, train, workdir
 from resnet_jax.errors import UserError
 from resnet_jax.writers import parse_rows
 from tests import tiny
@@ -29,6 +30,16 @@ def test_train_runs_in_a_thread_and_leaves_the_same_bits(finished, tmp_path):  #
     thread.join()
     assert ends[0]['eval/count'] == 297
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+
+
+def test_writes_that_end_after_the_one_that_failed_print_nothing(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda late: printed.append(str(late.exc_value)))
+    with pytest.raises(UserError, match='cannot be written to'), disk.errors_of(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for message in ('Event loop is closed', 'another'):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(message)))
+    assert printed == ['another']
 
 
 def test_a_folder_in_use_is_refused_in_one_sentence_and_left_alone(tmp_path):
