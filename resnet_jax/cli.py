@@ -111,7 +111,7 @@ def workdir(default: str | None = None) -> pathlib.Path:
 
 def json_flag() -> flags.FlagHolder:
     """The flag --json."""
-    return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
+    return flag(flags.DEFINE_bool, 'json', False, 'Print JSON instead of a table.')
 
 
 def process_flags() -> tuple[flags.FlagHolder, ...]:
@@ -247,11 +247,16 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     path = pathlib.Path(values['config'])
     if not path.is_file():
         return _no_config(path)
+    no_config = f'{path} is not a config file, which is a Python file with a function get_config()'
     try:
-        known = leaves(runpy.run_path(str(path))['get_config']())
-    except (AttributeError, ImportError, KeyError, SyntaxError) as error:
-        return (f'{path} is not a config file, which is a Python file with a function '
-                f'get_config() ({type(error).__name__}: {error}).')
+        file = runpy.run_path(str(path))
+        if 'get_config' not in file:
+            return f'{no_config}.'
+        known = leaves(file['get_config']())
+    except (ImportError, SyntaxError) as error:
+        return f'{no_config} ({type(error).__name__}: {error}).'
+    except Exception:  # a mistake in the file, which the caller shows with its traceback
+        return None
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
         if any(name.startswith(field + '.') for name in known):
             return f'{field} is a section of the config; set one of its fields.'

@@ -225,6 +225,19 @@ def test_from_another_folder_the_configs_are_found(name, meant, tmp_path, monkey
     assert (f'did you mean {ROOT}/configs/{meant}' in sentence) == (meant is not None)
 
 
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+    file = tmp_path / 'mine.py'
+    for code, error in (('config.modle.depth = 8', AttributeError), ("{}['x']", KeyError)):
+        file.write_text('from configs import digits_r20\n'
+                        f'def get_config():\n    config = digits_r20.get_config()\n    {code}\n')
+        with pytest.raises(error):
+            cli.read_config([f'--config={file}'])
+    for text in ('x = = 1', 'import nowhere', 'x = 1'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r'mine\.py is not a config file'):
+            cli.read_config([f'--config={file}'])
+
+
 @pytest.mark.parametrize(('command', 'missing'), [
     (lambda folder: study.rows([]), 'altair'),
     (lambda folder: study.rows([]), 'vl_convert'),

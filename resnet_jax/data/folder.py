@@ -168,7 +168,9 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     root = pathlib.Path(path).expanduser()
     how = ('unpack the images as split/class/image, or prepare a TFDS dataset with `python -m '
            'resnet_jax.data.prepare`.')
-    if not path or not root.is_dir():
+    if not path:
+        raise UserError(f'data.path is not set; pass the folder of the dataset: {how}')
+    if not root.is_dir():
         raise UserError(f'data.path must be the folder of the dataset, but {path!r} is not a '
                         f'folder: {how}')
     for name in SPLIT_NAMES[split]:

@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import FOLDER, LISTED, Checkpoints, locate, read_weights
+from resnet_jax.checkpoint import FOLDER, Checkpoints, locate, read_weights
 from resnet_jax.classes import wordnet_names
 from resnet_jax.digests import by_path
 from resnet_jax.errors import UserError
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
+from resnet_jax.weights.files import check_finite
 from resnet_jax.writers import warn, write_whole
 
 CLASSES_FILE = 'classes.txt'
@@ -137,8 +138,4 @@ def read_classes(path: pathlib.Path) -> list[str] | None:
 
 def _check_finite(weights: Weights, what: str) -> None:
     """Raises UserError where weights or the normalisation hold NaN or infinity."""
-    arrays = by_path({**weights.variables, 'normalization': dict(weights.normalization)})
-    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if wrong:
-        more = f' and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
-        raise UserError(f'{what} contains NaN or infinity in {", ".join(wrong[:LISTED])}{more}.')
+    check_finite(by_path({**weights.variables, 'normalization': dict(weights.normalization)}), what)
