@@ -16,7 +16,7 @@ from resnet_jax import config as config_lib
 from resnet_jax.checkpoint import FOLDER, Checkpoints, locate, read_weights
 from resnet_jax.classes import wordnet_names
 from resnet_jax.digests import by_path
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, readable
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
 from resnet_jax.weights.files import check_finite
@@ -117,8 +117,7 @@ def config_of(path: pathlib.Path) -> ConfigDict:
 def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
     """Stores the names of the classes in label order; those of WordNet ids, where they are ids."""
     lines = [' '.join(wordnet_names().get(name, name).splitlines()) + '\n' for name in names]
-    # Names of folders need not be text.
-    write_whole(folder / CLASSES_FILE, ''.join(lines).encode(errors='replace'))
+    write_whole(folder / CLASSES_FILE, readable(''.join(lines)))
 
 
 def read_classes(path: pathlib.Path) -> list[str] | None:
