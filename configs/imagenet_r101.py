@@ -4,8 +4,7 @@
 
 The authors' release has 23.6 / 7.1 % by one crop.
 
-Its 256 images per step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB per chip and 3 all-reduces,
-by
+Its 256 images per step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB per chip and 3 all-reduces:
 
   python -m resnet_jax.compile --config=configs/imagenet_r101.py --topology=v5e:2x4
 """

@@ -5,8 +5,7 @@
 VGG-16 has 28.07 / 9.33 % top-1 / top-5 error by 10-crop testing in the paper, trained without batch
 normalisation. VGG-19 by --config.model.depth=19.
 
-Its 256 images per step fit on 8 chips of TPU v5e: 6,482 of 16,384 MiB per chip and 3 all-reduces,
-by
+Its 256 images per step fit on 8 chips of TPU v5e: 6,482 of 16,384 MiB per chip and 3 all-reduces:
 
   python -m resnet_jax.compile --config=configs/imagenet_vgg16.py --topology=v5e:2x4
 """

@@ -106,8 +106,8 @@ def share_out(machine: Machine, parallel: int | None, configs: Sequence[Any]) ->
                         'that --dry_run prints on hosts of their own.')
     each = machine.num_devices // parallel
     if each < needed:
-        raise UserError(f'--parallel={parallel} runs of {needed} devices each do not fit on the '
-                        f'{machine.num_devices} that there are.')
+        raise UserError(f'--parallel={parallel} runs of {needed} devices each need more than the '
+                        f'{machine.num_devices} available.')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',') if visible else [str(i) for i in range(machine.num_devices)]
     return [Share({'CUDA_VISIBLE_DEVICES': ','.join(names[i * each:(i + 1) * each])},

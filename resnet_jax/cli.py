@@ -10,6 +10,7 @@ import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -86,7 +87,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     _find_configs(argv)
     try:
         values(argv)
-        values.config.is_locked  # noqa: B018  (a missing file is told on the first access)
+        values.config.is_locked  # noqa: B018  (a missing file is noticed on the first access)
         return values.config
     except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
@@ -111,7 +112,7 @@ def workdir(default: str | None = None) -> pathlib.Path:
 
 def json_flag() -> flags.FlagHolder:
     """The flag --json."""
-    return flag(flags.DEFINE_bool, 'json', False, 'Print one JSON object instead of a table.')
+    return flag(flags.DEFINE_bool, 'json', False, 'Print JSON instead of a table.')
 
 
 def process_flags() -> tuple[flags.FlagHolder, ...]:
@@ -140,8 +141,11 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
     """
     if 'traceback' not in flags.FLAGS:
         flags.DEFINE_bool('traceback', os.environ.get('RESNET_JAX_TRACEBACK', '') not in ('', '0'),
-                          'Show where in the code a mistake was noticed, too; '
+                          'Show the traceback of an error that otherwise takes one line; '
                           'RESNET_JAX_TRACEBACK=1 does the same.')
+
+    # Names of files need not be text, nor need a terminal know all letters.
+    sys.stdout.reconfigure(errors='backslashreplace')
 
     def guarded(argv):
         try:
@@ -206,7 +210,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     try:
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.is_locked  # noqa: B018  (a missing file is told on the first access)
+            flags.FLAGS.config.is_locked  # noqa: B018  (a missing file is noticed on the first access)
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), 1)
         problem = _config_problem(argv) if 'config' in flags.FLAGS else None
@@ -219,15 +223,20 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
         fail(problem or ' '.join(str(error).split()))
     if len(rest) > 1 and not takes_files:
         fail(f'unexpected argument {rest[1]!r}; options have the form --name=value.')
-    missing = [need for need in needs if flags.FLAGS[need[2:].partition('=')[0]].value is None]
+    missing = [need for need in needs if _is_empty(flags.FLAGS[need[2:].partition('=')[0]].value)]
     if missing:
         fail(give(' and '.join(missing), main.__module__))
     folder = flags.FLAGS.workdir if 'workdir' in flags.FLAGS else None
-    if folder is not None and not folder.strip():
+    if folder is not None and _is_empty(folder):
         fail('--workdir is empty; give it a folder, such as --workdir=runs/digits.')
     if flags.FLAGS['verbosity'].using_default_value:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise
     return rest
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a flag was not given, or given without a value."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _find_configs(argv: Sequence[str]) -> None:
@@ -247,11 +256,16 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     path = pathlib.Path(values['config'])
     if not path.is_file():
         return _no_config(path)
+    no_config = f'{path} is not a config file, which is a Python file with a function get_config()'
     try:
-        known = leaves(runpy.run_path(str(path))['get_config']())
-    except (AttributeError, ImportError, KeyError, SyntaxError) as error:
-        return (f'{path} is not a config file, which is a Python file with a function '
-                f'get_config() ({type(error).__name__}: {error}).')
+        file = runpy.run_path(str(path))
+        if 'get_config' not in file:
+            return f'{no_config}.'
+        known = leaves(file['get_config']())
+    except (ImportError, SyntaxError) as error:
+        return f'{no_config} ({type(error).__name__}: {error}).'
+    except Exception:  # a mistake in the file, which the caller shows with its traceback
+        return None
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
         if any(name.startswith(field + '.') for name in known):
             return f'{field} is a section of the config; set one of its fields.'

@@ -1,6 +1,6 @@
 """What a compiled training step costs: memory, FLOPs, bytes and collectives, read from XLA.
 
-Compiled is the call that training makes, of `steps_per_call` steps; what it costs is told a step.
+The call that training makes is compiled, of `steps_per_call` steps; costs are reported per step.
 """
 
 import math

@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 from resnet_jax.errors import UserError
 
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
-# run goes on from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
+# run resumes from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
     'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',

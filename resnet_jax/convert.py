@@ -20,8 +20,8 @@ from resnet_jax.errors import UserError
 INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
     'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or .caffemodel; or a '
-    "folder of Hugging Face's or timm's. Their config.json and preprocessor_config.json are read "
-    'too.')
+    'folder downloaded from Hugging Face. A config.json and preprocessor_config.json in the same '
+    'folder are read too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write, which must not hold checkpoints yet.')

@@ -1,4 +1,4 @@
-"""What a command says instead of a traceback."""
+"""What a command says instead of a traceback, and names of files in it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     Commands print the sentence without a traceback and exit with 1. It is not a ValueError: code
     that handles those must not swallow it.
     """
+
+
+def readable(name: str) -> str:
+    """A text that holds names of files, with \\xNN for each byte that is not UTF-8.
+
+    Python keeps such bytes as lone surrogates, which neither UTF-8 nor JSON can hold.
+    """
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')

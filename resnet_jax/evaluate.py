@@ -47,7 +47,7 @@ SCALES = cli.flag(
     'Shorter sides of multi_scale, in pixels.')
 BATCH_SIZE = cli.flag(
     flags.DEFINE_integer, 'batch_size', 128,
-    'Crops that are computed at once, over all devices of a process; of larger views fewer are.',
+    'Crops that are computed at once, over all devices of a process; fewer where they are larger.',
     lower_bound=1)
 RECALIBRATE = cli.flag(
     flags.DEFINE_integer, 'recalibrate_batches', 0,

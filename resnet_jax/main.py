@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from resnet_jax import cli, xla_flags
+from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
 cli.flag(
@@ -26,6 +27,7 @@ def main(_) -> None:
     xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
     from resnet_jax import cpu, processes, train
+    from resnet_jax.data.decode import UnreadableImageError
     from resnet_jax.writers import say
 
     cpu.compute_in_main_thread()
@@ -34,6 +36,9 @@ def main(_) -> None:
         say(f'workdir: {workdir}')
         try:
             train.train(config, workdir)
+        except UnreadableImageError as error:
+            raise UserError(f'{error} To leave out images that cannot be read, pass '
+                            '--config.data.on_unreadable=skip.') from error
         except train.Stopped as stopped:
             say(str(stopped), sys.stderr)
             status = 128 + stopped.signal

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, readable
 
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
@@ -66,14 +66,6 @@ def main(argv: Sequence[str]) -> int:
 def report(failure: Exception) -> None:
     """A line on stderr."""
     print(f'error: {readable(str(failure))}', file=sys.stderr, flush=True)
-
-
-def readable(name: str) -> str:
-    """A text that holds names of files, with \\xNN for each byte that is not UTF-8.
-
-    Python keeps such bytes as lone surrogates, which neither UTF-8 nor JSON can hold.
-    """
-    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
 def class_names(networks: Sequence) -> Sequence[str]:

@@ -147,6 +147,9 @@ def load(path: str | pathlib.Path) -> Classifier:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
         return Classifier(weights.config, weights.variables, weights.normalization,
                           tuple(classes))
+    if len(classes) != count:
+        raise UserError(f'classes.txt of {path} has {len(classes)} names for {count} classes; '
+                        'mend it, or delete it to have numbers instead.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
                       named=True)
 

@@ -159,18 +159,25 @@ def completed(config: ConfigDict) -> ConfigDict:
     """The config with what it leaves empty: the architecture, the image size and the classes.
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
-    an empty `data.image_size` for their image size. An empty `model.num_classes` stands for the
+    an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,
+    takes both from its origin. An empty `model.num_classes` stands for the
     number of classes of the data.
 
     Raises:
       UserError: the weights or the data are missing.
     """
-    from_weights = config.init.checkpoint and None in (config.model.depth, config.data.image_size)
+    origin = config.init.checkpoint
+    if config.model.depth is None:
+        origin = origin or config.init.resume_from
+        if not origin:
+            raise UserError('model.depth is not set; pass --config.model.depth=N, or '
+                            '--config.init.checkpoint=DIR for the architecture of trained weights.')
+    from_weights = origin and None in (config.model.depth, config.data.image_size)
     if not from_weights and config.model.num_classes is not None:
         return config
     config = config.copy_and_resolve_references()
     if from_weights:
-        weights = stored.config_of(pathlib.Path(config.init.checkpoint))
+        weights = stored.config_of(pathlib.Path(origin))
         if config.model.depth is None:
             for field in ARCHITECTURE:
                 config.model[field] = weights.model[field]

@@ -20,7 +20,7 @@ MISFITS_LISTED = 6  # arrays that an error names
 
 @struct.dataclass
 class TrainState:
-    """Everything that a training run goes on from.
+    """Everything that a training run resumes from.
 
     Attributes:
       step: int32, updates done.

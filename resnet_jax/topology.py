@@ -20,7 +20,7 @@ class Chip:
     Attributes:
       peak: bfloat16 FLOPs a second. Convolutions of float32 run at it too: by default, XLA rounds
         what enters the matrix units of a TPU to bfloat16.
-      bandwidth: of the memory, bytes a second.
+      bandwidth: of the memory, bytes per second.
       memory: bytes.
       dimensions: of the network that links the chips of a slice.
       largest: chips of the largest slice.
@@ -62,7 +62,7 @@ class Topology:
       devices: of JAX; only to compile for, unless they are CPUs.
       device: what one of them is: 'chip', 'half chip' or 'simulated device'.
       peak: bfloat16 FLOPs a second of one device; None: not known.
-      bandwidth: of one device's memory, bytes a second; None: not known.
+      bandwidth: of one device's memory, bytes per second; None: not known.
       memory: bytes of one device.
     """
 

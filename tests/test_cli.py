@@ -14,6 +14,7 @@ from resnet_jax import cli, train
 from resnet_jax.errors import UserError
 from resnet_jax.program import build
 from resnet_jax.sharding import create_mesh
+from tests.data.data_helpers import write_folder
 from tests.test_train import rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,6 +75,9 @@ MORE = {  # script or module, arguments, environment
     'given workdir': ('folder', [DIGITS, '--workdir=runs/mine'], {}),
     'empty workdir': ('folder', [DIGITS, '--workdir='], {}),
     'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
+    'blank output': ('resnet_jax.convert', ['--input=x', '--output= '], {}),
+    'damaged image': ('resnet_jax.main', [f'--config={ROOT}/configs/folder.py',
+                                          '--config.data.path=images', '--config.mesh.data=1'], {}),
     'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
     'no sweep': ('experiments.degradation', ['--dry_run'], {}),
     'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
@@ -101,6 +105,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('commands')
     for name, text in SCRIPTS.items():
         (folder / f'{name}.py').write_text(text)
+    (write_folder(folder / 'images') / 'train' / 'a' / '0001.jpg').write_bytes(b'')
     calls = {(name, args): (name, args.split(), {}) for args in ('--help', '')
              for name in (FLAGS if args else NEEDY)} | MORE
     listed = [(str(folder / f'{name}.py') if name in SCRIPTS else
@@ -163,6 +168,19 @@ def test_the_workdir_is_named_after_the_config_file_and_never_empty(results):
         assert status == 1 and errors.startswith('error: --workdir is empty; '), errors
 
 
+def test_a_blank_output_is_a_missing_one(results):
+    status, _, errors = results['blank output']
+    assert status == 1 and errors.startswith('error: give --output=DIR, for example: '), errors
+
+
+def test_a_damaged_image_comes_with_the_field_that_leaves_it_out(results):
+    status, _, errors = results['damaged image']
+    assert status == 1
+    assert errors == (
+        'error: images/train/a/0001.jpg cannot be read: it is empty. To leave out images that '
+        'cannot be read, pass --config.data.on_unreadable=skip.\n')
+
+
 def test_sweeps_and_figures_of_a_config_share_a_folder(results):
     status, output, _ = results['sweep']
     assert status == 0
@@ -223,6 +241,19 @@ def test_from_another_folder_the_configs_are_found(name, meant, tmp_path, monkey
     assert sentence.startswith(f'there is no config file configs/{name}')
     assert sentence.endswith(f'The configs of the project are in {ROOT}/configs.')
     assert (f'did you mean {ROOT}/configs/{meant}' in sentence) == (meant is not None)
+
+
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+    file = tmp_path / 'mine.py'
+    for code, error in (('config.modle.depth = 8', AttributeError), ("{}['x']", KeyError)):
+        file.write_text('from configs import digits_r20\n'
+                        f'def get_config():\n    config = digits_r20.get_config()\n    {code}\n')
+        with pytest.raises(error):
+            cli.read_config([f'--config={file}'])
+    for text in ('x = = 1', 'import nowhere', 'x = 1'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r'mine\.py is not a config file'):
+            cli.read_config([f'--config={file}'])
 
 
 @pytest.mark.parametrize(('command', 'missing'), [

@@ -62,6 +62,22 @@ def test_summaries_and_sweeps_count_the_classes_too(images):
     grid.check([grid.Cell({}, (), config)], 1)
 
 
+def test_fine_tuning_without_weights_asks_for_them(images):
+    config = finetune.get_config()
+    config.data.path = str(images)
+    with pytest.raises(UserError, match=r'model.depth=N, or --config.init.checkpoint='):
+        completed(config)
+
+
+def test_a_fork_of_a_fine_tuned_run_needs_no_more_fields_than_the_run(images, tmp_path):
+    store(tmp_path / 'weights', width=8, size=24)
+    config = finetune.get_config()
+    config.update_from_flattened_dict({
+        'data.path': str(images), 'init.resume_from': str(tmp_path / 'weights')})
+    found = completed(config)
+    assert (found.model.depth, found.model.width, found.data.image_size) == (8, 8, 24)
+
+
 def test_what_is_not_left_empty_stays_as_it_is(tmp_path):
     config = finetune.get_config()
     config.update_from_flattened_dict({

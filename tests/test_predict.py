@@ -14,7 +14,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import classes, predict
 from resnet_jax import export as export_command
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, readable
 from tests.weights.networks import images, store
 
 
@@ -74,8 +74,8 @@ def test_names_that_are_not_utf8_are_written_with_escapes():
     name = os.fsdecode(b'\xc3\xa4\xff.jpg')
     with pytest.raises(UnicodeEncodeError):
         name.encode()
-    assert predict.readable(name) == 'ä\\xff.jpg'
-    assert json.loads(json.dumps(predict.readable(name))).encode() == b'\xc3\xa4\\xff.jpg'
+    assert readable(name) == 'ä\\xff.jpg'
+    assert json.loads(json.dumps(readable(name))).encode() == b'\xc3\xa4\\xff.jpg'
 
 
 def test_an_ensemble_has_the_names_of_the_network_that_knows_them():

@@ -242,8 +242,8 @@ def main(_) -> None:
                 pytorch, config.to_json(), compiled, cores)
     for name, (_, config_json, *_) in contenders.items():
         if STEPS.value % (count := json.loads(config_json)['steps_per_call']):
-            raise UserError(f'--steps={STEPS.value} is no multiple of the {count} steps_per_call '
-                            f'of {name}.')
+            raise UserError(f'--steps={STEPS.value} must be a multiple of {count}, the '
+                            f'steps_per_call of {name}.')
     outcomes = turns.take_turns(contenders, REPEATS.value, STEPS.value)
     for outcome in outcomes.values():
         for one in outcome.passes:

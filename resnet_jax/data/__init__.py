@@ -222,11 +222,6 @@ def _check(config: ConfigDict) -> None:
     if data.eval_resize is not None and data.image_size and data.eval_resize < data.image_size:
         raise UserError(f'data.eval_resize must not be less than data.image_size, got '
                         f'{data.eval_resize} and {data.image_size}.')
-    if data.train_crop == 'pad' and data.image_size and data.crop_padding >= data.image_size:
-        raise UserError(f'data.crop_padding={data.crop_padding} must be less than '
-                        f'data.image_size={data.image_size}.')
-    if data.channels not in (1, 3):
-        raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
     if (data.mixup_alpha or data.cutmix_alpha) and config.batch_size % 2:
         raise UserError(f'mixup and CutMix pair the images of a batch: batch_size must be even, '
                         f'got {config.batch_size}.')

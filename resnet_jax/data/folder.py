@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data.sources import Item, digest
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, readable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
@@ -33,7 +33,7 @@ class Folder:
 
     Attributes:
       num_classes: labels are in [0, num_classes).
-      class_names: of the labels, in order.
+      class_names: of the labels, in order, with \\xNN for bytes that are not UTF-8.
       fingerprint: of the classes, and of every file's name and size.
       cache_key: changes with the files' times too.
       labels: int32 [N].
@@ -43,10 +43,10 @@ class Folder:
                  class_names: Sequence[str]):
         self._root, self._paths = str(root), [file.path for file in files]
         self.labels = labels.astype(np.int32)
-        self.class_names = tuple(class_names)
+        self.class_names = tuple(map(readable, class_names))
         self.num_classes = len(class_names)
         sizes = np.array([file.size for file in files])
-        self.fingerprint = digest(self.class_names, '\n'.join(self._paths), sizes, self.labels)
+        self.fingerprint = digest(tuple(class_names), '\n'.join(self._paths), sizes, self.labels)
         self.cache_key = digest(self.fingerprint, np.array([file.modified for file in files]))
 
     def __len__(self) -> int:
@@ -54,8 +54,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> Item:
         path = os.path.join(self._root, self._paths[index])
-        # Names that are not UTF-8 can be neither printed nor stored as they are.
-        name = os.fsencode(path).decode('utf-8', 'backslashreplace')
+        name = readable(path)
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once
                 return Item(file.read(), int(self.labels[index]), name)
@@ -71,7 +70,7 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
       path: the root, which holds a folder for each split. The evaluation split may be called test,
         val or validation.
       split: 'train' or 'test'.
-      class_list: '' or a file that names one class per line, in label order. Of a line with tabs,
+      class_list: '' or a file that names one class per line, in label order. In a line with tabs,
         an index may come first and a description last.
       label_file: '' or a file for an evaluation split without class folders; see `_flat`.
 
@@ -168,7 +167,9 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     root = pathlib.Path(path).expanduser()
     how = ('unpack the images as split/class/image, or prepare a TFDS dataset with `python -m '
            'resnet_jax.data.prepare`.')
-    if not path or not root.is_dir():
+    if not path:
+        raise UserError(f'data.path is not set; pass the folder of the dataset: {how}')
+    if not root.is_dir():
         raise UserError(f'data.path must be the folder of the dataset, but {path!r} is not a '
                         f'folder: {how}')
     for name in SPLIT_NAMES[split]:

@@ -1,7 +1,7 @@
 """Writes a split of a dataset as ArrayRecord shards, in parallel, resumable, and verified.
 
 Every shard is there whole or not at all, and a journal describes those that are finished, so that
-an interrupted run goes on with the others.
+an interrupted run resumes with the others.
 """
 
 import functools

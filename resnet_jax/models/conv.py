@@ -67,7 +67,6 @@ def _forward(x, kernel, stride: int, num_devices: int):
 
 def _backward(stride: int, num_devices: int, saved, dy):
     x, kernel = saved
-
     k = len(kernel)
 
     def cpu(x, kernel, dy):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.weights import beside, caffe, files, names, recognise
+from resnet_jax.writers import write_whole
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.
@@ -142,6 +142,9 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
             raise UserError(f'{path}: what it says of the network is damaged: {error}') from error
     first = 'features.0.weight' if fields['family'] == 'vgg' else 'conv1.weight'
     config.data.channels = tensors[first].shape[1]
+    if config.data.channels not in (1, 3):
+        raise UserError(f'{path}: the network takes images of {config.data.channels} channels, and '
+                        'only grey images (1) and colour images (3) can be read.')
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', (32, 32) if fields['family'] == 'cifar' else (224, 256))
     return config
@@ -168,7 +171,7 @@ def _assumed(model, stride_in: str | None) -> tuple[str, ...]:
     if model.family == 'vgg':
         return ()
     if model.family == 'cifar':
-        return ('shortcuts of option A, and not none',) if model.shortcut == 'A' else ()
+        return ('shortcuts of option A, not a plain network',) if model.shortcut == 'A' else ()
     stride = (f'stride {model.stride_in} (see --stride_in)',) if (
         model.depth >= 50 and not stride_in) else ()
     return (*stride, 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
@@ -195,10 +198,8 @@ def write_bytes_whole(path: pathlib.Path, data: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 

@@ -2,7 +2,7 @@
 
 import pathlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import safetensors
@@ -15,6 +15,8 @@ SUFFIXES = ('.safetensors', *PICKLES, '.caffemodel')
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of Hugging Face's and timm's folders
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys that a training script may save under
 LISTED = 6  # names that an error spells out
+# How the names of running variances end: PyTorch's, ours, and those of a Caffe file.
+VARIANCES = ('running_var', '/var', '(running_var)')
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -112,14 +114,23 @@ def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np
     return kept
 
 
-def check_finite(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """Raises UserError with the names of tensors that hold NaN or infinite numbers."""
-    names = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+def check_finite(arrays: Mapping[str, np.ndarray], what: pathlib.Path | str) -> None:
+    """Raises UserError, which says what holds them, with the names of arrays with NaN or infinity.
+
+    A variance below 0, of which the square root is NaN, is refused as well.
+    """
+    _refuse(arrays, what, 'NaN or infinity', lambda name, array: not np.isfinite(array).all())
+    _refuse(arrays, what, 'a variance below 0',
+            lambda name, array: name.endswith(VARIANCES) and (array < 0).any())
+
+
+def _refuse(arrays: Mapping[str, np.ndarray], what: pathlib.Path | str, contents: str,
+            is_wrong: Callable[[str, np.ndarray], bool]) -> None:
+    names = [name for name, array in arrays.items() if is_wrong(name, array)]
     if names:
         more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-        raise UserError(f'{path} holds numbers that are NaN or infinite, in '
-                        f'{", ".join(names[:LISTED])}{more}: the file is damaged, or the training '
-                        'that wrote it had diverged.')
+        raise UserError(f'{what} contains {contents} in {", ".join(names[:LISTED])}{more}: it is '
+                        'damaged, or the training that wrote it had diverged.')
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:

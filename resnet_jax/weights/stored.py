@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import FOLDER, LISTED, Checkpoints, locate, read_weights
+from resnet_jax.checkpoint import FOLDER, Checkpoints, locate, read_weights
 from resnet_jax.classes import wordnet_names
 from resnet_jax.digests import by_path
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, readable
 from resnet_jax.state import TrainState
 from resnet_jax.weights import Weights
+from resnet_jax.weights.files import check_finite
 from resnet_jax.writers import warn, write_whole
 
 CLASSES_FILE = 'classes.txt'
@@ -116,8 +117,7 @@ def config_of(path: pathlib.Path) -> ConfigDict:
 def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
     """Stores the names of the classes in label order; those of WordNet ids, where they are ids."""
     lines = [' '.join(wordnet_names().get(name, name).splitlines()) + '\n' for name in names]
-    # Names of folders need not be text.
-    write_whole(folder / CLASSES_FILE, ''.join(lines).encode(errors='replace'))
+    write_whole(folder / CLASSES_FILE, readable(''.join(lines)))
 
 
 def read_classes(path: pathlib.Path) -> list[str] | None:
@@ -137,8 +137,4 @@ def read_classes(path: pathlib.Path) -> list[str] | None:
 
 def _check_finite(weights: Weights, what: str) -> None:
     """Raises UserError where weights or the normalisation hold NaN or infinity."""
-    arrays = by_path({**weights.variables, 'normalization': dict(weights.normalization)})
-    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if wrong:
-        more = f' and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
-        raise UserError(f'{what} contains NaN or infinity in {", ".join(wrong[:LISTED])}{more}.')
+    check_finite(by_path({**weights.variables, 'normalization': dict(weights.normalization)}), what)

@@ -142,6 +142,16 @@ def test_damaged_shards_are_named(folder, tmp_path):
     assert bytes(file.read_bytes()) == bytes(whole)
 
 
+def test_classes_whose_names_are_not_utf_8_can_be_printed(folder):
+    before = open_folder(str(folder), 'train').fingerprint
+    for split in ('train', 'test'):
+        os.rename(folder / split / 'b', os.fsencode(folder / split) + b'/b\xe9')
+    source = open_folder(str(folder), 'test')
+    assert source.class_names == ('a', 'b\\xe9', 'c')
+    assert open_folder(str(folder), 'train').fingerprint != before
+    assert len(source[len(source) // 2].image) > 0
+
+
 def test_files_whose_names_are_not_utf_8_are_read_reported_and_prepared(folder, tmp_path):
     name = os.fsencode(folder) + b'/train/a/caf\xe9.jpg'
     with open(name, 'wb') as file:

@@ -137,17 +137,30 @@ def test_numbers_that_are_not_finite_are_refused_by_the_names_of_the_file(wrong,
     broken = ['module.layer2.0.conv1.weight', 'module.fc.bias'][:count]
     for name in broken:
         named[name].flat[1] = wrong
-    refuse(tmp_path / 'w.safetensors', save(named), f'NaN or infinite, in .*{broken[-1]}')
+    refuse(tmp_path / 'w.safetensors', save(named), f'NaN or infinity in .*{broken[-1]}')
     torch = pytest.importorskip('torch', reason='reading pickles needs PyTorch')
     torch.save({name: torch.from_numpy(array) for name, array in named.items()}, tmp_path / 'w')
-    refuse(tmp_path / 'w.pth', (tmp_path / 'w').read_bytes(), f'infinite, in .*{broken[-1]}')
+    refuse(tmp_path / 'w.pth', (tmp_path / 'w').read_bytes(), f'infinity in .*{broken[-1]}')
+
+
+def test_a_variance_below_0_is_refused(tmp_path):
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    tensors['layer2.0.bn1.running_var'][1] = -1e-3
+    refuse(tmp_path / 'w.safetensors', save(tensors),
+           r'contains a variance below 0 in layer2\.0\.bn1\.running_var')
+
+
+def test_images_of_four_channels_are_refused(tmp_path):
+    tensors = random_weights.tensors(random_weights.fields(width=2))
+    tensors['conv1.weight'] = np.zeros((2, 4, 7, 7), np.float32)
+    refuse(tmp_path / 'w.safetensors', save(tensors), 'takes images of 4 channels')
 
 
 def test_a_caffemodel_with_nan_is_refused_by_the_name_of_its_layer(tmp_path):
     tensors = random_weights.tensors(random_weights.fields(width=2))
     tensors['layer1.0.conv2.weight'][0] = np.nan
     refuse(tmp_path / 'w.caffemodel', random_weights.caffemodel(tensors),
-           r'NaN or infinite, in res2a_branch2b \(weight\)')
+           r'NaN or infinity in res2a_branch2b \(weight\)')
 
 
 def test_a_published_cifar_network_needs_its_mean_and_std():

@@ -172,7 +172,10 @@ def test_the_names_of_the_classes_of_a_folder_are_stored_with_its_run(tmp_path):
         store(run, num_classes=3)
         assert resnet_jax.load(run).classes == ('cat', 'dog', 'tench, Tinca tinca')
     stored.write_classes(run, ('a\nb', os.fsdecode(b'\xff'), ''))
-    assert resnet_jax.load(run).classes == ('a b', '?', '')
+    assert resnet_jax.load(run).classes == ('a b', r'\xff', '')
+    (run / 'classes.txt').write_text('cat\n')
+    with pytest.raises(UserError, match=r'has 1 names for 3 classes'):
+        resnet_jax.load(run)
     (run / 'classes.txt').write_bytes(b'\xff')
     with pytest.raises(UserError, match=r'classes\.txt cannot be read as text'):
         resnet_jax.load(run)
