@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from resnet_jax.writers import write_whole
+from resnet_jax.output import write_whole
 
 
 def save(chart: alt.TopLevelMixin, path: pathlib.Path,

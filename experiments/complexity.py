@@ -83,7 +83,7 @@ def _size(file: str, overrides: dict[str, Any]) -> dict[str, int]:
 
 
 def _count(fields: dict[str, Any]) -> dict[str, int]:
-    from resnet_jax.summary import summarize
+    from resnet_jax.training.costs import summarize
 
     summary = summarize(grid.rebuild(fields))
     return {'parameters': summary['parameters'], 'multiply_adds': summary['multiply_adds']}

@@ -9,7 +9,7 @@ import altair as alt
 
 from experiments.claims import estimate
 from experiments.ledger import Row
-from resnet_jax.writers import read_rows
+from resnet_jax.training.writers import read_rows
 
 TAGS = {'train/top1_error': 'training', 'eval/top1_error': 'test'}
 TICKS = (0, 1, 5, 10, 25, 50, 75, 100)

@@ -36,7 +36,7 @@ def main(_) -> None:
 
 def results(groups: Groups) -> list[dict[str, Any]]:
     """Size, the paper's error and the measured ones of each depth."""
-    from resnet_jax.summary import summarize
+    from resnet_jax.training.costs import summarize
 
     found = []
     for (depth,), group in groups.items():

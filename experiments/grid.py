@@ -104,8 +104,10 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
       UserError: names the cell and what is wrong.
     """
     from resnet_jax import config as config_lib
-    from resnet_jax import data, optim, sharding
-    from resnet_jax.program import completed, create_model
+    from resnet_jax import data
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training import optim
+    from resnet_jax.training.program import completed, create_model
 
     sources = set()
     for cell in cells:

@@ -12,7 +12,8 @@ from typing import Any
 import resnet_jax
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
-from resnet_jax.writers import read_rows, write_whole
+from resnet_jax.output import write_whole
+from resnet_jax.training.writers import read_rows
 
 FINISHED, FAILED = 'finished', 'failed'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')

@@ -58,8 +58,9 @@ class Found(NamedTuple):
 
 
 def main(argv) -> None:
-    from resnet_jax import compilation_cache, pretrained
-    from resnet_jax.writers import say
+    from resnet_jax.output import say
+    from resnet_jax.tasks.classification import classifier as pretrained
+    from resnet_jax.xla import cache as compilation_cache
 
     if len(argv) != 2:
         raise UserError(cli.give('one folder, a workdir or converted weights', __name__))
@@ -91,7 +92,7 @@ def write(output: pathlib.Path, heading: str, found: Found) -> None:
     """
     from experiments import report
     from experiments.seeing.answer import QUESTION
-    from resnet_jax.writers import write_whole
+    from resnet_jax.output import write_whole
 
     (output / 'figures').mkdir(exist_ok=True)
     report.write_figures(output / 'figures', found.sections)

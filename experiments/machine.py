@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from resnet_jax.cores import core_numbers
+from resnet_jax.distributed.cores import core_numbers
+from resnet_jax.distributed.sharding import mesh_shape
 from resnet_jax.errors import UserError
-from resnet_jax.sharding import mesh_shape
 
 LOOK = '''
 import jax, json

@@ -69,7 +69,8 @@ def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
     """
     import jax
 
-    from resnet_jax import data, sharding
+    from resnet_jax import data
+    from resnet_jax.distributed import sharding
     from resnet_jax.weights import stored
 
     weights = stored.read(folder / row['run'])

@@ -52,7 +52,7 @@ def group(rows: Sequence[Row]) -> Groups:
 
 def results(groups: Groups) -> list[dict[str, Any]]:
     """Size, the paper's error and the measured ones of each option."""
-    from resnet_jax.summary import summarize
+    from resnet_jax.training.costs import summarize
 
     found = []
     for option, runs in groups.items():

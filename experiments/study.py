@@ -116,7 +116,7 @@ def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: st
       runs: their rows, which are written without their configs.
     """
     from experiments import charts as charts_lib
-    from resnet_jax.writers import write_whole
+    from resnet_jax.output import write_whole
 
     folder = pathlib.Path(WORKDIR.value) if WORKDIR.value else folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,10 @@ from experiments import ledger as ledger_lib
 from experiments.grid import Cell
 from experiments.ledger import Ledger, Row
 from resnet_jax import cli
-from resnet_jax.cores import restrict
+from resnet_jax.distributed.cores import restrict
 from resnet_jax.errors import UserError
-from resnet_jax.writers import duration, read_rows
+from resnet_jax.output import duration
+from resnet_jax.training.writers import read_rows
 
 CONFIG = cli.config_flag()
 SWEEP = cli.flag(
@@ -295,7 +296,7 @@ def step_costs(cells: Sequence[Cell]) -> dict[str, int]:
     """Multiply-adds of a training step of each cell, by its name."""
     from ml_collections import ConfigDict
 
-    from resnet_jax.summary import summarize
+    from resnet_jax.training.costs import summarize
 
     by_model = {}
     for cell in cells:

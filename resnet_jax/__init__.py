@@ -7,7 +7,7 @@ import typing
 if typing.TYPE_CHECKING:
     import os
 
-    from resnet_jax.pretrained import Classifier
+    from resnet_jax.tasks.classification.classifier import Classifier
 
 __version__ = '0.1.0'
 __all__ = ['__version__', 'load']
@@ -34,11 +34,13 @@ def load(path: str | os.PathLike) -> Classifier:
         `workdir/checkpoints/<step>`; or a folder that `resnet_jax.convert` wrote.
 
     Returns:
-      See `resnet_jax.pretrained.Classifier`.
+      See `resnet_jax.tasks.classification.classifier.Classifier`.
 
     Raises:
       resnet_jax.errors.UserError: there is no checkpoint, or it is damaged.
     """
-    from resnet_jax import pretrained  # JAX is imported only when it is needed
+    from resnet_jax.tasks.classification import (
+        classifier as pretrained,  # JAX is imported only when it is needed
+    )
 
     return pretrained.load(path)

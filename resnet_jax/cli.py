@@ -116,7 +116,7 @@ def json_flag() -> flags.FlagHolder:
 
 
 def process_flags() -> tuple[flags.FlagHolder, ...]:
-    """The flags --coordinator, --num_processes and --process_id, for `resnet_jax.processes.job`."""
+    """The flags --coordinator, --num_processes and --process_id, for `processes.job`."""
     return (
         flag(flags.DEFINE_string, 'coordinator', None,
              'Address and port of process 0, for a job of several processes that was not started '

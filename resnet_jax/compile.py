@@ -16,8 +16,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from resnet_jax import cli, compiled, topology
+from resnet_jax import cli
 from resnet_jax.errors import UserError
+from resnet_jax.training import compiled
+from resnet_jax.xla import topologies as topology
 
 GIB, MIB = 2**30, 2**20
 

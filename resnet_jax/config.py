@@ -47,7 +47,7 @@ def default() -> ConfigDict:
     # Training steps in one call of the devices, where nothing is due before its end; single steps
     # otherwise. Worth it where a step takes no longer than its call, as small networks' on a GPU.
     config.steps_per_call = 1
-    config.xla_preset = 'cpu'  # options of the compiler, see resnet_jax/xla_flags.py
+    config.xla_preset = 'cpu'  # options of the compiler, see resnet_jax/xla/flags.py
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'

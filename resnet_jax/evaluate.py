@@ -64,7 +64,7 @@ WORST = 5  # classes that the printed report names
 
 
 def main(_) -> None:
-    from resnet_jax import processes
+    from resnet_jax.distributed import processes
 
     paths = [*([WORKDIR.value] if WORKDIR.value else []), *CHECKPOINT.value]
     if not paths:
@@ -81,9 +81,12 @@ def evaluate(paths: list[str]) -> None:
     """
     import jax
 
-    from resnet_jax import backend, compilation_cache, inference, pretrained
-    from resnet_jax.scores import confusion_table, score
-    from resnet_jax.writers import say, write_whole
+    from resnet_jax.output import say, write_whole
+    from resnet_jax.tasks.classification import classifier as pretrained
+    from resnet_jax.tasks.classification import inference
+    from resnet_jax.tasks.classification.scores import confusion_table, score
+    from resnet_jax.xla import backend
+    from resnet_jax.xla import cache as compilation_cache
 
     backend.devices()
     networks = [pretrained.load(path) for path in paths]
@@ -184,8 +187,10 @@ def recalibrated(network, config, batches: int):
     import jax
     import numpy as np
 
-    from resnet_jax import program as program_lib
-    from resnet_jax import sharding, state
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training import program as program_lib
+    from resnet_jax.training import state
+    from resnet_jax.training.state import TrainState
     from resnet_jax.weights.stored import weights_state
 
     if not network.variables.get('batch_stats'):
@@ -195,7 +200,7 @@ def recalibrated(network, config, batches: int):
     config.model.virtual_batch_size = virtual
     program = program_lib.build(config, sharding.create_mesh(config))
     weights = jax.device_put(
-        weights_state(network.variables, network.normalization), program.everywhere)
+        TrainState(**weights_state(network.variables, network.normalization)), program.everywhere)
     statistics = jax.jit(program.batch_statistics, out_shardings=program.everywhere)
 
     def collect():

@@ -28,7 +28,8 @@ IMAGE_SIZE = cli.flag(
 
 
 def main(_) -> None:
-    from resnet_jax import pretrained, weights
+    from resnet_jax import weights
+    from resnet_jax.tasks.classification import classifier as pretrained
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
@@ -51,7 +52,7 @@ def stablehlo(network, image_size: int) -> bytearray:
     """The network as a serialised `jax.export.Exported` with a symbolic batch size.
 
     Args:
-      network: a `resnet_jax.pretrained.Classifier`.
+      network: a `resnet_jax.tasks.classification.classifier.Classifier`.
       image_size: height and width of its images.
 
     Returns:
@@ -68,7 +69,7 @@ def stablehlo(network, image_size: int) -> bytearray:
     from jax import export
 
     from resnet_jax.models import ConfigError
-    from resnet_jax.pretrained import logits
+    from resnet_jax.tasks.classification.classifier import logits
 
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(

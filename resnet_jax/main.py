@@ -11,8 +11,9 @@ import sys
 
 from absl import flags
 
-from resnet_jax import cli, xla_flags
+from resnet_jax import cli
 from resnet_jax.errors import UserError
+from resnet_jax.xla import flags as xla_flags
 
 CONFIG = cli.config_flag()
 cli.flag(
@@ -26,9 +27,11 @@ def main(_) -> None:
     config, workdir, status = CONFIG.value, cli.workdir(), 0
     xla_flags.use(config.xla_preset)
     # After the flags, so that a wrong one is told at once.
-    from resnet_jax import cpu, processes, train
     from resnet_jax.data.decode import UnreadableImageError
-    from resnet_jax.writers import say
+    from resnet_jax.distributed import processes
+    from resnet_jax.output import say
+    from resnet_jax.training import loop as train
+    from resnet_jax.xla import cpu
 
     cpu.compute_in_main_thread()
     with processes.job(*(flag.value for flag in PROCESSES)):

@@ -36,7 +36,9 @@ STDIN = '-'
 
 
 def main(argv: Sequence[str]) -> int:
-    from resnet_jax import backend, compilation_cache, pretrained
+    from resnet_jax.tasks.classification import classifier as pretrained
+    from resnet_jax.xla import backend
+    from resnet_jax.xla import cache as compilation_cache
 
     if not CHECKPOINT.value:
         raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))

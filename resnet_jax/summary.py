@@ -7,120 +7,18 @@ parameters and optimizer. --json prints the same as one JSON object.
 """
 
 import json
-import math
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.extend as jex
-import jax.numpy as jnp
 from absl import flags
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
-from resnet_jax import cli, optim
-from resnet_jax.program import completed, create_model
-
-PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
+from resnet_jax import cli
+from resnet_jax.training.costs import shapes, summarize
 
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
 PARAMETERS = cli.flag(
     flags.DEFINE_bool, 'parameters', False, 'Also list every array of parameters.')
-
-
-def summarize(config: ConfigDict) -> dict[str, Any]:
-    """Size and cost of the network, by shape inference.
-
-    Returns:
-      'parameters': their number. 'multiply_adds': of convolutions and dense layers, for one image.
-      'stages': name and output shape [H, W, C] or [C] of every part, for one image. 'memory': bytes
-      of 'parameters', 'batch_stats' and 'optimizer_state'.
-
-    Raises:
-      UserError: a field of the config is wrong.
-    """
-    config = completed(config)
-    model, variables, images = _shapes(config)
-
-    def forward(variables, images):
-        return model.apply(
-            variables, images, train=False, mutable=['intermediates'],
-            capture_intermediates=lambda module, _: len(module.path) == 1)[1]['intermediates']
-
-    outputs = jax.eval_shape(forward, variables, images)
-    return {
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
-        'multiply_adds': multiply_adds(forward, variables, images),
-        'stages': [{'name': name, 'shape': list(outputs[name]['__call__'][0].shape[1:])}
-                   for name in sorted(outputs, key=_position)
-                   if 'norm' not in name and 'Dropout' not in name],
-        'memory': {
-            'parameters': _bytes(variables['params']),
-            'batch_stats': _bytes(variables.get('batch_stats', {})),
-            'optimizer_state': _bytes(
-                jax.eval_shape(optim.create_optimizer(config).init, variables['params'])),
-        },
-    }
-
-
-def _shapes(config: ConfigDict) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
-    """The network, and the shapes of its variables and of one image."""
-    config = config.copy_and_resolve_references()
-    config.model.stem_space_to_depth = False  # zeros of its kernel are no part of the network
-    model = create_model(config)
-    size = config.data.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
-    variables = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
-    return model, variables, images
-
-
-def _position(name: str) -> tuple[int, str]:
-    """Puts the parts in the order in which an image passes them."""
-    return next(i for i, part in enumerate(PARTS) if name.startswith(part)), name
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def multiply_adds(function: Callable, *args: Any) -> int:
-    """Multiply-adds of all convolutions and matrix products that a function traces to.
-
-    Args:
-      function: traced, never run.
-      *args: arrays or `jax.ShapeDtypeStruct`.
-    """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _count(jaxpr: jex.core.Jaxpr) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'conv_general_dilated':
-            kernel = eqn.invars[1].aval.shape
-            out_features = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features
-        elif eqn.primitive.name == 'dot_general':
-            (contracted, _), _ = eqn.params['dimension_numbers']
-            shape = eqn.invars[0].aval.shape
-            total += (math.prod(eqn.outvars[0].aval.shape)
-                      * math.prod(shape[axis] for axis in contracted))
-        else:
-            repeats = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-            total += repeats * sum(_count(inner) for inner in _inner_jaxprs(eqn))
-    return total
-
-
-def _inner_jaxprs(eqn) -> list[jex.core.Jaxpr]:
-    """The program that a call, a scan or a custom derivative runs."""
-    for name in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
-        if name in eqn.params:
-            inner = eqn.params[name]
-            return [getattr(inner, 'jaxpr', inner)]
-    return []
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -143,7 +41,7 @@ def main(_) -> None:
         return
     print(table(summary))
     if PARAMETERS.value:
-        variables = _shapes(config)[1]
+        variables = shapes(config)[1]
         print(parameter_overview.get_parameter_overview(
             variables['params'], include_stats=False))
 

@@ -7,14 +7,15 @@ import sys
 import jax
 import pytest
 
-from resnet_jax import backend, train
 from resnet_jax.errors import UserError
-from resnet_jax.writers import read_rows
+from resnet_jax.training import loop as train
+from resnet_jax.training.writers import read_rows
+from resnet_jax.xla import backend
 from tests.test_train import arrays, assert_same_bits
 
 STARTS = '''
 import jax
-from resnet_jax import backend
+from resnet_jax.xla import backend
 from resnet_jax.errors import UserError
 
 for platform in ('cuda', 'nonsense'):

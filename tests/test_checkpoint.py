@@ -10,10 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from resnet_jax import sharding
-from resnet_jax.checkpoint import Checkpoints, Damaged, read_weights
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
+from resnet_jax.training.program import build
+from resnet_jax.weights.checkpoint import Damaged, read_weights
+from resnet_jax.weights.checkpoints import Checkpoints
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from experiments import complexity, look, packages, study
-from resnet_jax import cli, train
+from resnet_jax import cli
+from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
-from resnet_jax.sharding import create_mesh
+from resnet_jax.training import loop as train
+from resnet_jax.training.program import build
 from tests.data.data_helpers import write_folder
 from tests.test_train import rows
 

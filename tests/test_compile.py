@@ -11,10 +11,14 @@ import pytest
 
 from configs import imagenet_r50
 from resnet_jax import compile as command
-from resnet_jax import compiled, data, hlo, sharding, topology
+from resnet_jax import data
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
-from resnet_jax.summary import summarize
+from resnet_jax.training import compiled
+from resnet_jax.training.costs import summarize
+from resnet_jax.training.program import build
+from resnet_jax.xla import hlo
+from resnet_jax.xla import topologies as topology
 from tests import tiny
 from tests.test_main import start
 

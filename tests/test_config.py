@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data, models, optim, sharding, train, workdir, xla_flags
+from resnet_jax import data, models
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
-from resnet_jax.summary import summarize
+from resnet_jax.training import loop as train
+from resnet_jax.training import optim, workdir
+from resnet_jax.training.costs import summarize
+from resnet_jax.training.program import build
+from resnet_jax.xla import flags as xla_flags
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob('configs/*.py'))
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from resnet_jax import cpu
-from resnet_jax.cores import available_cores, core_numbers
+from resnet_jax.distributed.cores import available_cores, core_numbers
+from resnet_jax.xla import cpu
 
 FAULTS = '''
 import resource
-from resnet_jax import cpu
+from resnet_jax.xla import cpu
 cpu.compute_in_main_thread()
 import jax, jax.numpy as jnp
 if {keep}:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax import digests as digests_lib
-from resnet_jax.digests import checksum, digests
+from resnet_jax.weights import digests as digests_lib
+from resnet_jax.weights.digests import checksum, digests
 
 
 def array(*shape, dtype=np.float32):

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import inference, models, train, weights
+from resnet_jax import models, weights
 from resnet_jax.data.sources import ArraySource
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.tasks.classification import inference
+from resnet_jax.training import loop as train
 from tests.weights import random_weights
 from tests.weights.networks import images, store
 from tests.weights.test_recognition import write

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import evaluate, inference, program, train
+from resnet_jax import evaluate
 from resnet_jax.data.sources import ArraySource, Item
 from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
 from resnet_jax.errors import UserError
-from resnet_jax.scores import calibration_error, score
+from resnet_jax.tasks.classification import inference
+from resnet_jax.tasks.classification.scores import calibration_error, score
+from resnet_jax.training import loop as train
+from resnet_jax.training import program
 from tests.weights.networks import images, store
 
 

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import train, validation
-from resnet_jax.checkpoint import Checkpoints, read_weights
 from resnet_jax.data.resident import Resident
 from resnet_jax.errors import UserError
-from resnet_jax.monitor import StepLog
-from resnet_jax.writers import MetricsWriter
+from resnet_jax.training import loop as train
+from resnet_jax.training import validation
+from resnet_jax.training.log import StepLog
+from resnet_jax.training.writers import MetricsWriter
+from resnet_jax.weights.checkpoint import read_weights
+from resnet_jax.weights.checkpoints import Checkpoints
 from tests import tiny
 from tests.test_train import arrays, assert_same_bits, logged, points, rows
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from resnet_jax import train
+from resnet_jax.training import loop as train
 from tests import test_faults, tiny
 from tests.test_processes import Job
 from tests.test_train import arrays, assert_same_bits, rows
@@ -16,7 +16,9 @@ import pathlib
 import signal
 import jax
 import pytest
-from resnet_jax import cli, processes, train
+from resnet_jax import cli
+from resnet_jax.distributed import processes
+from resnet_jax.training import loop as train
 from tests.test_faults import Places, build_once
 from tests.test_faults_of_processes import PLACES, config
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from resnet_jax import train, workdir
 from resnet_jax.errors import UserError
-from resnet_jax.writers import read_rows
+from resnet_jax.training import loop as train
+from resnet_jax.training import workdir
+from resnet_jax.training.writers import read_rows
 from tests import tiny
 from tests.test_train import arrays, assert_same_bits
 

@@ -20,7 +20,7 @@ import jaxlib
 import numpy as np
 import pytest
 
-from resnet_jax import train
+from resnet_jax.training import loop as train
 from resnet_jax.weights import stored
 from tests import tiny
 

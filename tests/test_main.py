@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from resnet_jax import workdir
+from resnet_jax.training import workdir
 from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
     code = f'''
 import pathlib, sys
 import resnet_jax.main, resnet_jax.summary
-from resnet_jax import train
+from resnet_jax.training import loop as train
 from tests import tiny
 config = tiny.config()
 config.num_steps = 1

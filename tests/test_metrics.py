@@ -7,7 +7,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.metrics import Metrics, cross_entropy, heavier_label, label_ranks
+from resnet_jax.tasks.classification.metrics import (
+    Metrics,
+    cross_entropy,
+    heavier_label,
+    label_ranks,
+)
 
 
 @settings(max_examples=20, deadline=None)

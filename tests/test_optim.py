@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resnet_jax import config as config_lib
-from resnet_jax import optim
 from resnet_jax.errors import UserError
+from resnet_jax.training import optim
 
 PARAMS = {
     'first': {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([0.5])},

@@ -5,12 +5,12 @@ import pytest
 
 from configs import finetune, folder
 from experiments import grid
-from resnet_jax import train
 from resnet_jax.errors import UserError
-from resnet_jax.program import completed
-from resnet_jax.summary import summarize
+from resnet_jax.training import loop as train
+from resnet_jax.training.costs import summarize
+from resnet_jax.training.program import completed
+from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
-from resnet_jax.writers import read_rows
 from tests.data.data_helpers import write_folder
 from tests.weights.networks import store
 

@@ -12,8 +12,9 @@ from jax import export as jax_export
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import classes, predict
 from resnet_jax import export as export_command
+from resnet_jax import predict
+from resnet_jax.data import classes
 from resnet_jax.errors import UserError, readable
 from tests.weights.networks import images, store
 

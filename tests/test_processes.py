@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from configs import digits_r20
-from resnet_jax import processes, sharding, train
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.distributed import processes, sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
-from resnet_jax.writers import read_rows
+from resnet_jax.training import loop as train
+from resnet_jax.training.program import build
+from resnet_jax.training.writers import read_rows
+from resnet_jax.weights.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {
@@ -196,8 +197,11 @@ GOES_ON = '''
 import json
 import pathlib
 import jax
-from resnet_jax import cli, processes, sharding, train
-from resnet_jax.program import build
+from resnet_jax import cli
+from resnet_jax.distributed import processes
+from resnet_jax.distributed import sharding
+from resnet_jax.training import loop as train
+from resnet_jax.training.program import build
 from tests import test_processes
 
 PROCESSES = cli.process_flags()
@@ -285,7 +289,8 @@ import pathlib
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from resnet_jax import cli, processes
+from resnet_jax import cli
+from resnet_jax.distributed import processes
 from resnet_jax.errors import UserError
 
 def main(arguments):

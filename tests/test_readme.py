@@ -7,8 +7,8 @@ import runpy
 import pytest
 
 from experiments import packages
-from resnet_jax import train
-from resnet_jax.summary import summarize
+from resnet_jax.training import loop as train
+from resnet_jax.training.costs import summarize
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()

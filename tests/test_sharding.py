@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax import sharding
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
+from resnet_jax.training.program import build
 
 
 @pytest.mark.parametrize(('data', 'model', 'devices', 'shape'), [

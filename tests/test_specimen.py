@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 
 import resnet_jax
 from resnet_jax import config as config_lib
-from resnet_jax import evaluate, sharding, train
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax import evaluate
 from resnet_jax.data.sources import digits
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
+from resnet_jax.training import loop as train
+from resnet_jax.training.program import build
 from resnet_jax.weights import stored
+from resnet_jax.weights.checkpoints import Checkpoints
 from tests import tiny
 
 SPECIMEN = pathlib.Path(__file__).parent / 'specimen'

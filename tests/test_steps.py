@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from configs import cifar10_r1202
-from resnet_jax import data, sharding, steps
+from resnet_jax import data
+from resnet_jax.distributed import sharding
 from resnet_jax.models import conv, vgg
-from resnet_jax.program import build
-from resnet_jax.state import recalibrate
+from resnet_jax.training import step as steps
+from resnet_jax.training.program import build
+from resnet_jax.training.state import recalibrate
 
 STEPS = 20
 

@@ -17,10 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from resnet_jax import evaluate, inference, monitor, pretrained, train
+from resnet_jax import evaluate
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
-from resnet_jax.scores import score
+from resnet_jax.tasks.classification import classifier as pretrained
+from resnet_jax.tasks.classification import inference
+from resnet_jax.tasks.classification.scores import score
+from resnet_jax.training import log as monitor
+from resnet_jax.training import loop as train
+from resnet_jax.training import profiler as profiler_lib
 from tests import tiny
 
 
@@ -169,7 +174,7 @@ def test_a_trace_covers_the_whole_calls_that_have_its_steps(tmp_path, monkeypatc
     monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: traced.append('stop'))
     config = tiny.config()
     config.profile.start_step, config.profile.num_steps = 10, 5
-    profiler = monitor.Profiler(config, tmp_path)
+    profiler = profiler_lib.Profiler(config, tmp_path)
     for step in range(0, 32, 8):
         profiler.before(step, step + 8)
         traced.append(step)

@@ -11,12 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from resnet_jax import processes, watch
+from resnet_jax.distributed import processes, watch
 
 ROOT = pathlib.Path(__file__).parent.parent
 WATCHER = '''
 import sys
-from resnet_jax import watch
+from resnet_jax.distributed import watch
 watch.HEARTBEAT_SECONDS, watch.SILENCE_SECONDS = 0.1, 2
 connect = watch.Watcher.connect
 watch.Watcher.connect = lambda *args: connect(*args) and not print('connected', file=sys.stderr)

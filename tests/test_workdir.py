@@ -15,9 +15,11 @@ import types
 
 import pytest
 
-from resnet_jax import data, disk, train, workdir
+from resnet_jax import data
 from resnet_jax.errors import UserError
-from resnet_jax.writers import parse_rows
+from resnet_jax.training import disk, workdir
+from resnet_jax.training import loop as train
+from resnet_jax.training.writers import parse_rows
 from tests import tiny
 from tests.test_main import ROOT, RUN
 from tests.test_train import arrays, assert_same_bits, finished, rows  # noqa: F401

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from resnet_jax import xla_flags
 from resnet_jax.errors import UserError
+from resnet_jax.xla import flags as xla_flags
 
 TOPOLOGY = '''
 from jax.experimental import topologies

@@ -86,8 +86,9 @@ def write_images(config, path: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from resnet_jax import data, sharding
+    from resnet_jax import data
     from resnet_jax.data.sources import ArraySource
+    from resnet_jax.distributed import sharding
 
     jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the programs
     train, test, normalization = data.create_pipelines(config, sharding.create_mesh(config))
@@ -117,7 +118,8 @@ def run(program: str, folder: pathlib.Path, num_steps: int) -> dict:
     Raises:
       UserError: the program failed; its own message is on stderr.
     """
-    from resnet_jax.writers import read_rows, write_whole
+    from resnet_jax.output import write_whole
+    from resnet_jax.training.writers import read_rows
 
     folder.mkdir(parents=True, exist_ok=True)
     pieces_path = folder / 'pieces.json'
@@ -173,7 +175,7 @@ def table(made: dict[str, dict]) -> str:
 
 
 def main(_) -> None:
-    from resnet_jax.writers import write_whole
+    from resnet_jax.output import write_whole
 
     unknown = set(PROGRAMS.value) - set(NAMES)
     if unknown:

@@ -34,14 +34,15 @@ def start(config_json: str, cache: str):
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
     from ml_collections import ConfigDict
 
-    from resnet_jax import xla_flags
+    from resnet_jax.xla import flags as xla_flags
 
     config = ConfigDict(json.loads(config_json))
     xla_flags.use(config.xla_preset)
     import jax
 
-    from resnet_jax import compilation_cache, sharding
-    from resnet_jax.program import build
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training.program import build
+    from resnet_jax.xla import cache as compilation_cache
 
     compilation_cache.use(cache)
     program = build(config, sharding.create_mesh(config))

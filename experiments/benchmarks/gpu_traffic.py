@@ -18,8 +18,9 @@ import re
 import turns
 from absl import flags
 
-from resnet_jax import cli, hlo
+from resnet_jax import cli
 from resnet_jax.errors import UserError
+from resnet_jax.xla import hlo
 
 CONFIG = cli.config_flag()
 ROWS = flags.DEFINE_integer('rows', 12, 'Kinds of kernels in the table, by traffic.', 1)
@@ -61,8 +62,9 @@ def compile_step(config):
     import jax
     from jax.experimental import topologies
 
-    from resnet_jax import data, sharding
-    from resnet_jax.program import build
+    from resnet_jax import data
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training.program import build
 
     jax.config.update('jax_enable_compilation_cache', False)
     try:

@@ -23,7 +23,7 @@ import turns
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.cores import core_numbers
+from resnet_jax.distributed.cores import core_numbers
 from resnet_jax.errors import UserError
 
 PATH = flags.DEFINE_string('path', None, 'Image folder with a split called test or val.')

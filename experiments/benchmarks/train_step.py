@@ -28,7 +28,7 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.config import leaves
-from resnet_jax.cores import available_cores
+from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -50,15 +50,17 @@ def this_program(config_json: str):
     """The compiled step of this program; see `turns.take_turns`."""
     from ml_collections import ConfigDict
 
-    from resnet_jax import xla_flags
+    from resnet_jax.xla import flags as xla_flags
 
     config = ConfigDict(json.loads(config_json))
     xla_flags.use(config.xla_preset)
     import jax
 
-    from resnet_jax import compilation_cache, cpu, sharding
-    from resnet_jax.program import build
-    from resnet_jax.summary import summarize
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training.costs import summarize
+    from resnet_jax.training.program import build
+    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.xla import cpu
 
     cpu.compute_in_main_thread()
     cpu.keep_memory()

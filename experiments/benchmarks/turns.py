@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from resnet_jax.cores import available_cores, core_numbers, restrict
+from resnet_jax.distributed.cores import available_cores, core_numbers, restrict
 
 PAUSE = 0.3  # seconds
 NO_PYTORCH = "PyTorch is not installed: pip install -e '.[torch]'"
@@ -212,7 +212,7 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
     """The result for programs, with what it was measured by; nothing where the path is empty."""
     if not path:
         return
-    from resnet_jax.writers import write_whole
+    from resnet_jax.output import write_whole
 
     versions = {}
     for package in ('jax', 'jaxlib', 'torch'):

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from experiments.report import theme
 from experiments.seeing.section import Section
-from resnet_jax.writers import write_whole
+from resnet_jax.output import write_whole
 
 HERE = pathlib.Path(__file__).parent
 PICTURE_WIDTH = 760  # pixels that a picture is enlarged to, at most

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.pretrained import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier, logits
 
 SCORES = 'head'  # the stage whose channels are the classes
 
@@ -32,7 +32,7 @@ def intervene(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, sta
       model: of any family.
       weights: (variables, normalisation).
       images: uint8, or float in units of the full range, [N, H, W, C].
-      stage: 'stem', 'stage1', …, as `resnet_jax.pretrained.Classifier.stages`, of feature maps; or
+      stage: 'stem', 'stage1', …, as `Classifier.stages`, of feature maps; or
         'head': the scores themselves.
       change: features [N, h, w, channels] -> new ones of the same shape and dtype.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Shortcut
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 BATCH_SIZE = 100  # images that are computed at once: one program for any number of them
 

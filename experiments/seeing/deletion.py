@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 
 from experiments.seeing.lines import lines
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 TOLD = 0.2  # the share that captions speak of

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.seeing import pictures
 from experiments.seeing.section import Picture, Section
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 WEAK = 0.1  # of the strongest filter's norm
 ALIKE = 0.9  # cosine, of either sign

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.seeing import deletion, pictures
 from experiments.seeing.activations import intervene, looped, on_device
 from experiments.seeing.section import Picture, Section
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 SHOWN = 10
 IMAGES = 64  # of which the curves are the mean

@@ -9,7 +9,7 @@ from resnet_jax import data
 from resnet_jax.data import sources
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.errors import UserError
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 MOST_CLASSES = 10  # of which images are taken: more could not be told apart in a picture
 SEED = 1512_03385  # of the order in which images are taken

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.seeing import deletion, pictures
 from experiments.seeing.activations import looped, on_device
 from experiments.seeing.section import Picture, Section
-from resnet_jax.pretrained import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier, logits
 
 POINTS = 16  # Gauss-Legendre nodes of a piece of the path
 PIECES = (4, 16, 64, 256)  # tried one after the other, until the attributions are complete

@@ -15,7 +15,7 @@ from experiments.seeing import blocks as blocks_lib
 from experiments.seeing import curves
 from experiments.seeing.images import Images
 from experiments.seeing.section import Section
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 REFERENCE = ('A. Veit, M. Wilber and S. Belongie, "Residual Networks Behave Like Ensembles of '
              'Relatively Shallow Networks", 2016, sections 4.1 and 4.3.')

@@ -20,8 +20,8 @@ from jax.flatten_util import ravel_pytree
 from experiments.seeing.activations import looped, on_device
 from experiments.seeing.lines import lines
 from experiments.seeing.section import Section
-from resnet_jax.metrics import cross_entropy
-from resnet_jax.pretrained import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.metrics import cross_entropy
 
 POINTS = 21  # a side, odd: the middle one is the network
 RADIUS = 1.0  # of the slice, in filters' norms

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.seeing import blocks as blocks_lib
 from experiments.seeing import geometry, probe
 from experiments.seeing.images import Images
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 
 PIXELS, STEM = 'pixels', 'stem'  # what the first two steps are called; the others are blocks
 

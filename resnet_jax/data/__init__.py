@@ -18,7 +18,6 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.cores import available_cores
 from resnet_jax.data import blank, cache, decode, normalization, sources
 from resnet_jax.data.augment import Augmentation, Batch
 from resnet_jax.data.folder import class_names, open_folder
@@ -30,6 +29,7 @@ from resnet_jax.data.shards import Shards
 from resnet_jax.data.sources import ArraySource, Source, check_unchanged
 from resnet_jax.data.tfds import Tfds
 from resnet_jax.data.transforms import EvalTransform, TrainTransform
+from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
 __all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'blank_pipelines', 'check_unchanged',

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from resnet_jax.cores import available_cores
 from resnet_jax.data import decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
+from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
-from resnet_jax.writers import warn
+from resnet_jax.output import warn
 
 CHUNK = 256  # images that one thread decodes at a time
 

@@ -18,10 +18,10 @@ from absl import flags
 from tqdm import tqdm
 
 from resnet_jax import cli
-from resnet_jax.cores import available_cores
 from resnet_jax.data import command, decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.sources import Source
+from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
 JSON = cli.json_flag()

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.cores import available_cores
 from resnet_jax.data import command
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
+from resnet_jax.distributed.cores import available_cores
 
 OUTPUT = cli.flag(flags.DEFINE_string, 'output', None, 'Folder to write the shards to.')
 SHORTER_SIDE = cli.flag(

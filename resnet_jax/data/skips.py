@@ -2,7 +2,7 @@
 
 import threading
 
-from resnet_jax.writers import warn
+from resnet_jax.output import warn
 
 NAMED = 3  # images that are reported one by one, before counts only
 

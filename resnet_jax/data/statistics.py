@@ -15,14 +15,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resnet_jax.cores import available_cores
 from resnet_jax.data import cache
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.skips import Skips
 from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
 from resnet_jax.data.transforms import EvalTransform
+from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
-from resnet_jax.writers import say
+from resnet_jax.output import say
 
 CHUNK = 256  # images that one thread adds up at a time; 256 * 255 < 2**16
 REPORT_SECONDS = 10.0  # between lines of progress

@@ -13,8 +13,8 @@ from safetensors.numpy import save
 from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.errors import UserError
+from resnet_jax.output import write_whole
 from resnet_jax.weights import beside, caffe, files, names, recognise
-from resnet_jax.writers import write_whole
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.

@@ -13,24 +13,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import FOLDER, Checkpoints, locate, read_weights
-from resnet_jax.classes import wordnet_names
-from resnet_jax.digests import by_path
+from resnet_jax.data.classes import wordnet_names
 from resnet_jax.errors import UserError, readable
-from resnet_jax.state import TrainState
+from resnet_jax.output import warn, write_whole
 from resnet_jax.weights import Weights
+from resnet_jax.weights.checkpoint import FOLDER, locate, read_weights
+from resnet_jax.weights.checkpoints import Checkpoints
+from resnet_jax.weights.digests import by_path
 from resnet_jax.weights.files import check_finite
-from resnet_jax.writers import warn, write_whole
 
 CLASSES_FILE = 'classes.txt'
 
 
-def weights_state(variables: dict[str, Any], normalization: dict[str, Any]) -> TrainState:
-    """A training state of step 0 that holds weights alone."""
-    return TrainState(
-        step=np.int32(0), params=variables['params'],
-        batch_stats=variables.get('batch_stats', {}), opt_state=(), schedule_state={}, ema=None,
-        normalization=dict(normalization))
+def weights_state(variables: dict[str, Any], normalization: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a training state of step 0 that holds weights alone."""
+    return {'step': np.int32(0), 'params': variables['params'],
+            'batch_stats': variables.get('batch_stats', {}), 'opt_state': (), 'schedule_state': {},
+            'ema': None, 'normalization': dict(normalization)}
 
 
 def write(folder: pathlib.Path, weights: Weights, classes: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ import sys
 
 from experiments import grid, machine, sweep
 from resnet_jax import cli
-from resnet_jax.cores import core_numbers
+from resnet_jax.distributed.cores import core_numbers
 
 RUN = pathlib.Path(__file__).with_name('fake_run.py')
 

@@ -6,7 +6,7 @@ Class 3 is red, and green speaks against it; class 5 is green.
 import numpy as np
 
 from resnet_jax import config as config_lib
-from resnet_jax.pretrained import Classifier
+from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.weights import names
 from tests.weights import random_weights
 

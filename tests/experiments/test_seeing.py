@@ -17,8 +17,8 @@ from experiments.seeing import (
 )
 from experiments.seeing.activations import looped, on_device
 from resnet_jax.data import sources
-from resnet_jax.pretrained import logits, normalized
-from resnet_jax.train import train
+from resnet_jax.tasks.classification.classifier import logits, normalized
+from resnet_jax.training.loop import train
 from tests import tiny
 
 TEST = sources.digits('test')

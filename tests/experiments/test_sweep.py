@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from experiments import grid, ledger, machine, responses, sweep, tables
+from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
-from resnet_jax.sharding import create_mesh
-from resnet_jax.writers import read_rows
+from resnet_jax.training.program import build
+from resnet_jax.training.writers import read_rows
 from tests.experiments import fake_sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from resnet_jax import pretrained, weights
+from resnet_jax import weights
+from resnet_jax.tasks.classification import classifier as pretrained
 from resnet_jax.weights import names
 from tests.weights import random_weights
 

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import program, sharding, train
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.training import loop as train
+from resnet_jax.training import program
 from resnet_jax.weights import stored
 from tests.weights.networks import store
 

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import models, optim, pretrained, steps, weights
-from resnet_jax.metrics import cross_entropy
-from resnet_jax.state import create_state
+from resnet_jax import models, weights
+from resnet_jax.tasks.classification import classifier as pretrained
+from resnet_jax.tasks.classification.metrics import cross_entropy
+from resnet_jax.training import optim
+from resnet_jax.training import step as steps
+from resnet_jax.training.state import create_state
 from resnet_jax.weights import names, recognise
 from tests.weights.torch_networks import (
     CifarNet,

@@ -13,11 +13,13 @@ import pytest
 from absl import logging as absl_logging
 
 import resnet_jax
-from resnet_jax import sharding, train, workdir
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import build
+from resnet_jax.training import loop as train
+from resnet_jax.training import workdir
+from resnet_jax.training.program import build
 from resnet_jax.weights import stored
+from resnet_jax.weights.checkpoints import Checkpoints
 from tests import tiny
 from tests.data.data_helpers import write_folder
 from tests.weights.networks import images, store

@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import models
-from resnet_jax.classes import imagenet_classes
 from resnet_jax.data import Normalization
+from resnet_jax.data.classes import imagenet_classes
 from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
 from resnet_jax.models.pool import max_pool

@@ -9,7 +9,7 @@ import platform
 
 import jax
 
-from resnet_jax import backend
+from resnet_jax.xla import backend
 
 MAX_BYTES = 2 * 2**30  # that a folder holds when a process has started
 CPUINFO = pathlib.Path('/proc/cpuinfo')

@@ -17,13 +17,15 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import data
-from resnet_jax.checkpoint import HEADLINE, Checkpoints, Damaged, locate, steps_in
+from resnet_jax.distributed.processes import of_first_process
 from resnet_jax.errors import UserError
-from resnet_jax.program import Program
-from resnet_jax.state import TrainState
-from resnet_jax.stopping import of_first_process
+from resnet_jax.output import say, warn, write_whole
+from resnet_jax.training.program import Program
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.writers import MetricsWriter, read_rows
+from resnet_jax.weights.checkpoint import Damaged, locate, steps_in
+from resnet_jax.weights.checkpoints import HEADLINE, Checkpoints
 from resnet_jax.weights.stored import warn_of_unknown, write_classes
-from resnet_jax.writers import MetricsWriter, read_rows, say, warn, write_whole
 
 try:
     import fcntl

@@ -1,16 +1,15 @@
-"""What a run is watched by: the reports of its steps, and the profiler."""
+"""The reports of the steps, and the time that they take, up to the next line of the log."""
 
 import functools
 import math
-import pathlib
+import time
 
 import jax
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.metrics import Meter, Metrics
-from resnet_jax.steps import StepReport
-from resnet_jax.writers import say
+from resnet_jax.tasks.classification.metrics import Metrics
+from resnet_jax.training.step import StepReport
 
 # Calls that the host may be ahead of the devices: enough to hide its own work, few enough that a
 # request to stop is answered within a call or two.
@@ -90,30 +89,38 @@ class StepLog:
         self.meter.start_anew()
 
 
-class Profiler:
-    """Traces the calls with a range of steps into workdir/profile, for TensorBoard or Perfetto."""
+class Meter:
+    """Times the steps between two lines of the log.
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-        self._first = config.profile.start_step
-        self._last = self._first + config.profile.num_steps
-        self._folder = workdir / 'profile'
-        self._running = False
-        self._step = 0  # how many are done
+    Evaluation, checkpoints and compilation are paused out of it.
+    """
 
-    def before(self, step: int, end: int) -> None:
-        """Starts with the first call, of the steps from step to end, that has one of the range."""
-        if max(step, self._first) < min(end, self._last) and not self._running:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
+    def __init__(self):
+        self._elapsed = self._waited = 0.0
+        self._started = None
+        self._steps = 0
 
-    def after(self, step: int, reports: StepReport) -> None:
-        self._step = step
-        if self._running and step >= self._last:
-            jax.block_until_ready(reports)
-            self.close()
+    def start(self) -> None:
+        self._started = time.perf_counter()
 
-    def close(self) -> None:
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
-            say(f'wrote a trace up to step {self._step} to {self._folder}')
+    def pause(self) -> None:
+        self._elapsed += time.perf_counter() - self._started
+
+    def waited(self, seconds: float, steps: int) -> None:
+        """Counts steps, and the time that they spent waiting for the data of the next."""
+        self._waited += seconds
+        self._steps += steps
+
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """images_per_second and data_wait_fraction since the last `start_anew`."""
+        self.pause()
+        self.start()
+        seconds = max(self._elapsed, 1e-9)
+        return {'train/images_per_second': self._steps * batch_size / seconds,
+                'train/data_wait_fraction': self._waited / seconds}
+
+    def start_anew(self) -> None:
+        """Forgets what was timed so far."""
+        self._elapsed = self._waited = 0.0
+        self._steps = 0
+        self.start()

@@ -1,9 +1,7 @@
 """Requests to stop a run, and what process 0 decides for all processes of a job."""
 
-import json
 import signal
 import threading
-from typing import Any
 
 import jax
 import numpy as np
@@ -64,17 +62,3 @@ class StopRequest:
             if numbers.max():
                 self._common = signal.Signals(int(numbers.max()))
         return self.agreed
-
-
-def of_first_process(value: Any) -> Any:
-    """What process 0 gives, in all processes; to be called by all of them.
-
-    Args:
-      value: what JSON can hold; that of the other processes is not looked at.
-    """
-    if jax.process_count() == 1:
-        return value
-    text = json.dumps(value).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.frombuffer(text[:size].ljust(size), np.uint8)
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))

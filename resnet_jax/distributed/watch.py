@@ -1,7 +1,7 @@
 """Stands beside one process of a job of several, and ends it when another one has ended.
 
-`resnet_jax.processes` starts this file as a program of its own beside every process. It cannot be a
-thread: the runtime of jax aborts a process as soon as it no longer reaches process 0, before Python
+`processes` starts this file as a program of its own beside every process. It cannot be a thread:
+the runtime of jax aborts a process as soon as it no longer reaches process 0, before Python
 could say a word, and a process that waits for another's part of a sum may never wake up.
 
 The watchers of all other processes are connected to that of process 0. The first that knows of an

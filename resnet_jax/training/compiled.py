@@ -11,11 +11,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import data, hlo, sharding
+from resnet_jax import data
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.program import Program, build
-from resnet_jax.summary import summarize
-from resnet_jax.topology import Topology
+from resnet_jax.training.costs import summarize
+from resnet_jax.training.program import Program, build
+from resnet_jax.xla import hlo
+from resnet_jax.xla.topologies import Topology
 
 # The forward pass, the gradient of the activations and that of the weights take a multiplication
 # and an addition each.

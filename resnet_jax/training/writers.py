@@ -1,9 +1,8 @@
-"""Where measurements go: metrics.jsonl, TensorBoard files and the terminal."""
+"""Where measurements go: metrics.jsonl and TensorBoard files."""
 
 import contextlib
 import json
 import math
-import os
 import pathlib
 import socket
 import struct
@@ -11,9 +10,10 @@ import sys
 import time
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TextIO
 
 import jax
+
+from resnet_jax.output import warn, write_whole
 
 
 class MetricsWriter:
@@ -184,32 +184,3 @@ def _parsed(line: bytes) -> dict[str, float] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
-
-
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file such that it is there whole or not at all."""
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def say(message: str, file: TextIO | None = None) -> None:
-    """A line on stdout or another file, from the first process only; nobody need be listening."""
-    if jax.process_index() == 0:
-        with contextlib.suppress(BrokenPipeError):
-            print(message, file=file, flush=True)
-
-
-def warn(message: str) -> None:
-    """One line on stderr, from the first process only: 'warning: ' and the sentence."""
-    say(f'warning: {message}', sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as in 1:02:03."""
-    seconds = round(seconds)
-    return f'{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}'

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.monitor import IN_FLIGHT
-from resnet_jax.program import Program
-from resnet_jax.state import TrainState, recalibrate
-from resnet_jax.stopping import StopRequest
-from resnet_jax.writers import say
+from resnet_jax.output import say
+from resnet_jax.training.log import IN_FLIGHT
+from resnet_jax.training.program import Program
+from resnet_jax.training.signals import StopRequest
+from resnet_jax.training.state import TrainState, recalibrate
 
 
 def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args) -> Callable:

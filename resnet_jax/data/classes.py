@@ -13,6 +13,6 @@ def imagenet_classes() -> list[str]:
 @functools.cache
 def wordnet_names() -> dict[str, str]:
     """The same by WordNet id, such as {'n01440764': 'tench, Tinca tinca', …}."""
-    table = resources.files('resnet_jax').joinpath('imagenet1k_classes.tsv')
+    table = resources.files('resnet_jax.data').joinpath('imagenet1k_classes.tsv')
     rows = [line.split('\t') for line in table.read_text(encoding='utf-8').splitlines()]
     return {identity: name for _, identity, name in rows}

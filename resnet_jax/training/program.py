@@ -17,12 +17,15 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data, models, optim, sharding, state, steps
+from resnet_jax import data, models
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.metrics import Metrics
-from resnet_jax.state import TrainState
+from resnet_jax.output import say
+from resnet_jax.tasks.classification.metrics import Metrics
+from resnet_jax.training import optim, state
+from resnet_jax.training import step as steps
+from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
-from resnet_jax.writers import say
 
 # For ResNet-20, LLVM optimises the random numbers of the initial state for 5.3 s of processor time;
 # they are drawn in 20 ms.
@@ -41,7 +44,7 @@ class Program:
       config: the config.
       mesh: the devices.
       model: the network.
-      optimizer, schedule: see `resnet_jax.optim`.
+      optimizer, schedule: see `resnet_jax.training.optim`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
       create_state: () -> TrainState before the first step; `seed` replaces the config's.
       state: shapes, dtypes and shardings of the state.

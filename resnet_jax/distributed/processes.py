@@ -16,12 +16,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resnet_jax import watch
+from resnet_jax.distributed import watch
 from resnet_jax.errors import UserError
 
 START_SECONDS = 300  # in which all processes must have come
@@ -41,7 +42,7 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
     """Runs its body as one of the processes of a job, or alone.
 
     The processes end together: if the body raises an error or the process dies, all others stop
-    within a minute with a sentence that names it; see `resnet_jax.watch`.
+    within a minute with a sentence that names it; see `resnet_jax.distributed.watch`.
     `jax.distributed.initialize` finds them automatically on Cloud TPU, also if there is only one,
     under SLURM and under Open MPI.
 
@@ -259,7 +260,7 @@ def _doubt(error: BaseException) -> int:
 
 
 class _Watch:
-    """The watcher beside this process; see `resnet_jax.watch`."""
+    """The watcher beside this process; see `resnet_jax.distributed.watch`."""
 
     def __init__(self, coordinator: str | None):
         """Starts it, and connects it to the others'."""
@@ -308,3 +309,17 @@ def _own_addresses(coordinator: str | None) -> list[str]:
         probe.connect(('192.0.2.1', 9))  # sends nothing; finds the interface that leads outside
         addresses.append(probe.getsockname()[0])
     return [*addresses, socket.gethostname(), socket.getfqdn()]
+
+
+def of_first_process(value: Any) -> Any:
+    """What process 0 gives, in all processes; to be called by all of them.
+
+    Args:
+      value: what JSON can hold; that of the other processes is not looked at.
+    """
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.frombuffer(text[:size].ljust(size), np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))

@@ -5,7 +5,7 @@ import platform
 
 import jax
 
-from resnet_jax import backend
+from resnet_jax.xla import backend
 
 # Of mallopt(3), for glibc.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -1,6 +1,5 @@
-"""What is measured: exact sums over images, weighted by the mask; and the time that it takes."""
+"""Loss and errors: exact sums over images, weighted by the mask."""
 
-import time
 
 import jax
 import jax.numpy as jnp
@@ -102,40 +101,3 @@ def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
-
-
-class Meter:
-    """Times the steps between two lines of the log.
-
-    Evaluation, checkpoints and compilation are paused out of it.
-    """
-
-    def __init__(self):
-        self._elapsed = self._waited = 0.0
-        self._started = None
-        self._steps = 0
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def pause(self) -> None:
-        self._elapsed += time.perf_counter() - self._started
-
-    def waited(self, seconds: float, steps: int) -> None:
-        """Counts steps, and the time that they spent waiting for the data of the next."""
-        self._waited += seconds
-        self._steps += steps
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_second and data_wait_fraction since the last `start_anew`."""
-        self.pause()
-        self.start()
-        seconds = max(self._elapsed, 1e-9)
-        return {'train/images_per_second': self._steps * batch_size / seconds,
-                'train/data_wait_fraction': self._waited / seconds}
-
-    def start_anew(self) -> None:
-        """Forgets what was timed so far."""
-        self._elapsed = self._waited = 0.0
-        self._steps = 0
-        self.start()

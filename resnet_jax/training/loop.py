@@ -11,17 +11,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import backend, compilation_cache, disk, processes, sharding
 from resnet_jax import config as config_lib
-from resnet_jax import workdir as workdir_lib
-from resnet_jax.checkpoint import HEADLINE
-from resnet_jax.monitor import Profiler, StepLog
-from resnet_jax.program import Program, build, completed
-from resnet_jax.state import TrainState
-from resnet_jax.stopping import StopRequest
-from resnet_jax.validation import Evaluator, compile_now, with_statistics
-from resnet_jax.workdir import Record
-from resnet_jax.writers import duration, say
+from resnet_jax.distributed import processes, sharding
+from resnet_jax.output import duration, say
+from resnet_jax.training import disk
+from resnet_jax.training import workdir as workdir_lib
+from resnet_jax.training.log import StepLog
+from resnet_jax.training.profiler import Profiler
+from resnet_jax.training.program import Program, build, completed
+from resnet_jax.training.signals import StopRequest
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.validation import Evaluator, compile_now, with_statistics
+from resnet_jax.training.workdir import Record
+from resnet_jax.weights.checkpoints import HEADLINE
+from resnet_jax.xla import backend
+from resnet_jax.xla import cache as compilation_cache
 
 # Training time between two lines on the terminal, where the log has none for longer.
 PROGRESS_SECONDS = 10

@@ -10,9 +10,9 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
-from resnet_jax.metrics import Metrics, cross_entropy
-from resnet_jax.optim import Schedule, stop_frozen
-from resnet_jax.state import TrainState
+from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
+from resnet_jax.training.optim import Schedule, stop_frozen
+from resnet_jax.training.state import TrainState
 
 
 @struct.dataclass

@@ -9,8 +9,8 @@ import pathlib
 import traceback
 from collections.abc import Iterator
 
-from resnet_jax.checkpoint import quiet_ends, steps_in
 from resnet_jax.errors import UserError
+from resnet_jax.weights.checkpoint import quiet_ends, steps_in
 
 # What a user can mend, and how.
 REMEDIES = {errno.ENOSPC: 'Make space', errno.EDQUOT: 'Make space',

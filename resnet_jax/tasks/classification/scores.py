@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from resnet_jax.metrics import TOP_K, label_ranks
+from resnet_jax.tasks.classification.metrics import TOP_K, label_ranks
 
 CHUNK = 4096  # images that are ranked at once
 CALIBRATION_BINS = 15

@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from resnet_jax import backend
 from resnet_jax.errors import UserError
+from resnet_jax.xla import backend
 
 AXES = ('data', 'model')
 FSDP_FIELDS = ('params', 'opt_state', 'ema')  # of the training state

@@ -18,7 +18,7 @@ from resnet_jax.data.sources import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
-from resnet_jax.pretrained import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier, logits
 
 WINDOW = 128  # images that are decoded ahead of the devices
 

@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, jobs of several processes, processor cores."""

@@ -1,0 +1,38 @@
+"""Lines on the terminal, and files that are there whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import sys
+from typing import TextIO
+
+import jax
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file such that it is there whole or not at all."""
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """A line on stdout or another file, from the first process only; nobody need be listening."""
+    if jax.process_index() == 0:
+        with contextlib.suppress(BrokenPipeError):
+            print(message, file=file, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, from the first process only: 'warning: ' and the sentence."""
+    say(f'warning: {message}', sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
+    seconds = round(seconds)
+    return f'{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}'

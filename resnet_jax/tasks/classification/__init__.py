@@ -1,0 +1,1 @@
+"""Classification: metrics, scores, and trained networks that answer with classes."""

@@ -1,0 +1,38 @@
+"""Traces of some steps, for TensorBoard or Perfetto."""
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from resnet_jax.output import say
+from resnet_jax.training.step import StepReport
+
+
+class Profiler:
+    """Traces the calls with a range of steps into workdir/profile, for TensorBoard or Perfetto."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+        self._first = config.profile.start_step
+        self._last = self._first + config.profile.num_steps
+        self._folder = workdir / 'profile'
+        self._running = False
+        self._step = 0  # how many are done
+
+    def before(self, step: int, end: int) -> None:
+        """Starts with the first call, of the steps from step to end, that has one of the range."""
+        if max(step, self._first) < min(end, self._last) and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, reports: StepReport) -> None:
+        self._step = step
+        if self._running and step >= self._last:
+            jax.block_until_ready(reports)
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            say(f'wrote a trace up to step {self._step} to {self._folder}')
