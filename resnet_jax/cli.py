@@ -204,7 +204,10 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     """Parses the flags; whatever is wrong with them ends in one sentence."""
     before_files = itertools.takewhile(lambda argument: argument != '--', argv[1:])
     if any(argument in HELP for argument in before_files):
-        print(help_text(main))
+        try:
+            print(help_text(main), flush=True)
+        except BrokenPipeError:  # as of `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     _find_configs(argv)
     try:
