@@ -42,16 +42,16 @@ SENTENCES = [
     f'falls from {RATIO[0]:.2f} in the first block to {RATIO[-1]:.2f} in the last one',
     f'equally far from the pixels ({FLAT["cka_pixels_last_residual"]:.2f} and '
     f'{FLAT["cka_pixels_last_plain"]:.2f})',
-    f'never less alike than {step_to_step("residual"):.2f} (residual) and '
+    f'the CKA of consecutive steps is at least {step_to_step("residual"):.2f} (residual) and '
     f'{step_to_step("plain"):.2f} (plain)',
-    f'the probe of the whole map gets {FLAT["probe_of_map_residual_pixels"]:.1f} % on the pixels '
-    f'alone and {FLAT["probe_of_map_residual_last"]:.1f} % behind the last block',
-    f'goes from {MEAN_PROBE[0]:.1f} % (the mean brightness) over {MEAN_PROBE[1]:.1f} % behind the '
-    f'stem to {MEAN_PROBE[-1]:.1f} %',
+    f'the probe of the whole map is {FLAT["probe_of_map_residual_pixels"]:.1f} % on the pixels '
+    f'alone and {FLAT["probe_of_map_residual_last"]:.1f} % after the last block',
+    f'rises from {MEAN_PROBE[0]:.1f} % on the pixels (their mean brightness) to '
+    f'{MEAN_PROBE[1]:.1f} % after the stem and {MEAN_PROBE[-1]:.1f} % after the last block',
     f'hold {100 * FLAT["pca_variance_residual_pixels"]:.0f} % of the variance of the pixels and '
-    f'{100 * FLAT["pca_variance_residual_last"]:.0f} % behind the last block',
-    f'{COUNTS[sum(error < FLAT["error_residual"] + 5 for error in DELETED)]} of the '
-    f'{COUNTS[len(DELETED)]} residual blocks can go for less than 5 points of error each, and the '
+    f'{100 * FLAT["pca_variance_residual_last"]:.0f} % of that after the last block',
+    f'any of {COUNTS[sum(error < FLAT["error_residual"] + 5 for error in DELETED)]} of the '
+    f'{COUNTS[len(DELETED)]} residual blocks costs less than 5 points of error, and deleting the '
     f'first costs most ({DELETED[0]:.1f} % error)',
     f'the error is above {min(PLAIN_DELETED) // 10 * 10:.0f} %',
     f'the median filter has {100 * FLAT["filters_mean_share"]:.0f} % of its squared norm',
@@ -64,16 +64,17 @@ SENTENCES = [
     f'within 2 % in {100 * FLAT["attribution_within_2_percent"]:.0f} % of the images (median gap '
     f'{100 * FLAT["attribution_gap_median"]:.2f} %, largest '
     f'{100 * FLAT["attribution_gap_largest"]:.2f} %)',
-    f'{100 * FLAT["attribution_against"]:.0f} % of them speak against the class',
+    f'{100 * FLAT["attribution_against"]:.0f} % of them count against the class',
     f'from {column("attribution_deletion", "0 % taken away")[0]:.2f} to '
     f'{without_fifth("attribution_deletion", "integrated gradients")} if integrated gradients '
-    f'choose them, and to {without_fifth("attribution_deletion", "random pixels")} at random',
-    f'leads to {without_fifth("gradcam_deletion", "stage2")} behind stage 2, and to '
-    f'{without_fifth("gradcam_deletion", "stage3")} behind stage 3, where random pixels lead to '
+    f'choose them, and to {without_fifth("attribution_deletion", "random pixels")} if they are '
+    'random',
+    f'falls to {without_fifth("gradcam_deletion", "stage2")} with the map of stage 2 and to '
+    f'{without_fifth("gradcam_deletion", "stage3")} with that of stage 3, where random pixels give '
     f'{without_fifth("gradcam_deletion", "random pixels")}',
     *(f'({FLAT["loss_surface_residual_centre"]:.4f} and {FLAT["loss_surface_plain_centre"]:.4f})',
       f'on {100 * FLAT["loss_surface_residual_low_share"]:.0f} % of its slice and on '
-      f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of the plain',
+      f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of that of the plain',
       f'medians of {FLAT["loss_surface_residual_median"]:.1f} and '
       f'{FLAT["loss_surface_plain_median"]:.1f}'),
 ]
