@@ -1,7 +1,7 @@
-"""Every field of a configuration, its default and what it means; and the checks across fields.
+"""All config fields with their defaults and meanings, and the checks between them.
 
-The files in `configs/` start from `default()` and change a few fields. On the command line any
-field is set with `--config.a.b=value`; `none` clears one that may be empty.
+The files in `configs/` start from `default()` and change a few fields. Any field can be set on the
+command line with `--config.a.b=value`; `none` clears an optional one.
 """
 
 import json
@@ -14,8 +14,13 @@ from ml_collections.config_dict import placeholder
 
 from resnet_jax.errors import UserError
 
+<<<<<<< HEAD
 # Fields that decide where and how long a run executes, but not what it computes at a given step: a
 # run resumes from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
+=======
+# Fields that determine where and how long a run executes, but not what it computes at a given step;
+# a run can be resumed with other values. (With a cosine, the learning rate depends on num_steps.)
+>>>>>>> f7aff98 (config: the comments say what each field does, in the field's words)
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
     'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',
@@ -24,98 +29,98 @@ EXECUTION_FIELDS = (
     'mesh', 'compilation_cache',
 )
 
-# Fields that may differ between the processes of one job, each of which has its own disk and cores.
+# Fields that may differ between the processes of a job, which have their own disks and cores.
 LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
                 'data.batches_ahead', 'data.cache', 'compilation_cache')
 
-# What runs from before a field was added have computed, where that is not its default.
+# Values that reproduce runs made before a field existed, if different from the field's default.
 BEFORE = {'optimizer.ema_warmup': False}
-# Fields that mean nothing while another one is empty.
+# Fields that have no effect while another one is None.
 MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
-# Fields by the paths that they once had.
+# Renamed fields: old path to new path.
 RENAMED: dict[str, str] = {}
 
 
 def default() -> ConfigDict:
-    """A configuration with every field there is. Base recipes fill in those that are empty."""
+    """A config with every field; recipes set those that have no default."""
     config = ConfigDict()
 
-    # Of the initial parameters, the order of the images, and the augmentation; below 2**32.
+    # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
     config.num_steps = placeholder(int)
-    config.batch_size = placeholder(int)  # images a step, over all devices
-    # Training steps in one call of the devices, where nothing is due before its end; single steps
-    # otherwise. Worth it where a step takes no longer than its call, as small networks' on a GPU.
+    config.batch_size = placeholder(int)  # images per step, over all devices
+    # Training steps per compiled call; single steps if a log row, evaluation or checkpoint is due
+    # sooner. Useful if launching a step takes as long as the step: small networks on a GPU.
     config.steps_per_call = 1
-    config.xla_preset = 'cpu'  # options of the compiler, see resnet_jax/xla/flags.py
+    config.xla_preset = 'cpu'  # compiler options, see resnet_jax/xla/flags.py
 
     model = config.model = ConfigDict()
     model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
-    # Empty with init.checkpoint: the architecture of those weights.
+    # If not set, and init.checkpoint is: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
-    model.num_classes = placeholder(int)  # none: as many as the data has
+    model.num_classes = placeholder(int)  # None: as many as the data has
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
-    model.plain = False  # the same stack without shortcuts
-    model.shortcut = 'B'  # where the shape changes: 'A' zero padding, 'B' projection; 'C' always
-    model.stride_in = 'v1'  # bottleneck stride: 'v1' first 1x1 (the paper), 'v1.5' 3x3
-    model.pool_pad = 'both'  # where the stem's max-pooling pads: 'both' (PyTorch), 'end' (Caffe)
-    model.zero_init_last_gamma = False  # start every block as the identity (Goyal et al., 2017)
-    model.batch_norm = True  # of vgg only: the residual networks always have it
-    model.dropout_rate = 0.5  # of vgg only
-    # Images that share BN statistics; none: the whole batch, as for a batch that is smaller.
+    model.plain = False  # no shortcuts
+    model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' always
+    model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
+    model.pool_pad = 'both'  # padding of the stem's max-pooling: 'both' (PyTorch), 'end' (Caffe)
+    model.zero_init_last_gamma = False  # blocks start as the identity (Goyal et al., 2017)
+    model.batch_norm = True  # (vgg only) residual networks always have it
+    model.dropout_rate = 0.5  # (vgg only)
+    # Images that share batch-norm statistics; None: the whole batch. Smaller batches are one group.
     model.virtual_batch_size = placeholder(int)
-    model.bn_momentum = 0.9  # of the running averages
+    model.bn_momentum = 0.9  # share of the old value that a running average keeps
     model.bn_epsilon = 1e-5
-    model.bn_unbiased_variance = True  # running variance with n / (n - 1), as in Caffe and PyTorch
-    model.dtype = 'float32'  # of the computation: or 'bfloat16'; parameters stay float32
-    model.unroll = True  # stages as straight-line code; False: a loop, for hundreds of layers
-    # What the forward pass keeps for the gradient: 'none' leaves it to the compiler, 'conv' keeps
-    # the outputs of convolutions, 'block' the inputs of blocks; the rest is computed again.
+    model.bn_unbiased_variance = True  # running variance times n / (n - 1): Caffe, PyTorch
+    model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters stay float32
+    model.unroll = True  # straight-line code; False: loops over blocks, for hundreds of layers
+    # Rematerialisation, i.e. what is stored for the backward pass: 'none' whatever the compiler
+    # chooses, 'conv' outputs of convolutions, 'block' inputs of blocks; the rest is recomputed.
     model.remat = 'none'
-    model.stem_space_to_depth = False  # of imagenet: the 7x7 convolution on blocks of 2x2 pixels
+    model.stem_space_to_depth = False  # (imagenet only) 7x7 convolution on blocks of 2x2 pixels
 
-    # Where a new run starts; one that resumes from its own checkpoint ignores it.
+    # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()
-    init.checkpoint = ''  # weights of step 0: a workdir, checkpoint or conversion; '': random
-    init.resume_from = ''  # a workdir or checkpoint, whose step and optimizer are taken as well
-    init.new_head = True  # the last layer stays random, for other classes
-    init.freeze = ()  # regular expressions; parameters whose path one is found in stay as they are
-    init.freeze_bn = False  # keep the running statistics, and normalise by them in training too
+    init.checkpoint = ''  # initial weights: a workdir, checkpoint or converted weights; '': random
+    init.resume_from = ''  # a workdir or checkpoint to fork, including step and optimizer state
+    init.new_head = True  # initialise the last layer at random, for new classes
+    init.freeze = ()  # regular expressions; parameters with a matching path are not trained
+    init.freeze_bn = False  # normalise by the running statistics, unchanged, in training too
 
     data = config.data = ConfigDict()
     data.source = placeholder(str)  # 'folder', 'tfds', 'shards', 'digits', 'synthetic'
-    data.path = ''  # folder of the dataset, for the sources that need one
-    data.tfds_name = ''  # of 'tfds': 'cifar10', 'imagenet2012:5.1.0', ...
-    data.class_list = ''  # of 'folder': file of class names in label order; '': sorted by name
-    data.label_file = ''  # of 'folder': file of labels for a flat evaluation folder
-    data.holdout = 0  # training images that are held out, always the same ones
-    data.eval_split = 'test'  # or 'holdout', these
-    data.pipeline = 'auto'  # 'resident' on the devices, 'host', or by size
-    data.resident_bytes = 2**30  # of 'auto': the largest split that is copied to every device
-    # Height and width that the network sees; empty with init.checkpoint: those of its weights.
+    data.path = ''  # folder of the dataset, if the source needs one
+    data.tfds_name = ''  # ('tfds' only) 'cifar10', 'imagenet2012:5.1.0', ...
+    data.class_list = ''  # ('folder' only) file of class names in label order; '': by name
+    data.label_file = ''  # ('folder' only) labels of a flat evaluation folder
+    data.holdout = 0  # number of training images to hold out; always the same ones
+    data.eval_split = 'test'  # or 'holdout': the held-out training images
+    data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
+    data.resident_bytes = 2**30  # ('auto' only) largest split that is copied to every device
+    # Height and width of the network's input. If not set, and init.checkpoint is: as its weights.
     data.image_size = placeholder(int)
-    data.channels = 3  # of the images: 1 or 3
-    data.eval_resize = placeholder(int)  # shorter side before the centre crop; none: image_size
+    data.channels = 3  # 1 or 3
+    data.eval_resize = placeholder(int)  # shorter side before the central crop; None: image_size
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # ('pad' only) pixels of padding on each side
-    data.crop_scale = (0.08, 1.0)  # of 'random_resized': share of the area
-    data.crop_ratio = (3 / 4, 4 / 3)  # of 'random_resized': width / height
-    data.jitter_sides = (256, 480)  # of 'scale_jitter': least and greatest shorter side
+    data.crop_scale = (0.08, 1.0)  # ('random_resized' only) share of the area
+    data.crop_ratio = (3 / 4, 4 / 3)  # ('random_resized' only) width / height
+    data.jitter_sides = (256, 480)  # ('scale_jitter' only) range of the shorter side
     data.flip = False  # random horizontal flips
-    data.color_noise = 0.0  # deviation along the principal components of colour; the paper: 0.1
-    data.randaugment_layers = 0  # operations an image; 0: no RandAugment
-    data.randaugment_magnitude = 9  # of 30
-    data.mixup_alpha = 0.0  # of the Beta distribution of weights; 0: no mixup
-    data.cutmix_alpha = 0.0  # the same for CutMix; with both, each pair of images tosses a coin
-    # 'per_channel' or 'per_pixel_mean' (the paper), of the training split; 'imagenet', the usual
-    # constants; or 'none'.
+    data.color_noise = 0.0  # standard deviation of PCA colour noise; the paper: 0.1
+    data.randaugment_layers = 0  # operations per image; 0: no RandAugment
+    data.randaugment_magnitude = 9  # out of 30
+    data.mixup_alpha = 0.0  # parameter of the Beta distribution of weights; 0: no mixup
+    data.cutmix_alpha = 0.0  # the same for CutMix; with both, each pair of images gets one
+    # 'per_channel' or 'per_pixel_mean' (the paper): statistics of the training split; 'imagenet':
+    # the usual constants; or 'none'.
     data.normalization = 'per_channel'
-    data.on_unreadable = 'error'  # or 'skip': leave the image out, count and log it
-    data.workers = 0  # processes that decode; 0: threads of this one only
-    data.threads = placeholder(int)  # decoding threads a process; none: all cores, shared out
-    data.chunk_size = 16  # images that a thread decodes in one go
-    data.batches_ahead = 2  # batches decoded, and as many on the devices, ahead of their step
-    data.cache = '~/.cache/resnet_jax/data'  # folder of decoded images and statistics
+    data.on_unreadable = 'error'  # or 'skip': leave the image out and count it in the log
+    data.workers = 0  # decoding processes; 0: threads of the main process only
+    data.threads = placeholder(int)  # decoding threads per process; None: all cores, divided up
+    data.chunk_size = 16  # images that a thread decodes at a time
+    data.batches_ahead = 2  # batches decoded in advance, and as many on the devices
+    data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
 
     loss = config.loss = ConfigDict()
     loss.label_smoothing = 0.0
@@ -128,9 +133,9 @@ def default() -> ConfigDict:
     optimizer.weight_decay = 1e-4
     optimizer.decay_bn_and_bias = True  # the paper decays every weight
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient
-    optimizer.accumulation_steps = 1  # parts that a batch is computed in, one after the other
-    optimizer.ema_decay = placeholder(float)  # evaluate a moving average of the parameters
-    optimizer.ema_warmup = True  # the decay grows with the steps, from 0.1 to ema_decay
+    optimizer.accumulation_steps = 1  # compute gradients of a batch in this many parts
+    optimizer.ema_decay = placeholder(float)  # decay of the averaged parameters for evaluation
+    optimizer.ema_warmup = True  # increase the decay over time, from 0.1 to ema_decay
     optimizer.lars_trust_coefficient = 0.001
     optimizer.adamw_b1 = 0.9
     optimizer.adamw_b2 = 0.999
@@ -139,56 +144,56 @@ def default() -> ConfigDict:
     schedule = config.schedule = ConfigDict()
     schedule.name = 'steps'  # or 'plateau', 'cosine', 'constant'
     schedule.learning_rate = 0.1
-    schedule.boundaries = ()  # of 'steps': where the rate is multiplied by the factor
-    schedule.factor = 0.1  # of 'steps' and 'plateau'
+    schedule.boundaries = ()  # ('steps' only) where the learning rate is multiplied by factor
+    schedule.factor = 0.1  # ('steps' and 'plateau' only)
     schedule.plateau_window = placeholder(int)  # steps over which the training error is averaged
-    schedule.plateau_patience = 3  # windows without a better error before the rate falls
-    schedule.plateau_threshold = 1e-2  # what counts as better, relative to the best error
-    schedule.plateau_min_factor = 1e-3  # the product of all factors stays above this
+    schedule.plateau_patience = 3  # windows without improvement before the learning rate drops
+    schedule.plateau_threshold = 1e-2  # least improvement that counts, relative to the best error
+    schedule.plateau_min_factor = 1e-3  # smallest product of all factors
     schedule.warmup = 'none'  # or 'linear', 'error'
-    schedule.warmup_steps = 0  # of 'linear'
-    schedule.warmup_learning_rate = 0.01  # of 'error', until the training error is low enough
-    schedule.warmup_error = 80.0  # of 'error', percent
-    schedule.warmup_window = 20  # of 'error': steps over which the training error is averaged
+    schedule.warmup_steps = 0  # ('linear' only)
+    schedule.warmup_learning_rate = 0.01  # ('error' only) until the error is below warmup_error
+    schedule.warmup_error = 80.0  # ('error' only) training error in percent
+    schedule.warmup_window = 20  # ('error' only) steps over which the training error is averaged
 
     evaluation = config.eval = ConfigDict()
-    evaluation.every_steps = placeholder(int)  # none: at the end only
-    evaluation.batch_size = placeholder(int)  # images per step; capped at the size of the split
-    # Training batches, an epoch at most, over which the BN statistics of the last evaluation are
-    # averaged; 0: the running averages.
+    evaluation.every_steps = placeholder(int)  # None: at the end only
+    evaluation.batch_size = placeholder(int)  # at most the size of the split
+    # Training batches, at most one epoch, over which batch-norm statistics are averaged for the
+    # last evaluation; 0: use the running averages.
     evaluation.recalibrate_batches = 0
 
     checkpoint = config.checkpoint = ConfigDict()
-    # Every evaluation is preceded by a checkpoint; none: no others.
+    # A checkpoint also precedes every evaluation; None: only those.
     checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
-    checkpoint.keep_best = True  # and the one with the lowest top-1 error
+    checkpoint.keep_best = True  # also keep the one with the lowest top-1 error
 
     config.log = ConfigDict()
     config.log.every_steps = 100
 
     profile = config.profile = ConfigDict()
     profile.start_step = 10
-    profile.num_steps = 0  # steps traced into workdir/profile; 0: none
+    profile.num_steps = 0  # number of steps traced to workdir/profile; 0: none
 
     mesh = config.mesh = ConfigDict()
-    mesh.data = -1  # devices along the batch; -1: all that are left
-    mesh.model = 1  # devices along the parameters
-    mesh.parameters = 'replicated'  # or 'fsdp': every array split over the axis 'data'
-    mesh.rules = ()  # exceptions: pairs (regular expression on the path, axes by dimension)
+    mesh.data = -1  # devices for data parallelism; -1: all remaining ones
+    mesh.model = 1  # devices that parameters are sharded over
+    mesh.parameters = 'replicated'  # or 'fsdp': shard every array over the axis 'data'
+    mesh.rules = ()  # overrides: pairs (regular expression on the path, axis per dimension)
 
-    # Folder of compiled programs, shared by all runs and kept below 2 GiB; '' switches it off.
+    # Folder for compiled programs, shared by all runs and kept below 2 GiB; '': no cache.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
     return config.lock()  # a misspelt field in a config file is an error
 
 
-# Fields that may be empty in a run; every other one must have a value.
+# Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
     'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
     'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
 )
-# Fields that count something, and the least that they may be.
+# Fields with a lower bound.
 LEAST = {
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.image_size': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
@@ -204,7 +209,7 @@ LEAST = {
     'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
 }
-# Fields that are a share, at least 0 and below 1.
+# Fields that must be at least 0 and below 1.
 SHARES = (
     'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'optimizer.momentum',
     'optimizer.ema_decay', 'optimizer.adamw_b1', 'optimizer.adamw_b2', 'schedule.factor',
@@ -212,7 +217,7 @@ SHARES = (
 
 
 def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """Every field by its path, such as 'model.depth', as JSON would give it back."""
+    """All fields by path, such as 'model.depth', as they look after a round trip through JSON."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -223,20 +228,20 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
 
 
 def common_fields(config: ConfigDict) -> dict[str, str]:
-    """The fields that must be the same in all processes of a job, as JSON by path."""
+    """JSON values, by path, of the fields that must agree in all processes of a job."""
     return {name: json.dumps(value) for name, value in leaves(config).items()
             if name not in LOCAL_FIELDS}
 
 
 def check(config: ConfigDict, data_shards: int) -> None:
-    """Checks that the fields are there and fit one another, before any time is spent.
+    """Checks that the fields are set, in range and consistent.
 
     Args:
       config: see `default`.
       data_shards: devices along the batch.
 
     Raises:
-      UserError: the sentence names the fields.
+      UserError: a field is not set, out of range, or inconsistent with another one.
     """
     fields = leaves(config)
     check_ranges(fields)
@@ -264,13 +269,13 @@ def check(config: ConfigDict, data_shards: int) -> None:
 
 
 def check_ranges(fields: dict[str, Any]) -> None:
-    """Checks every field by itself.
+    """Checks the range of every field.
 
     Args:
       fields: values by path, see `leaves`.
 
     Raises:
-      UserError: a field is empty or out of its range.
+      UserError: a field is not set or out of range.
     """
     for name, value in fields.items():
         if value is None:
@@ -291,7 +296,7 @@ def check_ranges(fields: dict[str, Any]) -> None:
 
 
 def floats(value: Any) -> Iterator[float]:
-    """The floats in the value of a field, however deep its sequences are."""
+    """All floats in the value of a field, including those in nested sequences."""
     if isinstance(value, (list, tuple)):
         for part in value:
             yield from floats(part)
@@ -300,14 +305,14 @@ def floats(value: Any) -> Iterator[float]:
 
 
 def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of a stored config, of whatever time, as they are called today.
+    """Translates the fields of a stored config, possibly of an older version, to those of today.
 
     Args:
-      stored: `leaves` of a config that may lack fields of today, and have others.
+      stored: `leaves` of a config whose fields may differ from today's.
 
     Returns:
-      Every field of today, and the names of the stored fields that are unknown today. What is
-      missing has the value that computes what was computed before there was the field.
+      All fields of today, and the names of unknown stored fields. A missing field gets the value
+      that reproduces the behaviour from before the field existed.
     """
     known = leaves(default())
     renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
@@ -317,16 +322,16 @@ def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
-    """A config from what a config.json holds.
+    """Makes a config from the content of a config.json.
 
     Args:
-      content: the file's content, parsed.
+      content: the parsed JSON.
 
     Returns:
       The config, and the names of stored fields that are unknown today; see `upgrade`.
 
     Raises:
-      ValueError: it is no config, or a value is of another type than its field.
+      ValueError: the content is not a config, or a value has the wrong type for its field.
     """
     if not isinstance(content, dict):
         raise ValueError('not a JSON object')
@@ -341,14 +346,14 @@ def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
 
 
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
-    """Fields that a run cannot resume with, since they change what it computes.
+    """Lists changed fields that prevent a run from resuming, because they change its computation.
 
     Args:
-      config: of the run that is about to start.
-      stored: `leaves` of the run that wrote the checkpoint, which may be of another time.
+      config: config of the run that is about to start.
+      stored: `leaves` of the config, possibly of an older version, that wrote the checkpoint.
 
     Returns:
-      One 'field: stored -> new' for each, in the order of the fields.
+      One string 'field: stored -> new' per field, in the order of the fields.
     """
     new, (old, _) = leaves(config), upgrade(stored)
     return [f'{name}: {old[name]} -> {new[name]}' for name in new
@@ -362,7 +367,7 @@ def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:
-    """Whether a run may go on with another value of this field."""
+    """Whether a run can be resumed with another value of this field."""
     if name == 'num_steps' and config.schedule.name == 'cosine':
         return False
     return any(name == field or name.startswith(field + '.') for field in EXECUTION_FIELDS)
