@@ -1,9 +1,9 @@
-"""Plain networks on CIFAR-10, the same stacks without shortcuts (figure 6, left). Not run.
+"""Plain networks (no shortcuts) on CIFAR-10 (figure 6, left). Not run.
 
   python -m resnet_jax.main --config=configs/cifar10_plain.py --workdir=runs/cifar10_plain56 \
       --config.model.depth=56
 
-They get worse with depth, in training error too; of plain-110 the paper reports more than 60 %.
+Training and test error increase with depth; for plain-110 the paper reports more than 60 %.
 """
 
 from configs import cifar10

@@ -2,7 +2,7 @@
 
   python -m resnet_jax.main --config=configs/cifar10_r110.py
 
-Starts at a learning rate of 0.01 until the training error is below 80 % (section 4.2).
+Warms up at a learning rate of 0.01 until the training error is below 80 % (section 4.2).
 """
 
 from configs import cifar10

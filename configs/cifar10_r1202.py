@@ -2,7 +2,8 @@
 
   python -m resnet_jax.main --config=configs/cifar10_r1202.py
 
-Trained like ResNet-110. The blocks run in a loop, so that it compiles as fast as a shallow network.
+Trained like ResNet-110. The blocks run in a loop, so it compiles about as fast as a shallow
+network.
 """
 
 from configs import cifar10_r110

@@ -1,12 +1,12 @@
-"""CIFAR-10 with the schedule of section 4.2 divided by ten: figure 6 where there is no accelerator.
+"""CIFAR-10 with the schedule of section 4.2 divided by ten: figure 6 without an accelerator.
 
   python -m experiments.degradation --config=configs/cifar10_short.py --depths=20,56 --seeds=0 \
       --config.data.path=DIR --workdir=runs/cifar10_short
 
-6,400 steps, the learning rate divided by ten after 3,200 and 4,800; everything else as in
-configs/cifar10.py. DIR is an image folder, DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg; for TFDS
-set --config.data.source=tfds instead. The errors are higher than table 6's: compare them with each
-other, not with the paper's. Not run.
+Trains for 6,400 steps and divides the learning rate by ten after 3,200 and 4,800; everything else
+is as in configs/cifar10.py. DIR is an image folder with DIR/train/CLASS/*.jpg and
+DIR/test/CLASS/*.jpg; for TFDS set --config.data.source=tfds instead. Compare the errors with each
+other, not with table 6, which has longer training. Not run.
 """
 
 from configs import cifar10

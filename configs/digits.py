@@ -1,10 +1,10 @@
-"""Networks of any depth 6n + 2 on scikit-learn's digits, by one recipe: for comparing depths.
+"""Networks of any depth 6n + 2 on scikit-learn's digits, all with the same recipe.
 
   python -m resnet_jax.main --config=configs/digits.py --workdir=runs/digits56 \
       --config.model.depth=56
 
-configs/digits_r20.py with a denser log for curves. experiments/degradation.py is where the depths
-are compared.
+Like configs/digits_r20.py, but evaluates and logs more often, for learning curves;
+experiments/degradation.py compares depths with it.
 """
 
 from configs import digits_r20

@@ -1,4 +1,4 @@
-"""The plain twin of configs/digits_r20.py: the same stack without shortcuts.
+"""Plain-20 on scikit-learn's digits: configs/digits_r20.py without shortcuts.
 
   python -m resnet_jax.main --config=configs/digits_plain.py
 """

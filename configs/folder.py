@@ -1,13 +1,13 @@
-"""ResNet-18 on your own images, from random weights.
+"""Trains ResNet-18 on your own images, from random weights.
 
   python -m resnet_jax.main --config=configs/folder.py \\
       --config.data.path=DIR
 
-DIR holds train/CLASS/IMAGE and val/CLASS/IMAGE (JPEG, PNG or WebP); the classes are counted. If
-there is no folder val, hold out some training images, for example
---config.data.eval_split=holdout --config.data.holdout=500. Crops have 224 x 224 pixels; small
-images train faster with, for example, --config.data.image_size=64 --config.data.eval_resize=72.
-Where there are few images, start from trained weights: configs/finetune.py. Not run.
+DIR contains train/CLASS/IMAGE and val/CLASS/IMAGE (JPEG, PNG or WebP); the number of classes is
+inferred. Without a folder val, hold out some training images, for example with
+--config.data.eval_split=holdout --config.data.holdout=500. Crops have 224 x 224 pixels; for small
+images, a smaller size trains faster: --config.data.image_size=64 --config.data.eval_resize=72.
+If you have few images, start from trained weights with configs/finetune.py. Not run.
 """
 
 from resnet_jax import config as config_lib

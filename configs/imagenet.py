@@ -1,15 +1,15 @@
-"""ImageNet as in section 3.4: batch 256, BN over 32 images, the plateau rule, 600,000 steps.
+"""ImageNet as in section 3.4: batch 256, BN over 32 images, plateau schedule, 600,000 steps.
 
   python -m resnet_jax.main --config=configs/imagenet.py \
       --config.model.depth=101
 
-ResNet-50 by default. The data is prepared once by
-`tfds build imagenet2012 --file_format=array_record`; an image folder or prepared shards are read by
---config.data.source=folder or shards, and --config.data.path=DIR. Reproduces tables 2, 3 and 4; the
-files imagenet_r*.py name their rows. Not run.
+ResNet-50 by default. Prepare the data once with
+`tfds build imagenet2012 --file_format=array_record`, or read an image folder or prepared shards with
+--config.data.source=folder or shards and --config.data.path=DIR. Reproduces tables 2, 3 and 4; each
+imagenet_r*.py is one of their rows. Not run.
 
-2,048 images per step of ResNet-50 fit on 16 chips of TPU v5e: 4,531 of 16,384 MiB per chip and 2
-all-reduces, by
+For ResNet-50, 2,048 images per step fit on 16 TPU v5e chips, with 4,531 of 16,384 MiB per chip and
+2 all-reduces, according to
 
   python -m resnet_jax.compile --config=configs/imagenet.py --topology=v5e:4x4 \
       --config.batch_size=2048 --config.model.dtype=bfloat16
@@ -38,11 +38,11 @@ def get_config():
     config.data.normalization = 'per_pixel_mean'
 
     config.schedule.name = 'plateau'
-    config.schedule.plateau_window = 5_000  # about an epoch
+    config.schedule.plateau_window = 5_000  # about one epoch
     config.schedule.plateau_patience = 5
 
     config.eval.every_steps = 10_000
     config.eval.batch_size = 256
-    config.eval.recalibrate_batches = 1_000  # as for the authors' released models
+    config.eval.recalibrate_batches = 1_000  # as in the authors' released models
     config.checkpoint.every_steps = 5_000
     return config

@@ -5,9 +5,10 @@ Not run.
   python -m resnet_jax.main --config=configs/imagenet_plain.py --workdir=runs/imagenet_plain34 \
       --config.model.depth=34
 
-The deeper one is worse, in training error too (figure 4, left).
+The deeper network has the higher error, in training as well (figure 4, left).
 
-Its 256 images per step fit on 8 chips of TPU v5e: 1,240 of 16,384 MiB per chip and 1 all-reduce, by
+256 images per step fit on 8 TPU v5e chips, with 1,240 of 16,384 MiB per chip and 1 all-reduce,
+according to
 
   python -m resnet_jax.compile --config=configs/imagenet_plain.py --topology=v5e:2x4
 """

@@ -1,10 +1,15 @@
-"""ResNet-101 on ImageNet: 21.75 / 6.05 % top-1 / top-5 error by 10-crop testing (table 3). Not run.
+"""ResNet-101 on ImageNet: 21.75 / 6.05 % top-1 / top-5 error, 10-crop (table 3). Not run.
 
   python -m resnet_jax.main --config=configs/imagenet_r101.py
 
-The authors' release has 23.6 / 7.1 % by one crop.
+The authors' released model has 23.6 / 7.1 % with a single crop.
 
+<<<<<<< HEAD
 Its 256 images per step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB per chip and 3 all-reduces:
+=======
+256 images per step fit on 8 TPU v5e chips, with 4,496 of 16,384 MiB per chip and 3 all-reduces,
+according to
+>>>>>>> f87b47b (configs: plain words)
 
   python -m resnet_jax.compile --config=configs/imagenet_r101.py --topology=v5e:2x4
 """

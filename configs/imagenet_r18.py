@@ -2,10 +2,11 @@
 
   python -m resnet_jax.main --config=configs/imagenet_r18.py
 
-The paper reports it with option A, --config.model.shortcut=A: 27.88 % top-1 error by 10-crop
-testing (table 2).
+The paper reports 27.88 % top-1 error with 10-crop testing for option A (table 2):
+--config.model.shortcut=A.
 
-Its 256 images per step fit on 8 chips of TPU v5e: 1,459 of 16,384 MiB per chip and 1 all-reduce, by
+256 images per step fit on 8 TPU v5e chips, with 1,459 of 16,384 MiB per chip and 1 all-reduce,
+according to
 
   python -m resnet_jax.compile --config=configs/imagenet_r18.py --topology=v5e:2x4
 """

@@ -2,7 +2,8 @@
 
   python -m resnet_jax.main --config=configs/imagenet_r34.py
 
-Its 256 images per step fit on 8 chips of TPU v5e: 1,948 of 16,384 MiB per chip and 1 all-reduce, by
+256 images per step fit on 8 TPU v5e chips, with 1,948 of 16,384 MiB per chip and 1 all-reduce,
+according to
 
   python -m resnet_jax.compile --config=configs/imagenet_r34.py --topology=v5e:2x4
 """

@@ -1,11 +1,16 @@
-"""VGG-16 with batch normalisation on ImageNet, the paper's yardstick (table 3). Not run.
+"""VGG-16 with batch normalisation on ImageNet, the paper's point of comparison (table 3). Not run.
 
   python -m resnet_jax.main --config=configs/imagenet_vgg16.py
 
-VGG-16 has 28.07 / 9.33 % top-1 / top-5 error by 10-crop testing in the paper, trained without batch
-normalisation. VGG-19 by --config.model.depth=19.
+The paper reports 28.07 / 9.33 % top-1 / top-5 error with 10-crop testing for VGG-16 trained without
+batch normalisation. For VGG-19, pass --config.model.depth=19.
 
+<<<<<<< HEAD
 Its 256 images per step fit on 8 chips of TPU v5e: 6,482 of 16,384 MiB per chip and 3 all-reduces:
+=======
+256 images per step fit on 8 TPU v5e chips, with 6,482 of 16,384 MiB per chip and 3 all-reduces,
+according to
+>>>>>>> f87b47b (configs: plain words)
 
   python -m resnet_jax.compile --config=configs/imagenet_vgg16.py --topology=v5e:2x4
 """
