@@ -4,8 +4,8 @@
   python -m resnet_jax.main --config=configs/finetune.py \\
       --config.init.checkpoint=weights/r50 --config.data.path=DIR
 
-DIR is a folder as for configs/folder.py. The architecture, image size and normalisation are those of
-the weights, which must stay in place until the run has finished. To train only the last layer:
+DIR is a folder as for configs/folder.py. The architecture, image size and normalisation are those
+of the weights, which must stay in place until the run has finished. To train only the last layer:
 --config.init.freeze="('stem', 'stage')" --config.init.freeze_bn=true. Not run.
 """
 

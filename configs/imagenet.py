@@ -4,7 +4,7 @@
       --config.model.depth=101
 
 ResNet-50 by default. Prepare the data once with
-`tfds build imagenet2012 --file_format=array_record`, or read an image folder or prepared shards with
+`tfds build imagenet2012 --file_format=array_record`, or read an image folder or shards with
 --config.data.source=folder or shards and --config.data.path=DIR. Reproduces tables 2, 3 and 4; each
 imagenet_r*.py is one of their rows. Not run.
 
