@@ -1,4 +1,4 @@
-"""What the commands share: their flags, --help, and one sentence instead of a traceback."""
+"""Shared by all commands: flags, --help, and one-line errors instead of tracebacks."""
 
 import difflib
 import functools

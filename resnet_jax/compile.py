@@ -1,12 +1,12 @@
-"""Compiles the training step of a config for devices that need not be there; reports its costs.
+"""Compiles the training step of a config for devices that need not exist; reports its costs.
 
   python -m resnet_jax.compile --config=configs/imagenet_r50.py --topology=v5e:4x4 \\
       --config.batch_size=2048 --config.model.dtype=bfloat16
 
-Memory is that of one device, and so are the bytes of the collectives; FLOPs, bytes and times are
-those of a whole step. Neither the data nor an accelerator is needed; for TPU slices
-install libtpu with `pip install -e '.[tpu]'`. A large network takes minutes. --json prints one JSON
-object. The exit status is 1 where the step does not fit in the memory.
+Memory and the bytes of the collectives are per device; FLOPs, bytes and times are for a whole step.
+Neither the data nor an accelerator is needed; for TPU slices, install libtpu with
+`pip install -e '.[tpu]'`. Large networks take minutes. --json prints one JSON object. The exit
+status is 1 if the step does not fit in memory.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Converts the weights of another project into a folder that every command reads.
+"""Converts weights of other projects to a checkpoint folder that all commands can read.
 
   python -m resnet_jax.convert --input=resnet50.safetensors --output=weights/resnet50
   python -m resnet_jax.convert --input=resnet20.th --output=weights/resnet20 \\
@@ -6,8 +6,8 @@
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
 common CIFAR networks with shortcuts of option A or B, and the authors' Caffe models. The network is
-recognised by names and shapes, checked against the architecture that a config.json beside the
-weights names, and printed together with what neither of them says.
+recognised by parameter names and shapes, and checked against config.json if the weights come with
+one. The command prints what it recognised and what it had to assume.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Evaluates trained networks by the protocols of the paper, exactly over every image.
+"""Evaluates trained networks with the paper's test protocols; every image counts exactly once.
 
   python -m resnet_jax.evaluate --workdir=runs/digits
   python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA \\
@@ -6,7 +6,7 @@
   python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA \\
       --checkpoint=weights/resnet50 --checkpoint=weights/resnet101 --protocol=multi_scale
 
-Several checkpoints are an ensemble. The softmax outputs of all views and networks are averaged.
+Several checkpoints form an ensemble: the softmax outputs of all views and networks are averaged.
 --json prints eval/loss, eval/top1_error, eval/top5_error, eval/calibration_error and eval/count,
 and eval/class_error, a list in label order; errors are in percent.
 """

@@ -3,10 +3,10 @@
   python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.safetensors
   python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.stablehlo
 
-A .safetensors file has torchvision's names; `resnet_jax.convert` reads it back without a change.
-A .stablehlo file is the whole network, weights and input normalisation included, for any number of
-images at once on CPU, GPU and TPU. It is read by `jax.export.deserialize`, and its `call` turns
-uint8 images [N, H, W, C] into class scores before the softmax, float32 [N, classes].
+A .safetensors file has torchvision's parameter names; `resnet_jax.convert` reads it back unchanged.
+A .stablehlo file contains the whole network, including weights and input normalisation, for any
+batch size on CPU, GPU and TPU. Load it with `jax.export.deserialize`; its `call` maps uint8 images
+[N, H, W, C] to logits, float32 [N, classes].
 """
 
 import pathlib

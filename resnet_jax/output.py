@@ -1,4 +1,4 @@
-"""Lines on the terminal, and files that are there whole or not at all."""
+"""Output to the terminal, and atomic writing of files."""
 
 import contextlib
 import os

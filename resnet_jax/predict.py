@@ -1,14 +1,14 @@
-"""Names the classes of images.
+"""Predicts the classes of images.
 
   python -m resnet_jax.predict --checkpoint=weights/resnet50 cat.jpg photos/
   cat cat.jpg | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
   find photos -name '*.jpg' | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
 
-Takes image files, folders, and - for standard input, which is an image or a list of files, one per
-line. Prints a table, or one JSON object per line with --json: `file` and `classes`, each with
-`index`, `name` and `probability`. In the name of a file, bytes that are not UTF-8 are written as
-\\xNN. Files that cannot be read are reported on stderr; the others are predicted all the same, and
-the exit status is then 1.
+Accepts image files, folders, and - for standard input, which is an image or a list of files, one
+per line. Prints a table, or one JSON object per line with --json: `file` and `classes`, each with
+`index`, `name` and `probability`. Bytes of file names that are not UTF-8 are written as
+\\xNN. Files that cannot be read are reported on stderr, and the exit status is then 1; all other
+files are still predicted.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Tells the size and cost of the network of a config, without data and without running it.
+"""Prints the size and cost of the network of a config, without data and without running it.
 
   python -m resnet_jax.summary --config=configs/imagenet_r50.py --config.model.stride_in=v1.5
 
-Parameters, multiply-adds of one image (which the paper calls FLOPs), output shapes, and memory of
-parameters and optimizer. --json prints the same as one JSON object.
+Reports parameters, multiply-adds per image (which the paper calls FLOPs), output shapes, and the
+memory of parameters and optimizer state. --json prints the same as one JSON object.
 """
 
 import json

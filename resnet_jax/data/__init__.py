@@ -1,10 +1,9 @@
-"""Data: sources of images, and the pipelines that turn them into batches.
+"""Image sources, and the pipelines that turn them into batches.
 
 A batch is a pure function of (config, seed, step):
 `{'image': float32 [N, H, W, C], 'label': int32 [N], 'mask': float32 [N]}`, sharded over the mesh
-axis 'data'. The mask is 0 for the images that only fill the last batch of an evaluation. With
-mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight'; see
-`resnet_jax.data.augment`.
+axis 'data'. The mask is 0 for images that pad the last batch of an evaluation. With mixup or
+CutMix, a training batch also has 'mix_label' and 'mix_weight'; see `resnet_jax.data.augment`.
 """
 
 import functools

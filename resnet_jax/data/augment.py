@@ -1,7 +1,7 @@
-"""What happens to a training batch on the device, inside the jitted step, for both pipelines.
+"""Augmentation and normalisation on the device, inside the jitted step, for both pipelines.
 
-Everything is a function of the batch, the step and the seed, and each image has a key of its own,
-so that the result does not depend on how the batch is spread over devices.
+Everything is a function of the batch, the step and the seed. Each image has its own random key, so
+the result does not depend on how the batch is sharded over devices.
 """
 
 from typing import NamedTuple

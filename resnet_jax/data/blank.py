@@ -1,4 +1,4 @@
-"""Blank images in place of a dataset: enough to compile what would train on it."""
+"""Blank images in place of a dataset, for compiling steps without the data."""
 
 from collections.abc import Callable
 

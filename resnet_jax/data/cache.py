@@ -1,4 +1,4 @@
-"""Arrays on disk that are there whole or not at all."""
+"""A cache of arrays on disk, written atomically."""
 
 import os
 import pathlib

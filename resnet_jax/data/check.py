@@ -1,8 +1,8 @@
-"""Reads every image of a dataset once, and reports what is there and what is damaged.
+"""Reads every image of a dataset once and reports its contents and damaged images.
 
     python -m resnet_jax.data.check --path=IMAGENET
 
-Exits with 1 if an image cannot be decoded.
+Exits with status 1 if an image cannot be decoded.
 """
 
 import collections

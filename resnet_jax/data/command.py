@@ -1,4 +1,4 @@
-"""What the data commands share: the flags that name a dataset."""
+"""Flags shared by the data commands, which select a dataset."""
 
 from absl import flags
 

@@ -1,7 +1,7 @@
-"""Which region of an image a transform shows: pure functions of the image's size and a key.
+"""Random and central crops: regions as pure functions of the image's size and a key.
 
-Nothing here touches pixels: a crop is known before the image is decoded, so that only what it
-needs is decoded.
+A crop is computed without any pixels, before the image is decoded, so that only the necessary part
+of the image needs to be decoded.
 """
 
 import math

@@ -1,10 +1,9 @@
-"""Encoded images to pixels: any JPEG, PNG or WebP image as RGB uint8, and parts of it, cheaply.
+"""Decodes JPEG, PNG and WebP images, or regions of them, to RGB uint8.
 
-The entropy-coded data of a JPEG file can only be read from the top, so a region costs at least the
-rows above its lower edge, but none below it, and a region that is sampled down costs less when the
-inverse transform already yields fewer pixels. simplejpeg (libjpeg-turbo) decodes JPEG, Pillow the
-rest; cykooz-resizer resamples with Pillow's kernels, to within one grey level of it, four times as
-fast. Orientation tags are not followed, as in the references' pipelines.
+The entropy-coded data of a JPEG can only be read from the top, so decoding a region skips the rows
+below it, and a region that will be downsampled is decoded at reduced scale. simplejpeg
+(libjpeg-turbo) decodes JPEG, Pillow everything else; cykooz-resizer resamples with Pillow's
+kernels. EXIF orientation is ignored, as in the reference pipelines.
 """
 
 import io

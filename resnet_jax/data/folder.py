@@ -1,7 +1,7 @@
-"""Image folders: `root/split/class/image`, and ImageNet's flat validation folder.
+"""Reads image folders: `root/split/class/image`, and ImageNet's flat validation folder.
 
-The classes are the sub-folders of the training split, sorted by name, unless a list gives another
-order. Images are sorted by name within a class.
+The classes are the subfolders of the training split, sorted by name unless a class list gives
+another order. Images are sorted by name within a class.
 """
 
 import os

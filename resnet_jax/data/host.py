@@ -1,8 +1,7 @@
-"""The host pipeline: what does not fit on a device is read, decoded and sent as it is needed.
+"""The host pipeline: reads and decodes images on the host and streams them to the devices.
 
-Grain decodes in threads, and in worker processes where one interpreter is too slow; batches are
-put on the devices ahead of the step. No iterator has a state that matters: the batch of a step is
-made from the step.
+Grain decodes in threads or worker processes, and batches are placed on the devices ahead of their
+step. No iterator has state that must be saved: a batch is a function of the step.
 """
 
 import functools

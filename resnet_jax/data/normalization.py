@@ -1,4 +1,4 @@
-"""What is subtracted from the pixels and what they are divided by."""
+"""Input normalisation: the mean and standard deviation of the training split, or constants."""
 
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""Writes a dataset as ArrayRecord shards, smaller where wanted, and verifies them.
+"""Writes a dataset to ArrayRecord shards, optionally resized, and verifies them.
 
     python -m resnet_jax.data.prepare --path=IMAGENET --output=DIR --shorter_side=256
 
-Run the same command again to resume after an interruption. The result is read with
-`data.source=shards`; `resnet_jax.data.shards` describes the format.
+Run the same command again to resume after an interruption. Train on the
+result with `data.source=shards`; `resnet_jax.data.shards` describes the format.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020): a few random operations of one strength, on the host."""
+"""RandAugment (Cubuk et al., 2020): a few random operations of the same magnitude, on the host."""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps

@@ -1,7 +1,7 @@
-"""The on-device pipeline: a small dataset lives on every accelerator as uint8.
+"""The on-device pipeline: keeps a small dataset on every device as uint8.
 
-Shuffling, padding, cropping and flipping happen inside the jitted step, so that nothing travels
-from the host but the call itself.
+Shuffling, padding, cropping and flipping happen inside the jitted step, so no data is transferred
+from the host during training.
 """
 
 import functools

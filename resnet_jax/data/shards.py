@@ -1,9 +1,9 @@
 """ArrayRecord shards: the encoded images of a split in a few large files, with random access.
 
-A prepared split lies beside the others in one folder: `train-00003-of-00016.array_record`, … and
-`train.json`, which tells what they hold. A record is the label (int32, little-endian), the length
-of the image's name (uint16), the name in UTF-8, and the encoded image. ArrayRecord keeps a
-checksum of every record, so that damage is found when it is read.
+All splits of a dataset share a folder: `train-00003-of-00016.array_record`, … and `train.json`,
+which describes them. A record is the label (int32, little-endian), the length of the image's name
+(uint16), the name in UTF-8 and the encoded image. ArrayRecord stores a checksum with every record,
+so damage is detected on reading.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Unreadable images that are left out: counted, and reported without flooding the terminal."""
+"""Counts skipped unreadable images, and reports them without flooding the terminal."""
 
 import threading
 

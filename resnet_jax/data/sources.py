@@ -1,4 +1,4 @@
-"""Where images come from: random access to the raw items of one split, behind one interface."""
+"""The interface of data sources: random access to the raw items of one split."""
 
 import hashlib
 import importlib.util

@@ -1,7 +1,7 @@
 """Exact sums over a training split, from which its mean and standard deviation are computed.
 
-Several processes share the images out, and add up their sums. Sums are integers, so that the result
-does not depend on how many processes there are.
+Each process of a job sums its share of the images. The sums are integers, so the result does not
+depend on the number of processes.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, read without TensorFlow: builders that are prepared as ArrayRecord."""
+"""Reads TensorFlow Datasets prepared as ArrayRecord, without TensorFlow."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""From a raw item to the uint8 image that travels to the device: pure, and done on the host."""
+"""Host-side transforms from a raw item to the uint8 image sent to the device; pure functions."""
 
 from typing import NamedTuple
 

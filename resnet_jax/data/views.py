@@ -1,4 +1,4 @@
-"""The views of a test image that the paper's protocols average over (section 3.4)."""
+"""The views of a test image that the paper's test protocols average over (section 3.4)."""
 
 from typing import NamedTuple
 

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, jobs of several processes, processor cores."""
+"""Devices and processes: the mesh, multi-process jobs, CPU cores."""

@@ -1,4 +1,4 @@
-"""Processor cores that this process may use, on systems that restrict them and on others."""
+"""The CPU cores that this process may use."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Several processes as one job: how they find one another, agree, and end together."""
+"""Multi-process jobs: discovery, consistency checks and coordinated shutdown."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""The mesh of devices, and where each array of the training state lies on it."""
+"""The device mesh, and the sharding of each array of the training state."""
 
 import re
 from typing import Any

@@ -1,17 +1,17 @@
-"""Stands beside one process of a job of several, and ends it when another one has ended.
+"""A watchdog process beside each process of a job; ends its process when another one has ended.
 
-`processes` starts this file as a program of its own beside every process. It cannot be a thread:
-the runtime of jax aborts a process as soon as it no longer reaches process 0, before Python
-could say a word, and a process that waits for another's part of a sum may never wake up.
+`processes` starts this file as a separate program next to every process. A thread would not do:
+JAX's runtime aborts a process as soon as it can no longer reach process 0, before Python can print
+a message, and a process that waits for another one inside a collective may never wake up.
 
-The watchers of all other processes are connected to that of process 0. The first that knows of an
-end tells it: of a process that is gone its own watcher or, where that is gone with it, the broken
-connection; of a machine that is gone 20 seconds of silence. Messages are JSON objects, one per
-line: {} as a heartbeat, {"done": true}, and {"ended": process, "why": sentence}; the sentence is
-empty for a process that ended without a word.
+The watchers of all other processes connect to the watcher of process 0. It learns that a process
+has ended from that process's watcher, from a broken connection if the watcher has ended too, or
+from 20 seconds of silence if the machine is gone. Messages are JSON objects, one per line: {} is a
+heartbeat; then {"done": true} and {"ended": process, "why": sentence}, in which the sentence is
+empty for a process that ended without giving a reason.
 
-The first line of stdin describes the job, the secret included: arguments can be read by every user
-of the machine.
+The first line of stdin describes the job, including its secret, because command-line arguments can
+be read by every user of the machine.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The networks of the paper: a table of architectures, and the parts they are built from."""
+"""The networks of the paper, and the modules they are built from."""
 
 from collections.abc import Mapping
 from typing import Any

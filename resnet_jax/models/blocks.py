@@ -14,12 +14,10 @@ ModuleDef = Any  # a module class, some of whose fields are already set
 
 
 def relu(x):
-    """ReLU at the end of a block that is not in a loop, where its output is in memory anyway.
+    """ReLU at the end of an unrolled block; on GPU its gradient is computed from its output.
 
-    On a GPU its gradient reads that output. XLA would make the sum in front of it again, and read
-    both of its parts: the step of ResNet-50 with 256 images in bfloat16 has 93.6 GB of memory
-    traffic for 98.4, and 10.6 GB of temporaries for 11.4 (compiled for an H100; the time: not run).
-    In a loop this would keep the output twice.
+    XLA's own gradient would recompute the sum before the ReLU and read both summands, which costs
+    memory traffic (docs/performance.md). Inside a loop, this version would store the output twice.
     """
     return lax.platform_dependent(x, cuda=_relu, rocm=_relu, default=nn.relu)
 

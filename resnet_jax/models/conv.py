@@ -1,4 +1,4 @@
-"""Convolutions without bias, padded explicitly by half the kernel, He-initialised."""
+"""Convolutions with explicit padding, He initialisation and fast gradients on CPU and TPU."""
 
 import functools
 import math
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-CONV_OUTPUT = 'conv'  # the name by which `resnet_jax.models.remat` keeps the outputs
+CONV_OUTPUT = 'conv'  # name of the outputs, for `resnet_jax.models.remat`
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-CACHE_BYTES = 2**20  # of a core's own (second-level) cache
+CACHE_BYTES = 2**20  # size of a core's own (second-level) cache
 
 # Gaussian with variance 2 / fan-in: K. He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -22,27 +22,23 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 def conv2d(x, kernel, stride: int, num_devices: int = 1):
     """Convolution of NHWC images with an HWIO kernel of k x k, computed in the type of the images.
 
-    k // 2 zeros are padded above and left, and the rest of k - 1 below and right: for an odd k, as
-    many on every side.
+    The input is padded with k // 2 zeros above and left, and k - 1 - k // 2 below and right, which
+    is symmetric for odd k.
 
-    XLA's CPU backend runs the gradient of a convolution inside any loop (scanned blocks, the parts
-    of an accumulated batch, several steps a call) on a naive path: four scanned 3x3 layers of 32
-    filters on 128 images of 16x16 took 3973 ms, and take 71 ms with the gradients below. So on CPU
-    they are written as ordinary convolutions and matrix products.
+    On CPU the gradients are written as ordinary convolutions and matrix products, because XLA's own
+    are slow inside loops such as scanned blocks; see docs/performance.md. With bfloat16 images, the
+    gradient of a float32 kernel is computed and summed over devices in float32 on CPU and TPU. On
+    GPU the gradients are XLA's own.
 
-    The gradient of a float32 kernel with bfloat16 images is float32 on CPU and TPU, and so are its
-    sums over images, pixels and chips. XLA's own would be rounded to bfloat16 on every chip and
-    summed over the chips in it. On GPU the gradients are XLA's own.
-
-    Reverse mode only, to any order: a product with the Hessian is the gradient of a gradient times
-    a vector. `jax.jvp`, `jax.jacfwd` and `jax.hessian` are refused by JAX.
+    Only reverse-mode differentiation is supported, to any order, so JAX rejects `jax.jvp`,
+    `jax.jacfwd` and `jax.hessian`.
 
     Args:
       x: float [N, H, W, C].
       kernel: float [k, k, C, features].
       stride: in both directions.
-      num_devices: that the images are spread over. On several CPUs the kernel's gradient is one sum
-        over the batch; on one it is taken a few images at a time, see `_correlate`.
+      num_devices: number of devices that the batch is sharded over. On a single CPU device the
+        kernel's gradient is computed a few images at a time, see `_correlate`.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), features], as x.
@@ -113,10 +109,7 @@ def _pixel_product(x, dy, stride: int):
 def _correlate(x, dy, k: int, stride: int, parts: int):
     """The kernel's gradient: the sum over images and pixels of input patches times dy.
 
-    On CPU, a few images at a time, as many as the nearest cache holds: the filter gradient of 3x3
-    filters on 128 images took 36 ms of one core in one piece and takes 19 ms in eight on 32x32
-    pixels with 16 channels, 24 and 10 ms on 16x16 with 32, 17 and 8 ms on 8x8 with 64; on 32 images
-    of 56x56 with 64 channels 479 and 167 ms, and of the first layer's 7x7 filters 1056 and 310 ms.
+    The batch is processed in `parts`, so that on CPU each part fits in a core's own cache.
 
     Returns:
       [k, k, C, features] as `_sum`.
@@ -142,14 +135,14 @@ def _correlate(x, dy, k: int, stride: int, parts: int):
 
 
 def _sum(x):
-    """The type that is summed in: float32, or float64 of float64."""
+    """The dtype of sums: float32, or float64 for float64 images."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _parts(x, dy, num_devices: int) -> int:
-    """Into how many parts a batch is cut, so that a part of x and dy fits into `CACHE_BYTES`.
+    """The number of parts of a batch for which a part of x and dy fits into `CACHE_BYTES`.
 
-    One on several devices, which would sum up every part over all of them.
+    It is 1 on several devices, because every part would need its own sum over all of them.
     """
     if num_devices > 1:
         return 1
@@ -185,8 +178,8 @@ def space_to_depth_conv2d(x, kernel, num_devices: int = 1):
 class Conv(nn.Module):
     """A k x k convolution of NHWC images with HWIO kernels.
 
-    k // 2 zeros are padded on every side, as in the paper and in PyTorch. 'SAME' would pad unevenly
-    before a stride, and weights would not transfer.
+    The input is padded with k // 2 zeros on every side, as in the paper and in PyTorch. ('SAME'
+    pads unevenly for strides above 1, so weights of other frameworks would not transfer.)
 
     Attributes:
       features: output channels.

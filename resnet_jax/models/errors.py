@@ -1,4 +1,4 @@
-"""What the networks raise where a field, or the size of the images, describes none of them."""
+"""The error for model fields or image sizes that do not describe a valid network."""
 
 
 class ConfigError(ValueError):

@@ -1,4 +1,4 @@
-"""Max-pooling."""
+"""Max-pooling with a fast gradient."""
 
 import functools
 import itertools
@@ -10,21 +10,17 @@ from jax import lax
 
 
 def max_pool(x, size: int, stride: int, pad: tuple[int, int] = (0, 0)):
-    """The largest value of each window of size x size pixels, `stride` pixels apart.
+    """Max-pooling over windows of size x size pixels.
 
-    The gradient goes to the first of several largest values, row by row, as XLA's own does and
-    PyTorch's. XLA compiles its own for a GPU to a search of every window, which writes four int32
-    indices an output, and a scatter with atomic additions: with the ReLU around it, 5.4 GB of
-    memory traffic in the stem of ResNet-50 with 256 images in bfloat16. What is below takes 1.6 GB,
-    and the step's temporaries are 11.4 GB instead of 12.1 (compiled for an H100; the time: not
-    run). On two CPU cores, forward and gradient of 32 images of 112x112 with 64 channels took 0.48
-    times as long (jax 0.11.2; 0.55 with 0.10.2). A TPU has an instruction for XLA's own: with what
-    is below, ResNet-50 would have a roofline of 63.4 ms there instead of 60.2.
+    The gradient goes to the first maximum of a window in row-major order, as in XLA and PyTorch. On
+    CPU and GPU it is computed from a stored uint8 index, which is faster and needs less memory
+    traffic than XLA's own; TPUs have an instruction for XLA's. docs/performance.md has figures.
 
     Args:
       x: float [N, H, W, C].
-      size, stride: of the windows, in both directions.
-      pad: pixels of -infinity in front of and behind the height and the width.
+      size: height and width of a window.
+      stride: distance between windows, in both directions.
+      pad: pixels of -infinity before and after both the height and the width.
 
     Returns:
       [N, (H + sum(pad) - size) // stride + 1, …, C], as x.
@@ -40,13 +36,13 @@ def _xla(x, size: int, stride: int, pad: tuple[int, int]):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _own(x, size: int, stride: int, pad: tuple[int, int], lengths: tuple[int, int]):
-    """`_xla` with a gradient of its own; lengths: height and width, which are all it needs of x."""
+    """`_xla` with its own gradient, which needs only the `lengths` of x: height and width."""
     del lengths
     return _xla(x, size, stride, pad)
 
 
 def _forward(x, size, stride, pad, lengths):
-    """Keeps which of its size * size pixels is the largest of a window: uint8."""
+    """Stores the index of the maximum among the size * size pixels of each window as uint8."""
     del lengths
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pad, 0), (*pad, 0), (0, 0, 0)))
     ends = [(length - size) // stride * stride + 1 for length in padded.shape[1:3]]
@@ -61,7 +57,7 @@ def _forward(x, size, stride, pad, lengths):
 def _backward(size, stride, pad, lengths, largest, dy):
     """Pixels stride * o + c of the padded image lie in the windows o, o - 1, …: a sum for each c.
 
-    The sums of all c are then dealt out in turn.
+    The sums of all c are then interleaved.
     """
     further = (size - 1) // stride  # windows
     dtype = jnp.promote_types(dy.dtype, jnp.float32)

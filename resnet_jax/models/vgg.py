@@ -1,4 +1,4 @@
-"""VGG-16 and VGG-19, the paper's yardsticks (table 1 and section 3.3)."""
+"""VGG-16 and VGG-19, which the paper compares with (table 1 and section 3.3)."""
 
 import functools
 from typing import Any

@@ -1,1 +1,1 @@
-"""What a network is trained for; each task has its metrics and its way to evaluate."""
+"""The tasks a network can be trained for, each with its metrics and evaluation."""

@@ -1,1 +1,1 @@
-"""How a network is trained: the loop, the program, the step, the state, and what a run leaves."""
+"""Training: the loop, the step, the state, the optimizer and the workdir."""

@@ -1,4 +1,4 @@
-"""Size and cost of the network of a config, by shape inference: nothing is run."""
+"""Size and cost of the network of a config, by shape inference alone."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: one sentence instead of the tracebacks of background writes."""
+"""Turns errors of full or read-only disks, also from background writes, into one-line errors."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""The reports of the steps, and the time that they take, up to the next line of the log."""
+"""Collects metrics and timings of steps between two log rows."""
 
 import functools
 import math

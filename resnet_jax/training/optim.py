@@ -1,8 +1,9 @@
-"""Optimizers and learning-rate schedules, put together from optax.
+"""Optimizers and learning-rate schedules, composed from optax.
 
-The learning rate is no part of the optimizer's state: a `Schedule` computes it in every step from
-the step and the training error, and hands it to the optimizer as an argument. It can therefore be
-logged as it is, and the rules of the paper that listen to the training error are ordinary ones.
+The learning rate is not part of the optimizer's state. In every step, a `Schedule` computes it from
+the step and the training error, and it is passed to the optimizer as an argument. It can therefore
+be logged directly, and schedules that depend on the training error, like the paper's, are nothing
+special.
 """
 
 import functools

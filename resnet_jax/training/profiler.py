@@ -1,4 +1,4 @@
-"""Traces of some steps, for TensorBoard or Perfetto."""
+"""Profiles a few steps, for TensorBoard or Perfetto."""
 
 import pathlib
 

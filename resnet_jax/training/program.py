@@ -1,4 +1,4 @@
-"""What a config describes, put together: data, network, optimizer, and the steps over a mesh."""
+"""Builds data, network, optimizer and the jitted steps over a mesh from a config."""
 
 import dataclasses
 import functools

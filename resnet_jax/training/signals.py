@@ -1,4 +1,4 @@
-"""Requests to stop a run, and what process 0 decides for all processes of a job."""
+"""Requests to stop a run, and the agreement of all processes of a job on them."""
 
 import signal
 import threading

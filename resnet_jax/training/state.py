@@ -1,4 +1,4 @@
-"""The training state, its initialisation, and the recalibration of batch normalisation."""
+"""The training state, its initialisation, and recalibration of batch-norm statistics."""
 
 import functools
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""One step of training and of evaluation, as pure functions of their arguments."""
+"""The training step and the evaluation step, as pure functions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The evaluation of a training state within a run, and the statistics that it is evaluated with."""
+"""Evaluation during training, with running or recalibrated batch-norm statistics."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, what it was made from, and what the run leaves in it."""
+"""The workdir of a run: its lock, its stored config and data description, and its files."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Where measurements go: metrics.jsonl and TensorBoard files."""
+"""Writers of metrics: metrics.jsonl and TensorBoard files."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Weights of other projects: recognised, renamed, and stored like our own; and back out again."""
+"""Checkpoints, and conversion of weights from and to other projects."""
 
 import contextlib
 import dataclasses

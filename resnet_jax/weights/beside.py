@@ -1,4 +1,4 @@
-"""What config.json of Hugging Face's and timm's, in the folder of weights, says of the network."""
+"""Reads the description of a network in the config.json that Hugging Face and timm ship."""
 
 import json
 import pathlib

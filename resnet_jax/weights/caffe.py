@@ -1,7 +1,7 @@
 """The authors' Caffe models: https://github.com/KaimingHe/deep-residual-networks.
 
-A .caffemodel is a protocol buffer. The messages that hold weights are described here, with the
-numbers of caffe.proto; all others are skipped.
+A .caffemodel is a protocol buffer. Only the messages that hold weights are described here, with the
+field numbers of caffe.proto; all others are skipped.
 """
 
 import functools

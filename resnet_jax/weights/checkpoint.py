@@ -1,13 +1,13 @@
-"""One checkpoint: what lies where on disk, read back and verified.
+"""The layout of one checkpoint on disk, and reading it back with verification.
 
-The layout on disk, of which nothing else in the project knows:
+This module alone knows the layout:
 
   checkpoints/<step>/default/           the training state
-  checkpoints/<step>/_CHECKPOINT_METADATA   Orbax's, with the digests of the state
-  checkpoints/<step>/recalibrated/      running statistics for evaluation, with digests likewise
-  checkpoints/<step>/evaluation.json    what the evaluation of the state measured
+  checkpoints/<step>/_CHECKPOINT_METADATA   Orbax metadata, with the digests of the state
+  checkpoints/<step>/recalibrated/      running statistics for evaluation, with their digests
+  checkpoints/<step>/evaluation.json    results of the evaluation of the state
 
-The last two are written after the state, each whole or not at all, and deleted with it.
+The last two are written after the state, atomically, and deleted with it.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: written by Orbax in the background, whole or not at all, and kept."""
+"""The checkpoints of one run: written atomically by Orbax in the background, and rotated."""
 
 import json
 import math

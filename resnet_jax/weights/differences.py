@@ -1,4 +1,4 @@
-"""What makes residual networks other than the paper's, in the words of those who made them."""
+"""Names the features, such as squeeze-and-excitation, that the paper's networks do not have."""
 
 import re
 from collections.abc import Mapping

@@ -1,9 +1,8 @@
-"""Digests of arrays: whether they are, bit for bit, those that were written.
+"""Digests of arrays, which detect any change since they were written.
 
 The digest of an array is the sum over its elements of bits(x_i) * weight(i) modulo 2**64, where
-i is the position in the whole array and every weight is odd. A single changed element therefore
-changes it with certainty, whatever is changed in it. Being a sum, it does not depend on how an
-array is split over devices and processes.
+i is the position in the whole array and every weight is odd. Any change to a single element
+therefore changes the digest. Because it is a sum, it does not depend on how an array is sharded.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tensors by name from the files of other projects; nothing that a file holds is ever run."""
+"""Reads named tensors from files of other projects, without executing anything in them."""
 
 import pathlib
 import struct

@@ -1,8 +1,8 @@
-"""The names of torchvision, and how a network's tree of variables maps onto them, both ways.
+"""Maps between torchvision's parameter names and the variables of a network, both ways.
 
-torchvision's names and layouts are the middle that every other format is translated to: conv1, bn1,
-layer1.0.conv1, …, fc; convolutions are OIHW, dense layers [outputs, inputs]. A stage's blocks from
-the second on, which the tree stacks, are separate tensors there.
+All other formats are first translated to torchvision's names and layouts: conv1, bn1,
+layer1.0.conv1, …, fc; convolutions are OIHW, dense layers [outputs, inputs]. The blocks of a stage
+after the first, which are stacked in our variables, are separate tensors there.
 """
 
 from collections.abc import Mapping

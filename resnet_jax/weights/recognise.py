@@ -1,4 +1,4 @@
-"""Which network a set of tensors is, from their names and shapes alone."""
+"""Recognises the network that a set of tensors belongs to, by their names and shapes."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -1,7 +1,7 @@
-"""Weights on disk, in the one form that there is: a folder such as a training run leaves.
+"""Stored weights: a folder with the layout of a training run.
 
-It holds config.json and checkpoints/<step>/. Whatever reads a run's workdir reads converted weights
-as well; those are a training state of step 0, without an optimizer's.
+It holds config.json and checkpoints/<step>/. Converted weights are stored as a training state of
+step 0 without optimizer state, so everything that reads a workdir reads them as well.
 """
 
 import json

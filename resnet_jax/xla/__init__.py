@@ -1,1 +1,1 @@
-"""The compiler: its options, its caches, its targets, and what it made of a program."""
+"""XLA: compiler options, caches, compilation targets, and reading compiled programs."""

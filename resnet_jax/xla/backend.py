@@ -1,4 +1,4 @@
-"""How JAX is started: on the platform that was asked for, compiled, and in 32 bits."""
+"""Starts JAX on the requested platform, with compilation enabled and in 32 bits."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that the next process need not compile them again."""
+"""The on-disk cache of compiled programs."""
 
 import contextlib
 import glob

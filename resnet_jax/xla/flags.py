@@ -1,14 +1,8 @@
-"""Options of the XLA compilers, as named presets: the field `xla_preset`.
+"""Named presets of XLA compiler options, for the field `xla_preset`.
 
-XLA reads its options once, when JAX starts its first backend, so `use` comes before that. What the
-user has set in the environment is kept, and wins.
-
-The options of 'cpu' concern programs for CPUs alone, and so it is the default. Not among them, from
-measurements in turns: --xla_backend_optimization_level=1 with
---xla_llvm_disable_expensive_passes=true, with which the step of configs/digits_r20.py compiled in
-0.9 times the processor time and then took 1.1 times as much; and
---xla_cpu_experimental_onednn_custom_call=true, with which that of configs/cifar10_r20.py took 395
-ms for 340 (jaxlib 0.11.2) and could not be kept in the compilation cache.
+XLA reads its options once, when JAX starts its first backend, so call `use` before that. Options
+that the user has set in the environment take precedence. The preset 'cpu' only affects programs for
+CPUs and is therefore the default.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
-"""Reading an optimised HLO module, the text of what XLA compiled: its loops and collectives.
+"""Reads the loops and collectives of an optimised HLO module, the text of a compiled program.
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction is counted as often
-as it runs, as far as that is known before it does.
+as it runs, if the number of iterations is known at compile time.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""The devices that a topology names, there or not, and what is published about their chips."""
+"""TPU topologies by name, including absent ones, and published figures of their chips."""
 
 import contextlib
 import dataclasses

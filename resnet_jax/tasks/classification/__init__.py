@@ -1,1 +1,1 @@
-"""Classification: metrics, scores, and trained networks that answer with classes."""
+"""Classification: metrics, scores and inference."""

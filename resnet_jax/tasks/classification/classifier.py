@@ -1,4 +1,4 @@
-"""Trained networks in Python: classes and features of images; see `resnet_jax.load`."""
+"""Python interface to trained classifiers: predictions and features; see `resnet_jax.load`."""
 
 import dataclasses
 import functools

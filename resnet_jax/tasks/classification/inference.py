@@ -1,4 +1,4 @@
-"""Predictions for every image of a split: several views of each, several networks, any mesh."""
+"""Predicts every image of a split, averaging views and networks, on any mesh."""
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence

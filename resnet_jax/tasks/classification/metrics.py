@@ -1,4 +1,4 @@
-"""Loss and errors: exact sums over images, weighted by the mask."""
+"""Loss and error metrics, as exact sums over images weighted by the mask."""
 
 
 import jax

@@ -1,4 +1,4 @@
-"""How good predictions are: errors, loss and calibration, from the probabilities of all images."""
+"""Error, loss and calibration of the predicted probabilities of a whole split."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
