@@ -1,4 +1,4 @@
-"""How every chart of the experiments looks, and how it is written."""
+"""The common style of all charts, and writing them to files."""
 
 import pathlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Statistics over seeds, and verdicts in words: what was measured against what was claimed."""
+"""Statistics over seeds, and verdicts that compare measurements with the paper's claims."""
 
 import dataclasses
 import enum

@@ -1,12 +1,12 @@
-"""Multiply-adds and parameters of every network of the paper against its error.
+"""Plots the error of every network of the paper over its multiply-adds and parameters.
 
   python -m experiments.complexity
   python -m experiments.complexity --ledger=runs/cifar10_sweep
 
-Sizes are counted from the networks of this project (for GoogLeNet they are the published ones);
-errors are the paper's. With --ledger the networks of a sweep stand beside them with their measured
-errors; without it nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir, by
-default beside the ledger, or to runs/complexity.
+Sizes are counted from the networks of this project (for GoogLeNet, they are the published ones);
+errors are the paper's. With --ledger, the networks of a sweep are added with their measured errors.
+Nothing is trained. Writes complexity.svg, .png, .json and .txt to --workdir, by default the folder
+of the ledger, or runs/complexity.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Error over the steps, of several networks: the form of figures 1, 4 and 6."""
+"""Learning curves of several networks, in the style of figures 1, 4 and 6."""
 
 import collections
 import pathlib

@@ -3,9 +3,9 @@
   python -m experiments.degradation
   python -m experiments.degradation --config=configs/cifar10.py --depths=20,32,44,56
 
-Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, plain and residual, three
-seeds each: 18 runs. Writes degradation.svg and .png (error of the training batches and of the test
-images over the steps), .json (the numbers) and .txt (the table and the verdicts) to --workdir.
+Without --config it trains on scikit-learn's digits: depths 8, 20 and 56, plain and residual, three
+seeds each, 18 runs in all. Writes degradation.svg and .png (training and test error during
+training), .json (the numbers) and .txt (the table and the verdicts) to --workdir.
 """
 
 import itertools

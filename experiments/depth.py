@@ -3,8 +3,8 @@
   python -m experiments.depth
   python -m experiments.depth --config=configs/cifar10.py --depths=20,32,44,56,110
 
-Without --config it trains on scikit-learn's digits, depths 8, 20 and 56, three seeds each,
-unless `experiments.degradation` has trained them already in the same folder. Writes depth.svg,
+Without --config it trains on scikit-learn's digits: depths 8, 20 and 56, three seeds each, unless
+`experiments.degradation` has already trained them in the same folder. Writes depth.svg,
 .png, .json and .txt to --workdir.
 """
 

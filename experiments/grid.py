@@ -1,4 +1,4 @@
-"""The cells of a sweep: all combinations of the values that are given to fields of a config."""
+"""The cells of a sweep: all combinations of the values given for fields of a config."""
 
 import collections
 import dataclasses

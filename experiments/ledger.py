@@ -1,4 +1,4 @@
-"""The ledger of a sweep: one row a run, in a file of JSON lines that is written whole."""
+"""The ledger of a sweep: a JSON Lines file with one row per run, written atomically."""
 
 import importlib.metadata
 import json

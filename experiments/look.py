@@ -5,8 +5,8 @@
   python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
       --config.data.source=folder --config.data.path=DATA
 
-The folder is the workdir of a run, or holds converted weights, and then --config must name the
-data. Writes report.html, numbers.json, and every chart and picture as a file under figures/.
+The folder is the workdir of a run, or a folder of converted weights, for which --config must name
+the data. Writes report.html, numbers.json, and every chart and picture as a file in figures/.
 docs/seeing.md explains how to read them.
 """
 

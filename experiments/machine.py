@@ -1,4 +1,4 @@
-"""What a sweep runs on, and how several runs at a time share it."""
+"""The cores and GPUs of the machine, and how the parallel runs of a sweep share them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The packages that the experiments need on top of those that training needs."""
+"""Checks for the packages that the experiments need in addition to those for training."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""The numbers of the paper that the experiments are held against. Errors in percent."""
+"""The paper's numbers that the experiments are compared with. Errors in percent."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -3,10 +3,10 @@
   python -m experiments.responses
   python -m experiments.responses --config=configs/cifar10.py --depths=20,56,110
 
-The response of a layer is its output after batch normalisation, and before the non-linearity and
-the addition; its standard deviation is taken over the test images, all positions and all channels,
-with the running statistics. Without --config it takes depths 20 and 56 on scikit-learn's digits,
-plain and residual, three seeds each, unless `experiments.degradation` has trained them already in
+The response of a layer is its output after batch normalisation, before the non-linearity and the
+addition. Its standard deviation is computed over the test images, all positions and all channels,
+with the running statistics. Without --config it trains depths 20 and 56 on scikit-learn's digits,
+plain and residual, three seeds each, unless `experiments.degradation` has already trained them in
 the same folder. Writes responses.svg, .png, .json and .txt to --workdir.
 """
 

@@ -1,7 +1,7 @@
-"""What the commands of the paper's figures share: their runs, live or from a ledger; their output.
+"""Shared by the commands for the paper's figures: their runs, live or from a ledger, and output.
 
-Each command first does the runs that are missing in --workdir, as `experiments.sweep` would, and
-then draws. With --ledger nothing is run: what that ledger holds is drawn.
+Each command first trains the runs that are missing in --workdir, as `experiments.sweep` would, and
+then plots them. With --ledger nothing is run, and the runs in that ledger are plotted.
 """
 
 import json

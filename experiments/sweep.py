@@ -3,13 +3,12 @@
   python -m experiments.sweep --config=configs/cifar10.py --sweep model.depth=20,32,44 \\
       --sweep seed=0,1,2
 
-Each run is a `python -m resnet_jax.main` in a folder of its own in --workdir, several at a time
-where there are devices for them; what it prints is in log.txt there. On SIGTERM or Ctrl-C the runs
-save a checkpoint and the sweep ends; run the same command again to resume. Finished runs are not
-run again, not even for a larger sweep in the same folder; failed ones are tried again. --dry_run
-prints the commands of the missing runs, for a cluster; the same sweep, started when they are done,
-enters them in the ledger. At the end it prints a table of mean and standard deviation over the
-seeds.
+Each run is a `python -m resnet_jax.main` in its own folder in --workdir, with its output in
+log.txt; runs execute in parallel, one per core or GPU. On SIGTERM or Ctrl-C the runs save a
+checkpoint and the sweep ends; run the same command again to resume. Finished runs are not repeated,
+even for a larger sweep in the same folder; failed ones are retried. --dry_run prints the commands
+of the missing runs, for use on a cluster; run the same sweep afterwards to add them to the ledger.
+At the end, the sweep prints a table of means and standard deviations over the seeds.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Tables of runs, for a terminal."""
+"""Tables of runs for the terminal."""
 
 import itertools
 from collections.abc import Sequence

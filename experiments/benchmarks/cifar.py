@@ -1,16 +1,16 @@
-"""The paper's CIFAR recipe from start to end, beside two PyTorch programs of the same recipe.
+"""Times the paper's CIFAR recipe from start to end, and two PyTorch programs of the same recipe.
 
     python experiments/benchmarks/cifar.py --config=configs/cifar10_r20.py \
         --config.data.source=folder --config.data.path=DIR
 
-What is timed is the whole process: imports, compilation, all steps and all evaluations. This
-program is `python -m resnet_jax.main` with the config as it is, its compilation cache empty.
-PyTorch is `torch_cifar.py`, plain with a DataLoader, and fair, with data on the device, bfloat16
-and CUDA graphs. The images were decoded before, for all three.
+The whole process is timed: imports, compilation, all steps and all evaluations. This program is
+`python -m resnet_jax.main` with the given config and an empty compilation cache. PyTorch is
+`torch_cifar.py`: 'plain' with a DataLoader, and 'fair' with data on the device, bfloat16 and CUDA
+graphs. For all three, the images are decoded beforehand.
 
-Where a machine's time is short: after --limit seconds a program is told to stop; run the command
-again to resume it, and the pieces' times are added up. --programs chooses among the three. On a
-CPU --config.num_steps=20 or so is quick, and shows nothing but that it works.
+If you have a machine only for a short time, --limit stops a program after that many seconds; run
+the command again to resume, and the times of the pieces are added. --programs selects among the
+three. On a CPU, --config.num_steps=20 checks quickly that everything works.
 """
 
 import importlib.util

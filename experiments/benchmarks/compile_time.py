@@ -1,13 +1,13 @@
-"""Tracing and compiling the training step against depth: scanned and unrolled, cold and warm.
+"""Times tracing and compiling the training step by depth: scanned and unrolled, cold and warm.
 
     python experiments/benchmarks/compile_time.py --config=configs/cifar10_r20.py \
         --depths=20,56,110,1202 --json=result.json
 
-Each measurement is a process of its own. Cold: the compilation cache is empty, and what is compiled
-is written to it; warm: a second process finds it there. The rows take turns. 'initial state' is
-what it takes to trace, compile and run the program that makes the first parameters, 'trace' ends
-with StableHLO, 'compile' with a program that can run. Of the seconds of processor time, which other
-work on the machine disturbs less, the table has the sum of all three.
+Each measurement runs in its own process. Cold: the compilation cache is empty and is filled; warm:
+a second process reads it. The rows are measured in turns. 'initial state' is the time to trace,
+compile and run the program that initialises the parameters; 'trace' ends with StableHLO, 'compile'
+with an executable. The table also has the processor time of all three together, which depends less
+on other load.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""What XLA makes of a training step for a GPU that need not be there: kernels and memory traffic.
+"""Counts kernels and memory traffic of a training step compiled for a GPU, without having one.
 
     python experiments/benchmarks/gpu_traffic.py --config=configs/imagenet_r50.py \
         --config.batch_size=256 --config.model.stride_in=v1.5 --config.model.dtype=bfloat16
 
-Counted is what goes in and out of each kernel, as if nothing were found in a cache; a kernel that
-reads a few rows of an array counts the whole of it. Over the bandwidth of the memory, that is the
-least time a step takes that is bound by it. Kernels are told apart by the kind of XLA's fusion or
-by the library's function. Needs `pip install -e '.[cuda]'`, and no GPU. Convolutions are
-compiled without the search for cuDNN's fastest, which takes a GPU; their workspace is missing.
+Traffic is the size of all inputs and outputs of every kernel, assuming no cache hits; a kernel that
+reads a few rows of an array counts the whole array. Divided by the memory bandwidth, it is a lower
+bound on the time of a memory-bound step. Kernels are grouped by the kind of XLA fusion or the
+library function. Needs `pip install -e '.[cuda]'`, but no GPU. Convolutions are compiled without
+autotuning, which needs a GPU, so the memory of their workspaces is not included.
 """
 
 import collections

@@ -1,15 +1,14 @@
-"""Images per second of this input pipeline and of others, on the same files in one run.
+"""Compares the throughput of this input pipeline and others on the same files.
 
     python experiments/benchmarks/input_pipeline.py --path=FOLDER --json=result.json
 
-Every pipeline reads the encoded images of an image folder, cuts a random resized crop, resizes it
-to 224 pixels, flips half of them, and yields batches of uint8. Each runs in a process of its own
-that is bound to so many cores; they take turns, a pass each, and the median over the passes
-counts. Before a pass is timed, what was prefetched while the others ran is thrown away. Besides
-images per second of time, the table gives images per second of processor time that the pipeline
-and its workers used, on one core: unlike the others, it bears other work on the machine.
+Every pipeline reads the encoded images of an image folder, takes a random resized crop of 224
+pixels, flips half of them, and yields uint8 batches. Each runs in its own process, bound to a fixed
+number of cores. Passes are interleaved, and the median over the passes is reported. Batches that
+were prefetched while others ran are discarded before a pass is timed. The table also has images per
+second of processor time, workers included, on one core, which depends less on other load.
 
-TensorFlow's and PyTorch's pipelines take part where these packages are installed.
+TensorFlow's and PyTorch's pipelines are included if these packages are installed.
 """
 
 import glob

@@ -1,11 +1,11 @@
-"""From the shell to the first step: the compilation cache empty, and full.
+"""Times the way from the shell to the first step, with an empty and a full compilation cache.
 
     python experiments/benchmarks/startup.py --config=configs/digits_r20.py --json=result.json
 
-Starts `python -m resnet_jax.main` as a user does, and notes when each line of its output arrives;
-it is ended after the first step. Cold: an empty folder of compiled programs; warm: the same folder
-in the next process. Cold and warm starts take turns. Prepared data (`data.cache`) is there in both:
-one start goes before that is not counted. Processor time is that of the process up to its end.
+Starts `python -m resnet_jax.main` as a user would, records when each line of output arrives, and
+ends it after the first step. Cold: the folder of compiled programs is empty; warm: the next process
+with the same folder. Cold and warm starts alternate. Prepared data (`data.cache`) is present in
+both, thanks to an initial start that is not counted. Processor time is that of the whole process.
 """
 
 import os

@@ -1,18 +1,18 @@
-"""The paper's CIFAR recipe in PyTorch, beside which `cifar.py` times this project's.
+"""The paper's CIFAR recipe in PyTorch, with which `cifar.py` compares this project.
 
     python experiments/benchmarks/torch_cifar.py --recipe=recipe.json --data=data.npz --workdir=DIR
 
-A complete program of its own, which imports nothing of the project: network, augmentation,
-schedule, warm-up and evaluation are those of `configs/cifar10*.py`; batch normalisation is over the
-whole batch. The update is the paper's, with the learning rate inside the momentum. `cifar.py`
-writes the recipe and the images; the means are this project's.
+A self-contained program that imports nothing from the project. Network, augmentation, schedule,
+warm-up and evaluation are those of `configs/cifar10*.py`; batch normalisation is over the whole
+batch. The update is the paper's, with the learning rate inside the momentum. `cifar.py` writes the
+recipe and the images, including this project's mean image.
 
-Plain: uint8 images in memory, augmented image by image in the worker processes of a DataLoader;
+Plain: uint8 images in memory, augmented one by one in the worker processes of a DataLoader;
 float32, channels-last, eager. With --fair: images and augmentation on the device, bfloat16, and the
-whole step as one CUDA graph (on a CPU: the same step, eager, in float32).
+whole step as one CUDA graph (on CPU: the same step, eager, in float32).
 
-Both save their state on SIGTERM and at the end, exit with 143 on a signal, and go on from there.
-`metrics.jsonl` in the workdir gets a row an evaluation.
+Both save their state on SIGTERM, with exit status 143, and at the end, and resume from it.
+`metrics.jsonl` in the workdir has one row per evaluation.
 """
 
 import argparse

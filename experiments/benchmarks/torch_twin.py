@@ -1,7 +1,7 @@
 """The residual networks of the paper in plain PyTorch, for the benchmarks to compare with.
 
-The same tables, shortcuts, strides and initialisation as `resnet_jax.models`; batch normalisation
-is PyTorch's own, over the whole batch. Imports nothing of the project.
+The same architectures, shortcuts, strides and initialisation as `resnet_jax.models`; batch
+normalisation is PyTorch's own, over the whole batch. Imports nothing from the project.
 """
 
 from collections.abc import Mapping

@@ -1,19 +1,20 @@
-"""The training step of a config, beside PyTorch's on the same machine in the same run.
+"""Times the training step of a config and PyTorch's, on the same machine in the same run.
 
     python experiments/benchmarks/train_step.py --config=configs/cifar10_r20.py --json=result.json
     python experiments/benchmarks/train_step.py --config=configs/cifar10_r20.py \
         --variant=model.unroll=False --variant=model.virtual_batch_size=none
 
-The images are made up and lie on the device: this is the step, and not the input pipeline. This
-program's step also draws the images of its batch, crops and flips them; PyTorch is given one
-batch, again and again. PyTorch's network is torchvision's where that is installed and has it, and
-the same network written out otherwise, in channels-last layout and, where the config computes in
-bfloat16, under autocast; its batch normalisation is over the whole batch. The baseline is the
-fastest of PyTorch's.
+Images are synthetic and reside on the device, so that only the step is measured, not the input
+pipeline. This program's step includes sampling, cropping and flipping its images; PyTorch gets the
+same batch again and again. PyTorch's network is torchvision's if installed and available there, and
+our own PyTorch version otherwise, in channels-last layout and, if the config computes in bfloat16,
+under autocast; its batch normalisation is over the whole batch. The baseline is the fastest PyTorch
+variant.
 
-MFU: multiply-adds of convolutions and dense layers, forward and twice that backward, times two,
-over the device's published peak in bfloat16. Bytes an image: what XLA counts as accessed. Peak
-memory: on an accelerator what was allocated at most, on CPU what of the process was resident.
+MFU: two operations per multiply-add of convolutions and dense layers, with the backward pass
+counting twice the forward pass, over the device's published bfloat16 peak. Bytes per image: bytes
+accessed according to XLA. Peak memory: the largest allocation on an accelerator, and the peak
+resident memory of the process on CPU.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""What the benchmarks share: contenders that take turns, and how results are told.
+"""Shared by the benchmarks: interleaved measurement of several programs, and reporting.
 
-Each contender runs in a process of its own, and all are bound to the same cores. They take turns,
-a pass each, again and again: what else the machine does hits all of them alike. The median over the
-passes counts; ratios are taken within a turn.
+Each contender runs in its own process, and all are bound to the same cores. Their passes are
+interleaved, so that other load on the machine affects all of them alike. Times are medians over the
+passes; ratios are computed within a turn.
 """
 
 import copy

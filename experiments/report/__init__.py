@@ -1,4 +1,4 @@
-"""One page that opens offline: sections of words, charts, pictures and tables."""
+"""A report on one offline page: sections of text, charts, pictures and tables."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""How charts look on a light page and on a dark one."""
+"""Chart themes for light and dark pages."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""What a trained network has learnt: measures and pictures, one small module each."""
+"""Measurements and pictures of what a trained network has learnt, one small module each."""

@@ -1,4 +1,4 @@
-"""What a network computes on the way to its scores, and what a change there does to them."""
+"""Reads intermediate activations of a network, and computes the effect of changing them."""
 
 from collections.abc import Callable
 from typing import Any

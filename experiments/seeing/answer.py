@@ -1,7 +1,7 @@
 """The reviewer's question, answered from what was measured.
 
 "If each block only adds to its input, does the representation stay near the input space, and how
-then does it disentangle the classes?" Which sentence is written is decided by the numbers.
+then does it disentangle the classes?" The numbers decide which sentences are written.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""A trained network taken apart: its blocks, each of which can be run, deleted and swapped.
+"""Splits a trained network into blocks that can be run, deleted and swapped.
 
-A block of the paper computes relu(F(x) + s(x)) (equation 1 and figure 2). F is called its branch
-here, and s(x), which is x itself unless the shape changes, what it carries.
+A block of the paper computes relu(F(x) + s(x)) (equation 1 and figure 2). Here F is called its
+branch and s(x), which is x unless the shape changes, what it carries.
 """
 
 import functools

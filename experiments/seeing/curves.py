@@ -1,4 +1,4 @@
-"""Charts of something measured block by block, one line a network or a quantity."""
+"""Charts of block-by-block measurements, with one line per network or quantity."""
 
 from collections.abc import Mapping, Sequence
 

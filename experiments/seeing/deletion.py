@@ -1,4 +1,4 @@
-"""Whether the pixels that an explanation names matter: they are taken away, and others.
+"""Tests an explanation by removing the pixels it ranks highest, and random ones.
 
 V. Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", 2018, section 4.2.
 """

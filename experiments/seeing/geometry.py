@@ -1,6 +1,6 @@
-"""What can be said of a representation from the inner products of its images alone.
+"""Measures of a representation that need only the inner products of its images.
 
-X is [N, D], a row an image; its columns are centred. K = X X' is [N, N] however large D is, and
+X is [N, D] with one row per image and centred columns. K = X X' is [N, N] however large D is, and
 holds every distance and angle between the images.
 """
 

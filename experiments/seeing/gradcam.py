@@ -1,4 +1,4 @@
-"""Where in an image the evidence for a class lies, as coarse as the feature map.
+"""Grad-CAM: where in an image the evidence for a class is, at the resolution of a feature map.
 
 R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization", 2017.

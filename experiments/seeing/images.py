@@ -1,4 +1,4 @@
-"""The images that a network is looked at with."""
+"""Selects the images on which a network is examined."""
 
 from typing import NamedTuple
 

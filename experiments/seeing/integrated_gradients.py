@@ -1,4 +1,4 @@
-"""What every pixel contributes to a score, such that the contributions add up to it.
+"""Integrated gradients: contributions of the pixels that add up to the score.
 
 M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", 2017.
 """

@@ -1,4 +1,4 @@
-"""The chart that carries the same images through a network, step by step."""
+"""A chart that follows the same images through a network, step by step."""
 
 import base64
 import io

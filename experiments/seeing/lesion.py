@@ -1,4 +1,4 @@
-"""What it costs to delete a block, and to swap two.
+"""The error after deleting a block or swapping two.
 
 A. Veit, M. Wilber and S. Belongie, "Residual Networks Behave Like Ensembles of Relatively Shallow
 Networks", 2016, sections 4.1 and 4.3.

@@ -1,4 +1,4 @@
-"""Lines over a common axis, as the sections draw them."""
+"""Line charts over a common axis."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The loss around the minimum that training found, on a plane through it.
+"""The loss on a plane through the minimum that training found.
 
 H. Li, Z. Xu, G. Taylor, C. Studer and T. Goldstein, "Visualizing the Loss Landscape of Neural
 Nets", 2018.

@@ -1,9 +1,9 @@
-"""Images that drive a channel, or the score of a class, as high as they can.
+"""Images that maximise a channel or the score of a class.
 
 Gradient ascent on the pixels: K. Simonyan et al., "Deep Inside Convolutional Networks", 2014; with
 the regularisers of J. Yosinski et al., "Understanding Neural Networks Through Deep Visualization",
 2015 (decay and blur), and of C. Olah et al., "Feature Visualization", 2017 (jitter, and an image
-that is made of waves, the slow ones first).
+parametrised by waves that favours low frequencies).
 """
 
 import functools

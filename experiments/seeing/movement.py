@@ -1,7 +1,7 @@
-"""How far each block moves the images: lengths and angles of what it adds.
+"""How far each block moves the representation: lengths and angles of what it adds.
 
-The ratio of the branch and what is carried is the response of section 4.2 and figure 7, seen
-relative to the signal that it is added to.
+The ratio of the branch to what is carried is the response of section 4.2 and figure 7, relative to
+the signal it is added to.
 """
 
 from collections.abc import Mapping, Sequence

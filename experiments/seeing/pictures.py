@@ -1,4 +1,4 @@
-"""Arrays as pictures: uint8 [H, W, 3], enlarged, coloured and put side by side."""
+"""Turns arrays into pictures, uint8 [H, W, 3]: enlarges, colours and tiles them."""
 
 import math
 

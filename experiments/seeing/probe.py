@@ -1,4 +1,4 @@
-"""How well a linear classifier reads the classes off a representation.
+"""Linear probes: how well a linear classifier can predict the classes from a representation.
 
 G. Alain and Y. Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """

@@ -1,7 +1,7 @@
-"""The same images in two dimensions after every step of a network.
+"""Two-dimensional projections of the same images after every step of a network.
 
-Principal components, turned from one step to the next to lie as near as they can (orthogonal
-Procrustes), and UMAP (L. McInnes et al., 2018), started at each step from the step before.
+Principal components, rotated to match the previous step as closely as possible (orthogonal
+Procrustes), and UMAP (L. McInnes et al., 2018), initialised from the previous step.
 """
 
 import dataclasses

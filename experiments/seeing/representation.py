@@ -1,4 +1,4 @@
-"""One pass of images through a network, block by block, and all that is measured on the way."""
+"""Passes images through a network block by block and collects all measurements."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What every measure hands to the report: a title, words, charts, pictures and numbers."""
+"""A section of the report: a title, text, charts, pictures and numbers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""How well the classes can be told apart after every step: probe, neighbours, scatter."""
+"""How separable the classes are after every step: probe, neighbours, scatter."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""How alike the representations of any two steps are: linear CKA (Kornblith et al., 2019)."""
+"""The similarity of the representations of any two steps: linear CKA (Kornblith et al., 2019)."""
 
 from collections.abc import Mapping
 

@@ -86,15 +86,15 @@ def _normalize(x, mean, var, gamma, beta, epsilon):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation whose statistics are taken over virtual batches of a fixed size.
+    """Batch normalisation with statistics over virtual batches of a fixed size.
 
     S. Ioffe and C. Szegedy, "Batch Normalization", 2015, algorithms 1 and 2. The paper trains with
     32 images per GPU on ImageNet and 64 on CIFAR-10, and every GPU normalises by its own images.
-    Here the batch is cut into groups of `virtual_batch_size` consecutive images, so that the mathematics
-    does not depend on how many devices there are. Where each group lies on one device, the batch
-    statistics need no communication.
+    Here the batch is split into groups of `virtual_batch_size` consecutive images, so the
+    mathematics does not depend on the number of devices. If each group lies on one device, the
+    batch statistics need no communication.
 
-    All statistics are computed and kept in float32 (in float64 for float64 images).
+    All statistics are computed and stored in float32 (float64 for float64 images).
 
     Attributes:
       train: normalise by the statistics of the batch and update the running ones; otherwise
