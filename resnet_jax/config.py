@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     model.num_classes = placeholder(int)  # None: as many as the data has
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.plain = False  # no shortcuts
-    model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' always
+    model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' everywhere
     model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
     model.pool_pad = 'both'  # padding of the stem's max-pooling: 'both' (PyTorch), 'end' (Caffe)
     model.zero_init_last_gamma = False  # blocks start as the identity (Goyal et al., 2017)
@@ -158,7 +158,7 @@ def default() -> ConfigDict:
 
     evaluation = config.eval = ConfigDict()
     evaluation.every_steps = placeholder(int)  # None: at the end only
-    evaluation.batch_size = placeholder(int)  # at most the size of the split
+    evaluation.batch_size = placeholder(int)  # images per step, capped at the size of the split
     # Training batches, at most one epoch, over which batch-norm statistics are averaged for the
     # last evaluation; 0: use the running averages.
     evaluation.recalibrate_batches = 0
