@@ -150,7 +150,7 @@ def digits(split: str) -> ArraySource:
 
     A fixed permutation puts the last 297 images in the split 'test' and the first 1500 in 'train'.
     """
-    # Importing scikit-learn takes 2 s of processor time; its table is read in 4 ms.
+    # Importing scikit-learn is slow; reading its table directly is not.
     folder = importlib.util.find_spec('sklearn').submodule_search_locations[0]
     table = np.loadtxt(pathlib.Path(folder, 'datasets', 'data', 'digits.csv.gz'), delimiter=',')
     pixels, labels = table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int32)

@@ -1,4 +1,4 @@
-"""The residual networks of the paper, and their plain twins."""
+"""The residual networks of the paper and their plain counterparts."""
 
 import functools
 from typing import Any

@@ -27,8 +27,7 @@ from resnet_jax.training import step as steps
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
 
-# For ResNet-20, LLVM optimises the random numbers of the initial state for 5.3 s of processor time;
-# they are drawn in 20 ms.
+# The initial state is computed once, and optimising its program takes far longer than running it.
 RUNS_ONCE_ON_CPU = {'xla_backend_optimization_level': 0}
 
 # Fields of the model that decide which weights fit, and what they compute.

@@ -36,7 +36,7 @@ def use(folder: str) -> None:
         if backend.devices()[0].platform == 'cpu':
             folder = os.path.join(folder, cpu_type())
         jax.config.update('jax_compilation_cache_dir', folder)
-    # By default, only what took a second to compile: the many that take less add up.
+    # By default, only programs that took over a second to compile are kept, but small ones add up.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
