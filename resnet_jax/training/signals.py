@@ -1,4 +1,4 @@
-"""Requests to stop a run, and the agreement of all processes of a job on them."""
+"""Requests to stop a run, and the decisions of process 0 for all processes of a job."""
 
 import signal
 import threading
