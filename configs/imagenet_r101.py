@@ -4,12 +4,8 @@
 
 The authors' released model has 23.6 / 7.1 % with a single crop.
 
-<<<<<<< HEAD
-Its 256 images per step fit on 8 chips of TPU v5e: 4,496 of 16,384 MiB per chip and 3 all-reduces:
-=======
 256 images per step fit on 8 TPU v5e chips, with 4,496 of 16,384 MiB per chip and 3 all-reduces,
 according to
->>>>>>> f87b47b (configs: plain words)
 
   python -m resnet_jax.compile --config=configs/imagenet_r101.py --topology=v5e:2x4
 """

@@ -5,12 +5,8 @@
 The paper reports 28.07 / 9.33 % top-1 / top-5 error with 10-crop testing for VGG-16 trained without
 batch normalisation. For VGG-19, pass --config.model.depth=19.
 
-<<<<<<< HEAD
-Its 256 images per step fit on 8 chips of TPU v5e: 6,482 of 16,384 MiB per chip and 3 all-reduces:
-=======
 256 images per step fit on 8 TPU v5e chips, with 6,482 of 16,384 MiB per chip and 3 all-reduces,
 according to
->>>>>>> f87b47b (configs: plain words)
 
   python -m resnet_jax.compile --config=configs/imagenet_vgg16.py --topology=v5e:2x4
 """

@@ -14,13 +14,8 @@ from ml_collections.config_dict import placeholder
 
 from resnet_jax.errors import UserError
 
-<<<<<<< HEAD
-# Fields that decide where and how long a run executes, but not what it computes at a given step: a
-# run resumes from its checkpoint when they change. (With a cosine the rate depends on num_steps.)
-=======
 # Fields that determine where and how long a run executes, but not what it computes at a given step;
 # a run can be resumed with other values. (With a cosine, the learning rate depends on num_steps.)
->>>>>>> f7aff98 (config: the comments say what each field does, in the field's words)
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
     'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',

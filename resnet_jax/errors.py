@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What a command says instead of a traceback, and names of files in it."""
-=======
-"""Errors that a command reports in one line, without a traceback."""
->>>>>>> 91fd431 (Docstrings say what modules and functions do; their measurements move to docs/performance.md and docs/data.md)
+"""Errors that a command reports in one line, without a traceback, and names of files in them."""
 
 
 class UserError(Exception):

@@ -1,12 +1,7 @@
 """Writes a split of a dataset as ArrayRecord shards: in parallel, resumable and verified.
 
-<<<<<<< HEAD
-Every shard is there whole or not at all, and a journal describes those that are finished, so that
-an interrupted run resumes with the others.
-=======
 Every shard is written atomically, and a journal records the finished ones, so an interrupted run
 resumes with the remaining ones.
->>>>>>> 91fd431 (Docstrings say what modules and functions do; their measurements move to docs/performance.md and docs/data.md)
 """
 
 import functools

@@ -1,10 +1,6 @@
 """Memory, FLOPs, bytes and collectives of a compiled training step, as reported by XLA.
 
-<<<<<<< HEAD
-The call that training makes is compiled, of `steps_per_call` steps; costs are reported per step.
-=======
 The compiled call runs `steps_per_call` steps, as in training; costs are per step.
->>>>>>> 91fd431 (Docstrings say what modules and functions do; their measurements move to docs/performance.md and docs/data.md)
 """
 
 import math

@@ -222,7 +222,7 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path):
     (['seed=0', 'seed=1'], 'names seed twice'),
     (['schedule.learning_rate=0.1,.10'], 'schedule.learning_rate has the value 0.1 twice'),
     (['model.depth=20,21'], r'model.depth=21: model.depth must be 6n \+ 2 .* the nearest is 20'),
-    (['mesh.data=1,3'], 'mesh.data=3: a mesh of 3 x 1 devices'),
+    (['mesh.data=1,3'], 'mesh.data=3: .* needs at least 3 devices'),
     (['schedule.name=cosine,cosin'], 'schedule.name=cosin: schedule.name must be one of'),
     (['data.source=digits,folder'], 'data.source=folder: .*data.path'),
 ])
