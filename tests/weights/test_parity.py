@@ -166,7 +166,8 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
         steps.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config))
     ours = []
     for x, labels in batches:
-        state, report = step(state, {'image': x, 'label': labels, 'mask': np.ones(32, np.float32)})
+        batch = {'image': x, 'label': labels, 'mask': np.ones(32, np.float32)}
+        state, report = step(state, batch, np.uint32(0))
         ours.append(report.metrics.report()['loss'])
 
     print(f'loss {np.max(np.abs(np.divide(ours, theirs) - 1)):.1e}')
