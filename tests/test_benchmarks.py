@@ -39,6 +39,7 @@ def benchmark(name: str, tmp_path: pathlib.Path, cache: pathlib.Path, *args: str
     return result | {'table': table[2:]}
 
 
+@pytest.mark.slow
 def test_train_step_gives_every_contender_as_many_passes_as_asked(tmp_path, cache):
     result = benchmark('train_step', tmp_path, cache, *TINY, '--steps=1', '--repeats=2',
                        '--variant=log.every_steps=7', '--nopytorch')
@@ -62,6 +63,7 @@ def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
     assert result['table'] == ['depth 8, scanned', 'depth 8, unrolled']
 
 
+@pytest.mark.slow
 def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
     result = benchmark('startup', tmp_path, cache, *TINY, '--repeats=1')
     assert result['table'] == ['cold', 'warm', 'warm over cold']
@@ -70,6 +72,7 @@ def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
         assert 0 < row['announced'] < row['compiled'] < row['first_step']
 
 
+@pytest.mark.slow
 def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
     args = (*CIFAR, f'--workdir={tmp_path}/runs', '--programs=ours')
     first = benchmark('cifar', tmp_path, cache, *args)
@@ -81,6 +84,7 @@ def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
     assert again['rows']['ours'] == row  # what is finished is not run again
 
 
+@pytest.mark.slow
 def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
     pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
     import numpy as np

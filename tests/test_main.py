@@ -50,7 +50,8 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize(('number', 'seed'), [
-    (signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 3)])
+    (signal.SIGKILL, 1), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
+    (signal.SIGTERM, 3)])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         straight, tmp_path, number, seed):
     args = [*RUN, f'--workdir={tmp_path}', f'--config.compilation_cache={straight}/cache']

@@ -146,6 +146,7 @@ def test_two_processes_of_four_devices_have_the_losses_of_one_of_eight(one, stop
     np.testing.assert_allclose([found[s] for s in steps], [expected[s] for s in steps], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(folder, stopped):
     workdir = folder / 'alone'
     job = Job(folder / 'job_alone', *main(workdir, num_steps=30), count=1,  # by gloo, as two do
@@ -172,6 +173,7 @@ def test_only_process_0_speaks_and_writes_logs(stopped):
     assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
 
 
+@pytest.mark.slow
 def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewhere(
         folder, stopped, capsys):
     *_, workdir = stopped
@@ -234,6 +236,7 @@ def gone_on(folder, one):
     return job, workdir
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
     job, workdir = gone_on
     assert 'resuming from step 10 ' in job.output(0)

@@ -62,7 +62,8 @@ def slow_config(tiny_config):
     return tiny_config
 
 
-@pytest.mark.parametrize('virtual_batch_size', [None, 16])
+@pytest.mark.parametrize(
+    'virtual_batch_size', [None, pytest.param(16, marks=pytest.mark.slow)])
 def test_eight_devices_give_the_losses_of_one(slow_config, virtual_batch_size):
     slow_config.model.virtual_batch_size = virtual_batch_size
     one, _ = run(slow_config)
@@ -72,6 +73,7 @@ def test_eight_devices_give_the_losses_of_one(slow_config, virtual_batch_size):
     np.testing.assert_allclose(eight, one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_groups_that_span_devices_give_the_losses_of_one(slow_config):
     slow_config.model.virtual_batch_size = 32  # two groups of four devices each
     slow_config.batch_size = 64
@@ -80,6 +82,7 @@ def test_groups_that_span_devices_give_the_losses_of_one(slow_config):
     np.testing.assert_allclose(run(slow_config)[0], one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_in_float32_eight_devices_stay_within_rounding_of_one(slow_config):
     slow_config.model.virtual_batch_size = 16
     one, _ = run(slow_config, 5, jnp.float32)
@@ -123,7 +126,8 @@ def test_accumulating_in_parts_equals_the_whole_batch(tiny_config):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize('virtual_batch_size', [16, None])
+@pytest.mark.parametrize(
+    'virtual_batch_size', [pytest.param(16, marks=pytest.mark.slow), None])
 def test_the_parts_of_a_batch_do_not_depend_on_the_mesh(slow_config, virtual_batch_size):
     slow_config.model.virtual_batch_size = virtual_batch_size
     slow_config.batch_size = 64
@@ -133,6 +137,7 @@ def test_the_parts_of_a_batch_do_not_depend_on_the_mesh(slow_config, virtual_bat
     np.testing.assert_allclose(run(slow_config, 5)[0], one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_resnet_1202_traces_and_compiles_its_step_in_under_a_minute():
     config = cifar10_r1202.get_config()
     config.data.source = 'synthetic'

@@ -261,6 +261,7 @@ def test_a_tfds_dataset_that_is_not_prepared_names_the_command(tmp_path):
         Tfds('cifar10', str(tmp_path), 'train')
 
 
+@pytest.mark.slow
 def test_cifar10_is_ready_quickly(real_data, tmp_path):
     """Under 20 s from 60,000 files, under 3 s from the cache; images are counted exactly."""
     config = config_lib.default()

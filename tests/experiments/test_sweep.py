@@ -60,7 +60,8 @@ def starts_of(workdir):
             for path in workdir.glob('*/starts')}
 
 
-@pytest.mark.parametrize('how', ['SIGTERM', 'SIGKILL'])
+@pytest.mark.parametrize(
+    'how', ['SIGTERM', pytest.param('SIGKILL', marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, how):
     args = [*BASE, '--sweep=seed=0,1,2,3', f'--workdir={tmp_path}']
     number = getattr(signal, how)
@@ -181,6 +182,7 @@ def test_runs_that_differ_in_the_seed_share_their_programs(tiny_config):
     assert programs[0] == programs[1]
 
 
+@pytest.mark.slow
 def test_the_real_thing_stopped_while_it_trains(tmp_path):
     args = ['--config=configs/digits.py', '--config.model.depth=8', '--config.model.width=8',
             '--config.num_steps=200', '--config.batch_size=64',

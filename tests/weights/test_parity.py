@@ -110,7 +110,9 @@ def assert_parity(found, network, shapes, float32_gradients=True):
     assert worst < 1e-9
 
 
-@pytest.mark.parametrize(('depth', 'stride_in'), [(18, 'v1.5'), (50, 'v1'), (50, 'v1.5')])
+@pytest.mark.parametrize(('depth', 'stride_in'), [
+    (18, 'v1.5'), pytest.param(50, 'v1', marks=pytest.mark.slow),
+    pytest.param(50, 'v1.5', marks=pytest.mark.slow)])
 def test_narrow_networks_equal_transformers(depth, stride_in, tmp_path):
     network = hugging_face(depth, stride_in, width=8, classes=7)
     found = read(network, tmp_path)
