@@ -57,13 +57,13 @@ PLACES = {'recalibration': ('recalibration', 2), 'evaluation': ('evaluation', (1
 
 
 def config():
-    """Four steps on all devices, with forty batches of recalibration and 38 of evaluation."""
+    """Four steps on all devices, with 20 batches of recalibration and 38 of evaluation."""
     config = tiny.config()
     config.mesh.data = -1
     config.num_steps = 4
     config.log.every_steps = 1
     config.eval.every_steps = config.checkpoint.every_steps = None
-    config.eval.batch_size, config.eval.recalibrate_batches = 8, 40
+    config.eval.batch_size, config.eval.recalibrate_batches = 8, 20
     return config
 
 
