@@ -11,6 +11,7 @@ from resnet_jax.training import loop as train
 from resnet_jax.training.costs import summarize
 
 ROOT = pathlib.Path(__file__).parent.parent
+MADE = ('runs', 'node_modules', 'build', 'dist')  # folders that are no part of the project
 README = (ROOT / 'README.md').read_text()
 VALUES = {'false': False, '34': 34, '19': 19}
 ROWS = re.findall(r'^\| (.+?) \| `(configs/\w+\.py)`(.*?) \| ([\d,]+) \| ([\d,]+) \|$', README,
@@ -48,8 +49,7 @@ def test_no_file_sends_people_to_the_package_that_only_looks_like_this_one():
     for path in ROOT.rglob('*'):
         folders = path.relative_to(ROOT).parts[:-1]
         if path.suffix in ('.py', '.md', '.cfg', '.toml', '.txt', '.ipynb', '') and path.is_file(
-                ) and not any(part.startswith('.') or part in ('runs', 'node_modules', 'build', 'dist')
-                              or part.endswith('.egg-info')  # of an installation under an old name
+                ) and not any(part.startswith('.') or part in MADE or part.endswith('.egg-info')
                               for part in folders) and path != pathlib.Path(__file__):
             # As one line, without what separates the pieces of a string.
             text = re.sub(r'[\'"]\s*\n\s*f?[\'"]', '', path.read_bytes().decode(errors='replace'))
