@@ -29,7 +29,7 @@ print(hits.count('/jax/compilation_cache/cache_hits') > 0)
 
 @pytest.fixture
 def folder_in_use(monkeypatch):
-    """The folder that JAX is told, of the argument of `use`."""
+    """The cache folder that JAX is configured with, relative to the argument of `use`."""
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     told = {}
     monkeypatch.setattr(jax.config, 'update', told.__setitem__)

@@ -79,7 +79,7 @@ class Checkpoints:
         return {step: self._evaluations[step] for step in self.steps if step in self._evaluations}
 
     def save(self, state: Any, step: int) -> None:
-        """Copies the state off the devices and returns; writing goes on in the background.
+        """Copies the state off the devices and returns; the files are written in the background.
 
         Args:
           state: its buffers may be donated as soon as this returns.
