@@ -58,8 +58,8 @@ class Found(NamedTuple):
 
 
 def main(argv) -> None:
+    import resnet_jax
     from resnet_jax.output import say
-    from resnet_jax.tasks.classification import classifier as pretrained
     from resnet_jax.xla import cache as compilation_cache
 
     if len(argv) != 2:
@@ -67,7 +67,7 @@ def main(argv) -> None:
     packages.check(*packages.CHARTS, 'umap')
     start = time.monotonic()
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
-    networks = named([pretrained.load(path) for path in paths], paths)
+    networks = named([resnet_jax.load(path) for path in paths], paths)
     first = next(iter(networks.values()))
     config = CONFIG.value or first.config
     compilation_cache.use(config.compilation_cache)

@@ -39,8 +39,6 @@ def load(path: str | os.PathLike) -> Classifier:
     Raises:
       resnet_jax.errors.UserError: there is no checkpoint, or it is damaged.
     """
-    from resnet_jax.tasks.classification import (
-        classifier as pretrained,  # JAX is imported only when it is needed
-    )
+    from resnet_jax.tasks import loading  # JAX is imported only when it is needed
 
-    return pretrained.load(path)
+    return loading.load(path)

@@ -40,6 +40,8 @@ def default() -> ConfigDict:
     """A config with every field; recipes set those that have no default."""
     config = ConfigDict()
 
+    # 'classification', or a module of your own with a TASK; see resnet_jax/tasks/task.py.
+    config.task = 'classification'
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
     config.num_steps = placeholder(int)

@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.tasks import Headline
 from resnet_jax.training.program import build
 from resnet_jax.weights.checkpoint import Damaged, read_weights
 from resnet_jax.weights.checkpoints import Checkpoints
@@ -40,15 +41,18 @@ def saved(folder, state, *steps, **options):
     return checkpoints
 
 
+ERROR = Headline('eval/top1_error', 'top-1 error').rank
+
+
 def test_the_last_ones_and_the_best_are_kept(tmp_path, state):
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=True)
+    checkpoints = Checkpoints(tmp_path, keep_last=2, rank=ERROR)
     for step, error in ((1, 9.0), (2, 3.0), (3, None), (4, 5.0), (5, None)):
         checkpoints.save(state, step)
         if error is not None:
             checkpoints.write_evaluation(step, {'eval/top1_error': error})
     checkpoints.close()
     assert kept(tmp_path) == [2, 4, 5]
-    again = Checkpoints(tmp_path, keep_last=2, keep_best=True)
+    again = Checkpoints(tmp_path, keep_last=2, rank=ERROR)
     assert again.steps == [2, 4, 5]
     assert again.evaluations == {2: {'eval/top1_error': 3.0}, 4: {'eval/top1_error': 5.0}}
     # An evaluation may come long after its checkpoint; what it makes superfluous goes at once.
@@ -258,7 +262,7 @@ def test_what_lies_beside_a_state_neither_disturbs_it_nor_outlives_it(tmp_path, 
         checkpoints.write_evaluation(step, {'eval/top1_error': 5.0 + step, 'eval/loss': np.nan})
     (tmp_path / '2' / 'recalibrated.orbax-checkpoint-tmp').mkdir()  # of a run that was killed
     checkpoints.close()
-    again = Checkpoints(tmp_path, keep_last=2, keep_best=True)
+    again = Checkpoints(tmp_path, keep_last=2, rank=ERROR)
     assert again.steps == [1, 2] and again.latest_step == again.written_step == 2
     assert not list(tmp_path.glob('*/*tmp*'))
     assert again.evaluations[1]['eval/top1_error'] == 6

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import evaluate
 from resnet_jax.data.sources import ArraySource, Item
 from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.classification import inference
+from resnet_jax.tasks.classification import inference, protocols
 from resnet_jax.tasks.classification.scores import calibration_error, score
+from resnet_jax.training import evaluation, program
 from resnet_jax.training import loop as train
-from resnet_jax.training import program
 from tests.weights.networks import images, store
 
 
@@ -184,7 +183,7 @@ def test_recalibrating_leaves_the_network_as_it_was(tiny_config, tmp_path, monke
 
     monkeypatch.setattr(program, 'build', build)
     with pytest.raises(InterruptedError):
-        evaluate.recalibrated(network, tiny_config, 1)
+        evaluation.recalibrated(network, tiny_config, 1)
     assert (network.config.to_json(), tiny_config.to_json()) == before
     # What is built is the network, over the batches of the config.
     assert (built[0].model.depth, built[0].model.width) == (8, network.config.model.width)
@@ -197,10 +196,10 @@ def test_classes_have_the_names_that_are_stored_with_the_network(tmp_path):
     store(tmp_path / 'unnamed')
     data = types.SimpleNamespace(num_classes=10, class_names=[f'folder {i}' for i in range(10)])
     named, unnamed = (resnet_jax.load(tmp_path / name) for name in ('named', 'unnamed'))
-    assert evaluate.class_names([unnamed, named], data) == tuple(names)
-    assert evaluate.class_names([unnamed], data) == data.class_names
+    assert protocols.class_names([unnamed, named], data) == tuple(names)
+    assert protocols.class_names([unnamed], data) == data.class_names
     data.class_names = data.class_names[:9]
-    assert evaluate.class_names([unnamed], data) == tuple('0123456789')
+    assert protocols.class_names([unnamed], data) == tuple('0123456789')
 
 
 def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pixels():
@@ -214,9 +213,9 @@ def test_mirrored_views_are_mirrored_crops_where_the_middle_lies_between_two_pix
 def test_networks_that_do_not_fit_are_told(networks, tmp_path):
     store(tmp_path, channels=1)
     with pytest.raises(UserError, match=r'b was trained on 10 classes, but the data has 7\.'):
-        evaluate.check_networks(networks, ['b', 'c'], 7)
+        protocols.check_networks(networks, ['b', 'c'], 7)
     with pytest.raises(UserError, match=r'b and a are not an ensemble: .* 1 and 3 channels'):
-        evaluate.check_networks([networks[0], resnet_jax.load(tmp_path)], ['a', 'b'], 10)
+        protocols.check_networks([networks[0], resnet_jax.load(tmp_path)], ['a', 'b'], 10)
 
 
 @pytest.mark.parametrize(('arguments', 'told'), [

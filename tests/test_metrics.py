@@ -46,7 +46,7 @@ def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
         batch = {'label': jnp.asarray(labels[index]), 'mask': jnp.asarray(mask)}
         scores = jnp.asarray(logits[index])
         parts.append(Metrics.of_batch(scores, batch, cross_entropy(scores, batch['label'], 0.0)))
-    report = functools.reduce(Metrics.merge, parts, Metrics.zero()).report()
+    report = functools.reduce(Metrics.merge, parts).report()
     assert report['count'] == n
     assert report['top1_error'] == 100 * float((logits.argmax(1) != labels).mean())
     own = logits[np.arange(n), labels]

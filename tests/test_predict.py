@@ -13,9 +13,10 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import export as export_command
-from resnet_jax import predict
 from resnet_jax.data import classes
 from resnet_jax.errors import UserError, readable
+from resnet_jax.tasks.classification import prediction
+from resnet_jax.tasks.prediction import predictions
 from tests.weights.networks import images, store
 
 
@@ -83,11 +84,11 @@ def test_an_ensemble_has_the_names_of_the_network_that_knows_them():
     def network(*classes):
         return types.SimpleNamespace(classes=classes)
 
-    assert predict.class_names([network('0', '1'), network('cat', 'dog')]) == ('cat', 'dog')
-    assert predict.class_names([network('0', '1')]) == ('0', '1')
+    assert prediction.class_names([network('0', '1'), network('cat', 'dog')]) == ('cat', 'dog')
+    assert prediction.class_names([network('0', '1')]) == ('0', '1')
     for other in (network('dog', 'cat'), network('0', '1', '2')):
         with pytest.raises(UserError, match='are not an ensemble'):
-            predict.class_names([network('cat', 'dog'), other])
+            prediction.class_names([network('cat', 'dog'), other])
 
 
 def test_mistakes_end_in_one_sentence(folder):
@@ -101,19 +102,19 @@ def test_many_images_are_computed_in_batches_of_one_size(folder):
     network = resnet_jax.load(folder / 'weights')
     data = (folder / 'images' / 'a.png').read_bytes()
     files = [(f'{i}', b'bad' if i == 5 else data) for i in range(37)]
-    results = list(predict.predictions([network], files))
+    results = list(predictions(prediction.predictor([network], {'top': 10}), files))
     assert [name for name, _ in results] == [name for name, _ in files]
     assert isinstance(results[5][1], Exception)
     for i in (0, 17, 36):
-        np.testing.assert_allclose(results[i][1], results[1][1], rtol=1e-6)
+        assert results[i][1] == results[1][1]
     assert network._probabilities._cache_size() == 1
 
 
 def test_grey_networks_see_grey_images(tmp_path, folder):
     store(tmp_path, channels=1)
-    (_, answer), = predict.predictions(
-        [resnet_jax.load(tmp_path)], [(str(folder / 'images' / 'a.png'), None)])
-    assert answer.shape == (10,)
+    predictor = prediction.predictor([resnet_jax.load(tmp_path)], {'top': 10})
+    (_, answer), = predictions(predictor, [(str(folder / 'images' / 'a.png'), None)])
+    assert len(answer.fields['classes']) == 10
 
 
 def test_the_names_of_imagenet_come_with_the_package():

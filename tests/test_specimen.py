@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import resnet_jax
 from resnet_jax import config as config_lib
-from resnet_jax import evaluate
+from resnet_jax import data
 from resnet_jax.data.sources import digits
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
@@ -67,7 +67,7 @@ def test_the_specimen_is_resumed_evaluated_and_loaded(workdir, program, capsys):
     assert capsys.readouterr().err == ''  # the config is that of today
     error = 100 * np.mean(network.predict(test.images).argmax(1) != test.labels)
     assert error == pytest.approx(values['eval/top1_error'], abs=1e-9)
-    assert len(evaluate.test_source(before.config)) == values['eval/count'] == 297
+    assert len(data.create_eval_source(before.config)) == values['eval/count'] == 297
     assert not np.array_equal(before.predict(test.images[:4]), network.predict(test.images[:4]))
 
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from resnet_jax import evaluate
+import resnet_jax
+from resnet_jax import data
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.classification import classifier as pretrained
 from resnet_jax.tasks.classification import inference
 from resnet_jax.tasks.classification.scores import score
 from resnet_jax.training import log as monitor
@@ -302,8 +302,8 @@ def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finis
 
 def evaluated(workdir):
     """What `evaluate --workdir` says."""
-    network = pretrained.load(workdir)
+    network = resnet_jax.load(workdir)
     size = network.config.data.image_size
-    predictions = inference.predict([network], evaluate.test_source(network.config),
+    predictions = inference.predict([network], data.create_eval_source(network.config),
                                     Views('center_crop', size, size, ()), 128)
     return score(predictions.log_probabilities, predictions.labels).report()

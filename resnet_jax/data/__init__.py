@@ -32,7 +32,7 @@ from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
 __all__ = ['Batch', 'Normalization', 'Pipeline', 'Source', 'blank_pipelines', 'check_unchanged',
-           'count_classes', 'create_pipelines', 'create_source']
+           'count_classes', 'create_eval_source', 'create_pipelines', 'create_source']
 
 FILES = ('folder', 'tfds', 'shards')  # sources that the user must provide
 SOURCES = (*FILES, 'digits', 'synthetic')
@@ -98,6 +98,17 @@ def create_source(config: ConfigDict, split: str) -> Source:
     if data.source == 'synthetic':
         return sources.synthetic(split, data.image_size, config.model.num_classes)
     raise UserError(f'data.source must be one of {", ".join(SOURCES)}, got {data.source!r}.')
+
+
+def create_eval_source(config: ConfigDict) -> Source:
+    """The split that `config.data.eval_split` names: 'test', or the held-out training images.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    if config.data.eval_split == 'holdout':
+        return sources.hold_out(create_source(config, 'train'), config.data.holdout, True)
+    return create_source(config, 'test')
 
 
 def count_classes(config: ConfigDict) -> int | None:

@@ -1,1 +1,5 @@
-"""The tasks a network can be trained for, each with its metrics and evaluation."""
+"""Tasks: what networks are trained for. `config.task` names one; see `Task`."""
+
+from resnet_jax.tasks.task import Answer, Headline, Predictor, Report, Task, get
+
+__all__ = ['Answer', 'Headline', 'Predictor', 'Report', 'Task', 'get']

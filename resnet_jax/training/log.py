@@ -5,10 +5,11 @@ import math
 import time
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.classification.metrics import Metrics
+from resnet_jax.tasks import Task
 from resnet_jax.training.step import StepReport
 
 # Calls that the host may be ahead of the devices: enough to hide its own work, few enough that a
@@ -27,8 +28,9 @@ class StepLog:
       meter: times the steps.
     """
 
-    def __init__(self, config: ConfigDict, step: int):
+    def __init__(self, config: ConfigDict, task: Task, step: int):
         self.meter = Meter()
+        self._task = task
         self._batch_size = config.batch_size
         self._settled_step = step
         self._pending: list[StepReport] = []  # of a call each, on the devices
@@ -54,7 +56,8 @@ class StepLog:
                    for i in range(len(call.learning_rate))]
         for report in reports:
             self._settled_step += 1
-            measured = {'loss': report.metrics.loss.total, 'gradient': report.gradient_norm,
+            measured = {'loss': self._task.train_report(report.metrics)['loss'],
+                        'gradient': report.gradient_norm,
                         'norm of the parameters': report.parameter_norm}
             for name, value in measured.items():
                 if not math.isfinite(value):
@@ -71,12 +74,13 @@ class StepLog:
         self._pending = []
 
     def row(self) -> dict[str, float]:
-        """What the log says of the steps since `start_anew`. To be called when all is settled."""
-        metrics = functools.reduce(Metrics.merge, (r.metrics for r in self._reports)).report()
+        """The row of the log on the steps since `start_anew`; all of them must be settled."""
+        metrics = jax.tree.map(lambda *sums: functools.reduce(np.add, sums),
+                               *(report.metrics for report in self._reports))
         last = self._reports[-1]
         return {
-            'train/loss': metrics['loss'],
-            'train/top1_error': metrics['top1_error'],
+            **{f'train/{name}': value
+               for name, value in self._task.train_report(metrics).items()},
             'train/learning_rate': float(last.learning_rate),
             'train/gradient_norm': float(last.gradient_norm),
             'train/parameter_norm': float(last.parameter_norm),

@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from resnet_jax.training.signals import StopRequest
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.validation import Evaluator, compile_now, with_statistics
 from resnet_jax.training.workdir import Record
-from resnet_jax.weights.checkpoints import HEADLINE
 from resnet_jax.xla import backend
 from resnet_jax.xla import cache as compilation_cache
 
@@ -125,7 +124,7 @@ class Run:
         finally:
             self.record.close()
         last = self.record.evaluations[max(self.record.evaluations)]
-        say(f'done: top-1 error {last[HEADLINE]:.2f} % on {last["eval/count"]:,} images; '
+        say(f'done: {self.program.task.headline.text(last)} on {last["eval/count"]:,} images; '
             f'everything is in {self.workdir}')
         return last
 
@@ -165,7 +164,7 @@ class Run:
         count, done = steps_of_next_call(config, step), 0
         inputs = self._inputs(feed, count)
         train_steps = {}  # by their number
-        log, shown = StepLog(config, step), None
+        log, shown = StepLog(config, self.program.task, step), None
         log.meter.start()
         while count and not self.stop.asked(done):
             if count not in train_steps:
@@ -224,8 +223,8 @@ class Run:
                 row['train/skipped_images'] = skipped
             self.record.log(step, row)
         left = (self.config.num_steps - step) * self.config.batch_size
-        say(f'step {step:>7,}/{self.config.num_steps:,}  loss {row["train/loss"]:.4f}  '
-            f'top-1 error {row["train/top1_error"]:6.2f} %  lr {row["train/learning_rate"]:.3g}  '
+        say(f'step {step:>7,}/{self.config.num_steps:,}  {self._line("train", row)}  '
+            f'lr {row["train/learning_rate"]:.3g}  '
             f'{row["train/images_per_second"]:,.0f} images/s  '
             f'waiting for data {100 * row["train/data_wait_fraction"]:.1f} %  '
             f'ETA {duration(left / row["train/images_per_second"])}'
@@ -264,6 +263,10 @@ class Run:
         if values is None:
             return
         self.record.write_evaluation(step, values)
-        say(f'evaluation at step {step:,}: loss {values["eval/loss"]:.4f}  '
-            f'top-1 error {values[HEADLINE]:.2f} %  top-5 error {values["eval/top5_error"]:.2f} %  '
+        say(f'evaluation at step {step:,}: {self._line("eval", values)}  '
             f'on {values["eval/count"]:,} images')
+
+    def _line(self, kind: str, values: Mapping[str, float]) -> str:
+        """What the task shows of the values under 'train/' or 'eval/'."""
+        return self.program.task.line({tag.removeprefix(f'{kind}/'): value
+                                       for tag, value in values.items()})

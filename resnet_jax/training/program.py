@@ -17,11 +17,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data, models
+from resnet_jax import data, models, tasks
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.output import say
-from resnet_jax.tasks.classification.metrics import Metrics
+from resnet_jax.tasks import Task
 from resnet_jax.training import optim, state
 from resnet_jax.training import step as steps
 from resnet_jax.training.state import TrainState
@@ -42,6 +42,7 @@ class Program:
     Attributes:
       config: the config.
       mesh: the devices.
+      task: what the network is trained for.
       model: the network.
       optimizer, schedule: see `resnet_jax.training.optim`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
@@ -51,6 +52,7 @@ class Program:
 
     config: ConfigDict
     mesh: Mesh
+    task: Task
     model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
     schedule: optim.Schedule
@@ -70,20 +72,21 @@ class Program:
                          compiler_options=RUNS_ONCE_ON_CPU if cpu else None)
         # The seed is no constant of the program, so that runs that differ in it share one.
         created = create(seed=np.uint32(self.config.seed & 0xFFFFFFFF))
-        checkpoint, new_head = self.config.init.checkpoint, self.config.init.new_head
+        checkpoint = self.config.init.checkpoint
         if not checkpoint:
             return created
         weights = stored.read(pathlib.Path(checkpoint))
-        started = state.with_weights(created, weights.variables, weights.normalization, new_head)
-        say(_loaded(weights, self.config))
+        heads = self.task.heads if self.config.init.new_head else ()
+        started = state.with_weights(created, weights.variables, weights.normalization, heads)
+        say(_loaded(weights, self.config, heads))
         return started
 
     def train_step(self, train_state: TrainState, inputs: Any):
         """(state, inputs of the training pipeline) -> (state, report)."""
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
         return steps.train_step(
-            train_state, batch, inputs['seed'], model=self.model, optimizer=self.optimizer,
-            schedule=self.schedule, config=self.config)
+            train_state, batch, inputs['seed'], task=self.task, model=self.model,
+            optimizer=self.optimizer, schedule=self.schedule, config=self.config)
 
     def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
         """Several training steps in a row: (state, reports stacked along a new first axis).
@@ -113,19 +116,32 @@ class Program:
         return jax.jit(steps_in_a_row, donate_argnums=0,
                        out_shardings=(self.shardings, None)).lower(train_state, inputs)
 
-    def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
-        """Adds the batch of this index to the sums: (index + 1, sums)."""
+    def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Any):
+        """Adds the metrics of the batch of this index to the sums; see `Task.evaluate`.
+
+        Returns:
+          index + 1, the sums, and the outputs of the batch with its mask, or None without outputs.
+        """
+        metrics, outputs = self._evaluate(train_state, inputs, index)
+        return index + 1, jax.tree.map(jnp.add, sums, metrics), outputs
+
+    def _evaluate(self, train_state: TrainState, inputs: Any, index: jax.Array):
         batch = self.eval_data.batch(inputs, index, train_state.normalization)
-        return index + 1, sums.merge(steps.eval_step(train_state, batch, model=self.model))
+        metrics, outputs = self.task.evaluate(
+            self.model, train_state.eval_variables, batch, self.config)
+        return metrics, None if outputs is None else (outputs, batch['mask'])
 
     def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
         """(step + 1, BN statistics of the training batch of this step)."""
         batch = self.train_data.batch(inputs, step, train_state.normalization)
         return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
 
-    def no_sums(self) -> tuple[jax.Array, Metrics]:
+    def no_sums(self) -> tuple[jax.Array, Any]:
         """What an evaluation starts from: index 0, and metrics of no images."""
-        return jax.device_put((np.int32(0), Metrics.zero()), self.everywhere)
+        index = jax.ShapeDtypeStruct((), jnp.int32)
+        metrics, _ = jax.eval_shape(self._evaluate, self.state, self.eval_data.input_shapes, index)
+        return jax.device_put((np.int32(0), jax.tree.map(
+            lambda sums: np.zeros(sums.shape, sums.dtype), metrics)), self.everywhere)
 
     @property
     def everywhere(self) -> NamedSharding:
@@ -149,7 +165,7 @@ def create_model(config: ConfigDict) -> nn.Module:
         if name.startswith('model.') or name in ('data.image_size', 'data.channels')})
     size = config.data.image_size
     try:
-        model = models.create(config.model)
+        model = tasks.get(config.task).create_model(config)
         jax.eval_shape(lambda: model.init(
             jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
     except models.ConfigError as error:
@@ -162,8 +178,7 @@ def completed(config: ConfigDict) -> ConfigDict:
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
     an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,
-    takes both from its origin. An empty `model.num_classes` stands for the
-    number of classes of the data.
+    takes both from its origin. The rest is up to the task; see `Task.complete`.
 
     Raises:
       UserError: the weights or the data are missing.
@@ -174,11 +189,8 @@ def completed(config: ConfigDict) -> ConfigDict:
         if not origin:
             raise UserError('model.depth is not set; pass --config.model.depth=N, or '
                             '--config.init.checkpoint=DIR for the architecture of trained weights.')
-    from_weights = origin and None in (config.model.depth, config.data.image_size)
-    if not from_weights and config.model.num_classes is not None:
-        return config
-    config = config.copy_and_resolve_references()
-    if from_weights:
+    if origin and None in (config.model.depth, config.data.image_size):
+        config = config.copy_and_resolve_references()
         weights = stored.config_of(pathlib.Path(origin))
         if config.model.depth is None:
             for field in ARCHITECTURE:
@@ -186,9 +198,7 @@ def completed(config: ConfigDict) -> ConfigDict:
         if config.data.image_size is None:
             config.data.image_size = weights.data.image_size
             config.data.eval_resize = config.data.eval_resize or weights.data.eval_resize
-    if config.model.num_classes is None:
-        config.model.num_classes = data.count_classes(config)
-    return config
+    return tasks.get(config.task).complete(config)
 
 
 def build(config: ConfigDict, mesh: Mesh,
@@ -203,13 +213,14 @@ def build(config: ConfigDict, mesh: Mesh,
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
     """
-    config = completed(config)
+    task, config = tasks.get(config.task), completed(config)
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size)
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
-    _check_data(config, train_data)
+    _check_shape(config, train_data)
+    task.check(config, train_data.source)
     epoch = math.ceil(train_data.num_images / config.batch_size)
     if config.eval.recalibrate_batches > epoch:
         config = config.copy_and_resolve_references()
@@ -219,19 +230,18 @@ def build(config: ConfigDict, mesh: Mesh,
         use_ema=config.optimizer.ema_decay is not None, normalization=normalization)
     shapes = jax.eval_shape(create_state)
     shardings = sharding.state_shardings(config, mesh, shapes)
-    return Program(config, mesh, model, optimizer, schedule, train_data, eval_data, create_state,
-                   jax.tree.map(_placed, shapes, shardings))
+    return Program(config, mesh, task, model, optimizer, schedule, train_data, eval_data,
+                   create_state, jax.tree.map(_placed, shapes, shardings))
 
 
-def _loaded(weights: Weights, config: ConfigDict) -> str:
+def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     """What is printed about the weights that a run starts from."""
-    model, new_head = config.model, config.init.new_head
+    model = config.model
     family = 'VGG' if model.family == 'vgg' else 'plain' if model.plain else 'ResNet'
-    params = dict(weights.variables['params'])
-    if new_head:
-        params.pop('head', None)
+    params = {name: part for name, part in weights.variables['params'].items()
+              if name not in heads}
     count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
-    head = (f'; the head ({model.num_classes:,} classes) starts at random' if new_head
+    head = (f'; the head ({model.num_classes:,} classes) starts at random' if heads
             else ', the head included')
     return f'loaded {count} arrays of {family}-{model.depth} from {config.init.checkpoint}{head}'
 
@@ -240,12 +250,9 @@ def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
 
 
-def _check_data(config: ConfigDict, pipeline: data.Pipeline) -> None:
+def _check_shape(config: ConfigDict, pipeline: data.Pipeline) -> None:
     expected = (config.data.image_size, config.data.image_size, config.data.channels)
     if pipeline.image_shape != expected:
         raise UserError(
             f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '
             f'and data.channels say {expected}.')
-    if pipeline.num_classes != config.model.num_classes:
-        raise UserError(f'{config.data.source} has {pipeline.num_classes} classes, but '
-                        f'model.num_classes is {config.model.num_classes}.')

@@ -1,7 +1,7 @@
 """The training state, its initialisation, and recalibration of batch-norm statistics."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,22 +72,21 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, sche
 
 
 def with_weights(state: TrainState, variables: Mapping[str, Any],
-                 normalization: Mapping[str, Any], new_head: bool) -> TrainState:
+                 normalization: Mapping[str, Any], heads: Sequence[str]) -> TrainState:
     """The state with the weights of another network, and the normalisation that goes with them.
 
     Args:
       state: before the first step; gives the shapes and the shardings.
       variables: 'params' and 'batch_stats', arrays of the host.
       normalization: 'mean' and 'std'; a colour fits where the state has a mean image.
-      new_head: the last layer stays that of the state.
+      heads: parts of the parameters that stay those of the state, such as ('head',).
 
     Raises:
       UserError: the weights are those of another architecture; the message lists the differences.
     """
     old = state.variables
     new = {name: dict(variables.get(name, {})) for name in old}
-    if new_head:
-        new['params']['head'] = old['params']['head']
+    new['params'] |= {name: old['params'][name] for name in heads if name in old['params']}
     shapes, given = (
         {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
          for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (old, new))

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step, as pure functions."""
+"""The training step, as a pure function."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
-from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
+from resnet_jax.tasks import Task
 from resnet_jax.training.optim import Schedule, stop_frozen
 from resnet_jax.training.state import TrainState
 
 
 @struct.dataclass
 class StepReport:
-    """What a training step tells of itself.
+    """What a training step reports.
 
     Attributes:
-      metrics: of the step's batch, before the update.
+      metrics: of the step's batch, before the update; see `Task.loss`.
       learning_rate: of the update, float32.
       gradient_norm: global, before clipping, float32.
       parameter_norm: global, after the update, float32.
     """
 
-    metrics: Metrics
+    metrics: Any
     learning_rate: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
@@ -37,18 +37,19 @@ class StepReport:
 DROPOUT = 2**32 - 2
 
 
-def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, model: nn.Module,
+def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, task: Task, model: nn.Module,
                optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule,
                config: ConfigDict) -> tuple[TrainState, StepReport]:
     """One update: the gradient of the mean loss over the batch, the rate, the optimizer.
 
     Args:
       state: see `TrainState`.
-      batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N]; of
-        mixed images also 'mix_label' int32 [N] and 'mix_weight' float32 [N].
+      batch: 'image' float32 [N, H, W, C], normalised; 'mask' float32 [N]; the task's targets.
       seed: of the run, uint32 []; dropout draws from it and the step.
+      task: its loss is minimised.
       model, optimizer, schedule: what the state was created with.
-      config: the fields `init`, `loss` and `optimizer` are read, and the size of virtual batches.
+      config: the fields `init` and `optimizer` are read, the size of virtual batches, and what the
+        task reads.
 
     Returns:
       The state after the update, and the report.
@@ -58,13 +59,9 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, model: nn.Mo
 
     def loss(params, part, key):
         params = stop_frozen(params, config.init.freeze)
-        logits, updates = model.apply(
-            {**state.variables, 'params': params}, part['image'], train=True,
-            rngs={'dropout': key}, mutable=['batch_stats'])
-        losses = _losses(logits, part, config.loss.label_smoothing)
-        with jax.named_scope('loss'):
-            total = (losses * part['mask']).sum()
-        return total, (updates.get('batch_stats', {}), Metrics.of_batch(logits, part, losses))
+        total, batch_stats, metrics = task.loss(
+            model, {**state.variables, 'params': params}, part, key, config)
+        return total, (batch_stats, metrics)
 
     def gradient(part, key):
         grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params, part, key)
@@ -82,8 +79,8 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, model: nn.Mo
     # images, which divides it, in the same go as the gradients.
     images = jnp.maximum(batch['mask'].sum(), 1)
     grads = jax.tree.map(lambda g: g / images, grads)
-    error = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
-    schedule_state, rate = schedule.update(state.schedule_state, state.step, error)
+    schedule_state, rate = schedule.update(
+        state.schedule_state, state.step, task.watched(metrics))
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params, learning_rate=rate)
     params = optax.apply_updates(state.params, updates)
@@ -119,15 +116,6 @@ def ema_decay(decay: float, warmup: bool, step: jax.Array) -> float | jax.Array:
     return jnp.minimum(decay, (1 + done) / (10 + done))
 
 
-def _losses(logits, batch: Batch, label_smoothing: float):
-    """Cross-entropy, float32 [N]; of a mixed image, weighted over both of its labels."""
-    losses = cross_entropy(logits, batch['label'], label_smoothing)
-    if 'mix_label' not in batch:
-        return losses
-    mixed_in = cross_entropy(logits, batch['mix_label'], label_smoothing)
-    return batch['mix_weight'] * losses + (1 - batch['mix_weight']) * mixed_in
-
-
 def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any, Any, Any]:
     """The same sums over the batch, in parts that follow one another.
 
@@ -157,13 +145,6 @@ def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any
     first = jax.tree.map(lambda x: x[0], inputs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, *first))
     return jax.lax.scan(step, zeros, inputs)[0]
-
-
-def eval_step(state: TrainState, batch: Batch, *, model: nn.Module) -> Metrics:
-    """The metrics of one batch, with running statistics and the plain cross-entropy."""
-    logits = model.apply(state.eval_variables, batch['image'], train=False)
-    losses = cross_entropy(logits, batch['label'], 0.0)
-    return Metrics.of_batch(logits, batch, losses)
 
 
 def batch_statistics(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from resnet_jax.output import say
 from resnet_jax.training.log import IN_FLIGHT
@@ -34,6 +36,18 @@ def with_statistics(state: TrainState, batch_stats: Any) -> TrainState:
     return state.replace(ema={**state.ema, 'batch_stats': batch_stats})
 
 
+def _on_host(index: jax.Array, found: Any) -> list[Any]:
+    """The outputs of a batch's images, once they are there; the same in every process."""
+    jax.block_until_ready(index)
+    if found is None:
+        return []
+    if jax.process_count() > 1:
+        outputs, mask = multihost_utils.process_allgather(found, tiled=True)
+    else:
+        outputs, mask = jax.device_get(found)
+    return [jax.tree.map(lambda x: x[mask > 0], outputs)]
+
+
 class Evaluator:
     """Evaluates states of one program; each function is compiled once, when it is first needed."""
 
@@ -50,8 +64,9 @@ class Evaluator:
         """
         program, evaluation = self._program, self._program.eval_data
         index, sums = program.no_sums()
-        eval_step = jax.jit(program.eval_step, out_shardings=program.everywhere)
-        under_way = collections.deque()
+        eval_step = jax.jit(program.eval_step, out_shardings=(
+            program.everywhere, program.everywhere, None))
+        under_way, outputs = collections.deque(), []
         with contextlib.closing(evaluation.inputs(0)) as feed:
             for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
                 if self._stop.asked():
@@ -61,11 +76,16 @@ class Evaluator:
                     self._eval_step = compile_now(
                         'evaluation step', eval_step.lower, state, inputs, index, sums)
                 with jax.transfer_guard('disallow'):
-                    index, sums = self._eval_step(state, inputs, index, sums)
-                under_way.append(index)
+                    index, sums, found = self._eval_step(state, inputs, index, sums)
+                under_way.append((index, found))
                 if len(under_way) > IN_FLIGHT:
-                    jax.block_until_ready(under_way.popleft())
-        return {f'eval/{name}': value for name, value in sums.report().items()}
+                    outputs += _on_host(*under_way.popleft())
+        for index, found in under_way:
+            outputs += _on_host(index, found)
+        report = program.task.report(
+            jax.device_get(sums),
+            jax.tree.map(lambda *parts: np.concatenate(parts), *outputs) if outputs else None)
+        return {f'eval/{name}': value for name, value in report.items()}
 
     def recalibrate(self, state: TrainState) -> Any | None:
         """Running statistics as a strict average over the training batches that would follow.

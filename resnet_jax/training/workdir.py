@@ -22,9 +22,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.output import say, warn, write_whole
 from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.writers import MetricsWriter, read_rows
+from resnet_jax.training.writers import MetricsWriter, is_evaluation, read_rows
 from resnet_jax.weights.checkpoint import Damaged, locate, steps_in
-from resnet_jax.weights.checkpoints import HEADLINE, Checkpoints
+from resnet_jax.weights.checkpoints import Checkpoints
 from resnet_jax.weights.stored import warn_of_unknown, write_classes
 
 try:
@@ -177,10 +177,11 @@ class Record:
           UserError: the folder holds a run that is further than `num_steps`.
         """
         config = program.config
+        self._rank = program.task.headline.rank
         logged = {row['step']: row for row in read_rows(workdir / 'metrics.jsonl')
-                  if HEADLINE in row}
+                  if is_evaluation(row)}
         self._checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last,
-                                        config.checkpoint.keep_best)
+                                        self._rank if config.checkpoint.keep_best else None)
         if config.init.resume_from and not self._checkpoints.steps:
             self._fork(program)
         self.start_step = of_first_process(self._checkpoints.latest_step or 0)
@@ -213,7 +214,8 @@ class Record:
                          for tag, value in logged[step].items() if tag != 'step'})
                  for step in steps if step in logged and step not in known]
         # The best first: of the others, only the newest are kept.
-        found.sort(key=lambda item: (math.isnan(item[1][HEADLINE]), item[1][HEADLINE]))
+        ranks = {step: self._rank(values) for step, values in found}
+        found.sort(key=lambda item: math.inf if ranks[item[0]] is None else ranks[item[0]])
         for step, values in of_first_process(found):
             if step in self._checkpoints.steps:
                 self._checkpoints.write_evaluation(step, values)

@@ -150,7 +150,7 @@ def _agreeing(rows: list[dict], start_step: int,
 
 def is_evaluation(row: Mapping[str, float]) -> bool:
     """Whether a row of metrics.jsonl is an evaluation's."""
-    return 'eval/loss' in row
+    return any(tag.startswith('eval/') for tag in row)
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, float]]:

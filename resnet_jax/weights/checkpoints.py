@@ -1,10 +1,9 @@
 """The checkpoints of one run: written atomically by Orbax in the background, and rotated."""
 
 import json
-import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,8 @@ from resnet_jax.weights.checkpoint import (
 )
 from resnet_jax.weights.digests import checksum, digests
 
-HEADLINE = 'eval/top1_error'  # the best checkpoint has the lowest
+# Sorts the values of an evaluation, by their tags, the best first; None: not to be compared.
+Rank = Callable[[Mapping[str, float]], float | None]
 
 
 class Checkpoints:
@@ -34,13 +34,13 @@ class Checkpoints:
     In a job of several processes all of them call every method, at the same steps.
     """
 
-    def __init__(self, folder: pathlib.Path, keep_last: int, keep_best: bool = False):
+    def __init__(self, folder: pathlib.Path, keep_last: int, rank: Rank | None = None):
         """Opens the folder, and clears away what an interrupted run left half-written.
 
         Args:
           folder: made if it is missing.
           keep_last: so many of the newest checkpoints are kept.
-          keep_best: whether the checkpoint with the lowest error is kept as well.
+          rank: by which the best checkpoint is kept as well; None: the newest only.
 
         Raises:
           Damaged: the description of the newest checkpoint is not what was written.
@@ -50,7 +50,7 @@ class Checkpoints:
             # Before Orbax looks at it, which would print all of it.
             stored_digests(folder / str(step), STATE)
         self._evaluations = _stored_evaluations(folder)
-        self._policy = Keep(keep_last, self._evaluations if keep_best else {})
+        self._policy = Keep(keep_last, self._evaluations, rank)
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, cleanup_tmp_directories=True))
@@ -171,20 +171,21 @@ class Checkpoints:
 
 
 class Keep(preservation_policy.PreservationPolicy):
-    """Keeps the newest checkpoints, and the one with the lowest error; of equals, the newest."""
+    """Keeps the newest checkpoints, and the best one; of equals, the newest."""
 
-    def __init__(self, last: int, evaluations: Mapping[int, Mapping[str, float]]):
+    def __init__(self, last: int, evaluations: Mapping[int, Mapping[str, float]],
+                 rank: Rank | None):
         self._last = last
         self._evaluations = evaluations
+        self._rank = rank
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Which of these steps are to be kept."""
-        def rank(step):
-            error = self._evaluations[step][HEADLINE]
-            return (error if math.isfinite(error) else math.inf, -step)
-
-        evaluated = [step for step in steps if HEADLINE in self._evaluations.get(step, {})]
-        return {*sorted(steps)[-self._last:], *sorted(evaluated, key=rank)[:1]}
+        ranks = {step: self._rank(self._evaluations[step])
+                 for step in steps if self._rank and step in self._evaluations}
+        evaluated = [step for step, rank in ranks.items() if rank is not None]
+        best = sorted(evaluated, key=lambda step: (ranks[step], -step))[:1]
+        return {*sorted(steps)[-self._last:], *best}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         kept = self.kept([checkpoint.step for checkpoint in checkpoints])

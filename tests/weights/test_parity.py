@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import models, weights
-from resnet_jax.tasks.classification import classifier as pretrained
+from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
 from resnet_jax.training import optim
 from resnet_jax.training import step as steps
@@ -37,7 +37,7 @@ def read(network, folder):
 def classifier(found):
     """Takes normalised images."""
     normalization = {'mean': np.zeros(3, np.float32), 'std': np.ones(3, np.float32)}
-    return pretrained.Classifier(found.config, found.variables, normalization, ())
+    return Classifier(found.config, found.variables, normalization, ())
 
 
 def torch_gradients(network, x, labels):

@@ -18,7 +18,7 @@ from resnet_jax.data.classes import imagenet_classes
 from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
 from resnet_jax.models.pool import max_pool
-from resnet_jax.weights import stored
+from resnet_jax.weights import Weights, stored
 
 BATCH_SIZE = 64  # images that a device computes at once
 
@@ -133,25 +133,26 @@ class Classifier:
         return jax.jit(functools.partial(_features_of, self.model), static_argnames='stage')
 
 
-def load(path: str | pathlib.Path) -> Classifier:
-    """See `resnet_jax.load`."""
-    path = pathlib.Path(path)
-    weights = stored.read(path)
+def load(weights: Weights, path: pathlib.Path) -> Classifier:
+    """The classifier of the weights that were read from a path; see `Task.load`.
+
+    Raises:
+      UserError: its config.json describes no network, or classes.txt does not fit.
+    """
     try:
         models.create(weights.config.model)
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
     classes = stored.read_classes(path)
-    if classes is None:
+    named = classes is not None
+    if not named:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
-        return Classifier(weights.config, weights.variables, weights.normalization,
-                          tuple(classes))
     if len(classes) != count:
         raise UserError(f'classes.txt of {path} has {len(classes)} names for {count} classes; '
-                        'mend it, or delete it to have numbers instead.')
+                        'correct it, or delete it to have numbers instead.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
-                      named=True)
+                      named)
 
 
 def logits(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:

@@ -42,11 +42,6 @@ class Metrics(clu_metrics.Collection):
         return sums.replace(**{name: getattr(sums, name).replace(count=count)
                                for name in ('loss', 'top1_error', 'top5_error')})
 
-    @classmethod
-    def zero(cls) -> 'Metrics':
-        """The metrics of no images, on the host; merging them in changes nothing."""
-        return jax.tree.map(np.asarray, cls.empty())
-
     def report(self) -> dict[str, float]:
         """Averages on the host: 'loss', 'top1_error' and 'top5_error' in percent, 'count'."""
         sums = jax.device_get(self)

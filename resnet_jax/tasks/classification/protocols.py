@@ -1,0 +1,110 @@
+"""The paper's test protocols on trained classifiers and ensembles of them; see `evaluate`."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnet_jax import data
+from resnet_jax.data import Source
+from resnet_jax.data.views import Views
+from resnet_jax.errors import UserError
+from resnet_jax.output import write_whole
+from resnet_jax.tasks.classification import inference
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.classification.scores import Scores, confusion_table, score
+from resnet_jax.tasks.task import Report
+
+WORST = 5  # classes that the report names
+
+
+def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDict,
+         flags: Mapping[str, Any]) -> Report:
+    """Evaluates networks together on the evaluation split; see `Task.test`.
+
+    Args:
+      networks: their softmax outputs are averaged.
+      paths: where they come from, for messages.
+      config: whose data is used.
+      flags: 'protocol', 'resize', 'scales', 'batch_size' and 'confusion'; see `evaluate`.
+
+    Raises:
+      UserError: the networks do not fit one another or the data, a flag is wrong, or a file
+        cannot be written.
+    """
+    source = data.create_eval_source(config)
+    check_networks(networks, paths, source.num_classes)
+    predictions = inference.predict(
+        networks, source, views_of(flags, config, networks[0]), flags['batch_size'],
+        skip_unreadable=config.data.on_unreadable == 'skip')
+    scores = score(predictions.log_probabilities, predictions.labels)
+    classes = class_names(networks, source)
+    if flags['confusion'] and jax.process_index() == 0:
+        try:
+            write_whole(pathlib.Path(flags['confusion']),
+                        confusion_table(scores.confusion, classes))
+        except OSError as error:
+            raise UserError(f'{flags["confusion"]} cannot be written: {error.strerror}.') from error
+    errors = [None if error != error else error for error in scores.class_error.tolist()]
+    return Report({**scores.report(), 'eval/class_error': errors},
+                  _text(scores, classes, predictions.skipped))
+
+
+def class_names(networks: Sequence[Classifier], source: Source) -> Sequence[str]:
+    """The names of the classes in label order.
+
+    Those that are stored with a network, otherwise those of the data, otherwise what `load` has.
+    """
+    names = [network.classes for network in networks if network.named]
+    names.append(getattr(source, 'class_names', ()))
+    return next((n for n in names if len(n) == source.num_classes), networks[0].classes)
+
+
+def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_classes: int) -> None:
+    """Raises UserError where networks do not fit one another or the data."""
+    channels = networks[0].config.data.channels
+    for network, path in zip(networks, paths, strict=True):
+        known = network.config.model.num_classes
+        if known != num_classes:
+            raise UserError(
+                f'{path} was trained on {known} classes, but the data has {num_classes}. Set '
+                "data.class_list to a file of the network's classes.")
+        if network.config.data.channels != channels:
+            raise UserError(
+                f'{path} and {paths[0]} are not an ensemble: their images have '
+                f'{network.config.data.channels} and {channels} channels.')
+
+
+def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) -> Views:
+    """The views that the flags ask for, of the size that the config or the network says.
+
+    Raises:
+      UserError: a flag is wrong.
+    """
+    size = config.data.image_size or network.config.data.image_size
+    resize = flags['resize'] or config.data.eval_resize or size
+    if resize < size:
+        raise UserError(f'--resize ({resize}) must not be less than data.image_size ({size}).')
+    try:
+        scales = tuple(int(scale) for scale in flags['scales'])
+    except ValueError as error:
+        raise UserError('--scales must be numbers separated by commas, got '
+                        f'{",".join(flags["scales"])}.') from error
+    if not scales or min(scales) < 1:
+        raise UserError('--scales must name at least one number, none below 1.')
+    return Views(flags['protocol'], size, resize, scales)
+
+
+def _text(scores: Scores, classes: Sequence[str], skipped: int) -> str:
+    errors = {name: error for name, error in zip(classes, scores.class_error, strict=True)
+              if error == error}
+    worst = sorted(errors, key=errors.get, reverse=True)[:WORST]
+    return (
+        f'top-1 error {scores.top1_error:.2f} %  top-5 error {scores.top5_error:.2f} %  '
+        f'loss {scores.loss:.4f}  calibration error {scores.calibration_error:.2f} %  '
+        f'on {scores.count:,} images'
+        + (f'; {skipped:,} could not be read' if skipped else '')
+        + '\nhighest top-1 errors of a class: '
+        + ', '.join(f'{name.split(",")[0]} {errors[name]:.2f} %' for name in worst))

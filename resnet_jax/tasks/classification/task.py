@@ -1,0 +1,111 @@
+"""Image classification as a task: cross-entropy, top-1 and top-5 error."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from resnet_jax import data
+from resnet_jax.data import Batch
+from resnet_jax.errors import UserError
+from resnet_jax.tasks.classification import classifier, prediction, protocols
+from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
+from resnet_jax.tasks.task import Headline, Task
+
+
+def loss(model: nn.Module, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
+         config: ConfigDict) -> tuple[jax.Array, Any, Metrics]:
+    """Cross-entropy with label smoothing, summed over the images; see `Task.loss`.
+
+    Args:
+      model, variables: the network.
+      batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N]; of
+        mixed images also 'mix_label' int32 [N] and 'mix_weight' float32 [N].
+      key: of dropout.
+      config: the field `loss` is read.
+    """
+    logits, updates = model.apply(variables, batch['image'], train=True, rngs={'dropout': key},
+                                  mutable=['batch_stats'])
+    losses = _losses(logits, batch, config.loss.label_smoothing)
+    with jax.named_scope('loss'):
+        total = (losses * batch['mask']).sum()
+    return total, updates.get('batch_stats', {}), Metrics.of_batch(logits, batch, losses)
+
+
+def _losses(logits: jax.Array, batch: Batch, label_smoothing: float) -> jax.Array:
+    """Cross-entropy, float32 [N]; of a mixed image, weighted over both of its labels."""
+    losses = cross_entropy(logits, batch['label'], label_smoothing)
+    if 'mix_label' not in batch:
+        return losses
+    mixed_in = cross_entropy(logits, batch['mix_label'], label_smoothing)
+    return batch['mix_weight'] * losses + (1 - batch['mix_weight']) * mixed_in
+
+
+def evaluate(model: nn.Module, variables: Mapping[str, Any], batch: Batch,
+             config: ConfigDict) -> tuple[Metrics, None]:
+    """The plain cross-entropy and the errors of a batch; see `Task.evaluate`."""
+    del config
+    logits = model.apply(variables, batch['image'], train=False)
+    return Metrics.of_batch(logits, batch, cross_entropy(logits, batch['label'], 0.0)), None
+
+
+def train_report(metrics: Metrics) -> dict[str, float]:
+    """Loss and top-1 error in percent, over the images of some steps."""
+    values = metrics.report()
+    return {name: values[name] for name in ('loss', 'top1_error')}
+
+
+def report(metrics: Metrics, outputs: None) -> dict[str, float]:
+    """Loss, top-1 and top-5 error in percent, and the number of images."""
+    del outputs
+    return metrics.report()
+
+
+def line(values: Mapping[str, float]) -> str:
+    """Such as 'loss 0.0709  top-1 error 1.68 %'."""
+    if 'top5_error' not in values:
+        return f'loss {values["loss"]:.4f}  top-1 error {values["top1_error"]:6.2f} %'
+    return (f'loss {values["loss"]:.4f}  top-1 error {values["top1_error"]:.2f} %  '
+            f'top-5 error {values["top5_error"]:.2f} %')
+
+
+def watched(metrics: Metrics) -> jax.Array:
+    """The top-1 error in percent, float32 []; 0 without images."""
+    error = metrics.top1_error
+    return 100 * error.total / jnp.maximum(error.count, 1)
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Fills in `model.num_classes` from the data, where it is not set."""
+    if config.model.num_classes is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.num_classes = data.count_classes(config)
+    return config
+
+
+def check(config: ConfigDict, source: data.Source) -> None:
+    """Raises UserError where the data has another number of classes than the network."""
+    if source.num_classes != config.model.num_classes:
+        raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
+                        f'model.num_classes is {config.model.num_classes}.')
+
+
+TASK = Task(
+    loss=loss,
+    evaluate=evaluate,
+    train_report=train_report,
+    report=report,
+    headline=Headline('eval/top1_error', 'top-1 error', ' %'),
+    line=line,
+    watched=watched,
+    load=classifier.load,
+    complete=complete,
+    check=check,
+    test=protocols.test,
+    test_options=('protocol', 'resize', 'scales', 'batch_size', 'confusion'),
+    predictor=prediction.predictor,
+)

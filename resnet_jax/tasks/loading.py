@@ -1,0 +1,31 @@
+"""Loads trained networks of any task."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_jax.errors import UserError
+from resnet_jax.tasks.task import Task, get
+from resnet_jax.weights import stored
+
+
+def load(path: str | pathlib.Path) -> Any:
+    """The network of a workdir, a checkpoint or converted weights; see `resnet_jax.load`."""
+    path = pathlib.Path(path)
+    weights = stored.read(path)
+    return get(weights.config.task).load(weights, path)
+
+
+def load_all(paths: Sequence[str | pathlib.Path]) -> tuple[Task, list[Any]]:
+    """The networks of these paths, and their task.
+
+    Raises:
+      UserError: a path holds no network, or they were trained for different tasks.
+    """
+    networks = [load(path) for path in paths]
+    names = {network.config.task: path for network, path in zip(networks, paths, strict=True)}
+    if len(names) > 1:
+        raise UserError('these networks are not an ensemble, they were trained for different '
+                        'tasks: ' + ', '.join(f'{path} for {name}' for name, path in names.items())
+                        + '.')
+    return get(next(iter(names))), networks

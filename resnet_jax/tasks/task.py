@@ -1,0 +1,179 @@
+"""What the training loop and the commands know of a task: an object of pure functions."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from resnet_jax import models
+from resnet_jax.errors import UserError
+from resnet_jax.weights import Weights
+
+# Where the tasks of the project are; any other task is named by its module.
+TASKS = {'classification': 'resnet_jax.tasks.classification.task'}
+
+
+class Headline(NamedTuple):
+    """The number that decides which checkpoint is the best.
+
+    Attributes:
+      tag: such as 'eval/top1_error'.
+      name: such as 'top-1 error', for messages.
+      unit: printed behind the number, such as ' %'.
+      lower_is_better: whether the best checkpoint has the lowest value.
+    """
+
+    tag: str
+    name: str
+    unit: str = ''
+    lower_is_better: bool = True
+
+    def rank(self, values: Mapping[str, float | None]) -> float | None:
+        """Sorts evaluations, the best first; None if this number was not measured.
+
+        Args:
+          values: by their tags.
+        """
+        if self.tag not in values:
+            return None
+        value = values[self.tag]
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return value if self.lower_is_better else -value
+
+    def text(self, values: Mapping[str, float]) -> str:
+        """The number in words, such as 'top-1 error 1.68 %'."""
+        return f'{self.name} {values[self.tag]:.2f}{self.unit}'
+
+
+class Report(NamedTuple):
+    """What a task's own test protocol found.
+
+    Attributes:
+      values: by their tags; everything that JSON can hold.
+      text: the same for a person to read.
+    """
+
+    values: Mapping[str, Any]
+    text: str
+
+
+class Answer(NamedTuple):
+    """What a network says of one image.
+
+    Attributes:
+      fields: keys of the JSON object, beside 'file'.
+      lines: printed below the name of the file.
+    """
+
+    fields: Mapping[str, Any]
+    lines: Sequence[str]
+
+
+class Predictor(NamedTuple):
+    """How images of any size are predicted.
+
+    Attributes:
+      load: (resnet_jax.data.sources.Item) -> uint8 [H, W, C], what the network is given. Runs in
+        threads.
+      answer: (uint8 [N, H, W, C]) -> N answers.
+    """
+
+    load: Callable[[Any], Any]
+    answer: Callable[[Any], Sequence[Answer]]
+
+
+def _unchanged(config: ConfigDict) -> ConfigDict:
+    return config
+
+
+def _no_check(config: ConfigDict, source: Any) -> None:
+    del config, source
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task: everything in which it differs from others, as pure functions.
+
+    A batch is a dict with a leading image axis N: 'image' float32 [N, H, W, C], 'mask' float32 [N],
+    0 for images that pad a batch, and the targets under the names that the source gives them.
+    Losses and metrics are sums over images, weighted by the mask, so that they do not depend on how
+    a batch is divided over devices or steps.
+
+    Attributes:
+      loss: (model, variables, batch, key, config) -> (loss, batch_stats, metrics), in training. The
+        loss is the sum over images, float32 []; `batch_stats` are the running statistics after the
+        batch, {} without batch normalisation; `metrics` is any tree of sums over images. `key` is
+        for dropout and the like.
+      evaluate: (model, variables, batch, config) -> (metrics, outputs). The outputs are a tree of
+        arrays [N, …] that are collected from all images, for a metric that is not a sum; or None.
+      train_report: (metrics) -> {name: float}, among them 'loss', on the host; written to the log
+        as train/NAME.
+      report: (metrics, outputs) -> {name: float}, among them 'count', on the host; written as
+        eval/NAME. The outputs are those of all images with mask 1, in the order of the split.
+      headline: the number that decides which checkpoint is the best.
+      line: ({name: float}) -> str: what the terminal shows of a train_report or a report.
+      watched: (metrics) -> float32 []: what a schedule watches, lower being better, such as
+        the training error in percent.
+      load: (weights, path) -> the network of the weights that were read from a path: a frozen
+        dataclass with at least their `config`, `variables` and `normalization`. Raises UserError.
+      create_model: (config) -> the Flax module. Raises `models.ConfigError`.
+      complete: (config) -> the config with what this task takes from the data.
+      check: (config, source): raises UserError where the data does not suit the config.
+      test: (networks, paths, config, flags) -> Report: own test protocols of `evaluate`; None:
+        a network is evaluated as in training.
+      test_options: the flags of `evaluate` that `test` reads.
+      predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
+      heads: parameters that `init.new_head` starts at random.
+    """
+
+    loss: Callable[..., tuple[jax.Array, Any, Any]]
+    evaluate: Callable[..., tuple[Any, Any]]
+    train_report: Callable[[Any], dict[str, float]]
+    report: Callable[[Any, Any], dict[str, float]]
+    headline: Headline
+    line: Callable[[Mapping[str, float]], str]
+    watched: Callable[[Any], jax.Array]
+    load: Callable[[Weights, pathlib.Path], Any]
+    create_model: Callable[[ConfigDict], nn.Module] = lambda config: models.create(config.model)
+    complete: Callable[[ConfigDict], ConfigDict] = _unchanged
+    check: Callable[[ConfigDict, Any], None] = _no_check
+    test: Callable[..., Report] | None = None
+    test_options: tuple[str, ...] = ()
+    predictor: Callable[..., Predictor] | None = None
+    heads: tuple[str, ...] = ('head',)
+
+
+def get(name: str) -> Task:
+    """The task that `config.task` names.
+
+    Args:
+      name: of `TASKS`, or of a module that can be imported and has a `TASK`, such as
+        'my_package.my_task'.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    module = TASKS.get(name, name)
+    if name not in TASKS:
+        try:
+            found = '.' in name and importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # of the package around it
+            found = None
+        if not found:
+            close = difflib.get_close_matches(name, TASKS, 1)
+            hint = f' Did you mean {close[0]}?' if close else ''
+            raise UserError(f'task must be one of {", ".join(TASKS)}, or a module of your own such '
+                            f'as my_package.my_task, got {name!r}.{hint}')
+    task = getattr(importlib.import_module(module), 'TASK', None)
+    if not isinstance(task, Task):
+        raise UserError(f'task={name} must be a module with TASK, a resnet_jax.tasks.Task.')
+    return task
