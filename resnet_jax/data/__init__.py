@@ -167,12 +167,7 @@ def _splits(config: ConfigDict,
         test_source = sources.hold_out(train_source, data.holdout, True)
     else:
         test_source = create(config, 'test')
-    train_source = sources.hold_out(train_source, data.holdout, False)
-    for source in (train_source, test_source):
-        if config.model.num_classes is not None and source.num_classes > config.model.num_classes:
-            raise UserError(f'the data has {source.num_classes} classes, and model.num_classes '
-                            f'is {config.model.num_classes}.')
-    return train_source, test_source
+    return sources.hold_out(train_source, data.holdout, False), test_source
 
 
 def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source,

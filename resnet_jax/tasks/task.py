@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import models
+from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 from resnet_jax.weights import Weights
 
@@ -95,8 +96,8 @@ def _unchanged(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _no_check(config: ConfigDict, source: Any) -> None:
-    del config, source
+def _no_check(config: ConfigDict, train: Source, test: Source) -> None:
+    del config, train, test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Task:
         dataclass with at least their `config`, `variables` and `normalization`. Raises UserError.
       create_model: (config) -> the Flax module. Raises `models.ConfigError`.
       complete: (config) -> the config with what this task takes from the data.
-      check: (config, source): raises UserError where the data does not suit the config.
+      check: (config, train, test): raises UserError where one of these sources does not suit the
+        config.
       test: (networks, paths, config, flags) -> Report: own test protocols of `evaluate`; None:
         a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
@@ -145,7 +147,7 @@ class Task:
     load: Callable[[Weights, pathlib.Path], Any]
     create_model: Callable[[ConfigDict], nn.Module] = lambda config: models.create(config.model)
     complete: Callable[[ConfigDict], ConfigDict] = _unchanged
-    check: Callable[[ConfigDict, Any], None] = _no_check
+    check: Callable[[ConfigDict, Source, Source], None] = _no_check
     test: Callable[..., Report] | None = None
     test_options: tuple[str, ...] = ()
     predictor: Callable[..., Predictor] | None = None

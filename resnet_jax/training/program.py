@@ -220,7 +220,7 @@ def build(config: ConfigDict, mesh: Mesh,
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_shape(config, train_data)
-    task.check(config, train_data.source)
+    task.check(config, train_data.source, eval_data.source)
     epoch = math.ceil(train_data.num_images / config.batch_size)
     if config.eval.recalibrate_batches > epoch:
         config = config.copy_and_resolve_references()

@@ -87,11 +87,13 @@ def complete(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict, source: data.Source) -> None:
-    """Raises UserError where the data has another number of classes than the network."""
-    if source.num_classes != config.model.num_classes:
-        raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
-                        f'model.num_classes is {config.model.num_classes}.')
+def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
+    """Raises UserError where the data has other classes than the network."""
+    for source, fits in ((train, train.num_classes == config.model.num_classes),
+                         (test, test.num_classes <= config.model.num_classes)):
+        if not fits:
+            raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
+                            f'model.num_classes is {config.model.num_classes}.')
 
 
 TASK = Task(

@@ -1,0 +1,161 @@
+"""A task that the package does not know is trained, evaluated, stopped, resumed and predicted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax
+from resnet_jax import tasks
+from resnet_jax.data.sources import digits
+from resnet_jax.errors import UserError
+from resnet_jax.tasks.prediction import predictions
+from resnet_jax.training import loop
+from resnet_jax.training.evaluation import evaluate
+from resnet_jax.training.log import StepLog
+from resnet_jax.weights import stored
+from tests.conftest import ROOT
+from tests.tasks import brightness, brightness_config
+
+CONFIG = ROOT / 'tests' / 'tasks' / 'brightness_config.py'
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run that was never stopped, on one device."""
+    workdir = tmp_path_factory.mktemp('finished')
+    loop.train(brightness_config.get_config(), workdir)
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def evaluations(workdir):
+    return {row['step']: row for row in rows(workdir) if 'eval/r2' in row}
+
+
+def assert_same_bits(workdir, other):
+    mine, others = (stored.read(folder).variables for folder in (workdir, other))
+    jax.tree.map(np.testing.assert_array_equal, mine, others)
+
+
+def test_it_learns_and_the_best_checkpoint_has_the_highest_value(finished):
+    found = evaluations(finished)
+    assert list(found) == [10, 20, 30, 40, 50, 60]
+    assert found[60]['eval/count'] == 297
+    best = max(found, key=lambda step: found[step]['eval/r2'])
+    assert found[best]['eval/r2'] > 0.4
+    kept = {int(folder.name) for folder in (finished / 'checkpoints').iterdir()}
+    assert kept == {best, 60}
+    assert {tag for row in rows(finished) for tag in row if 'error' in tag} == set()
+
+
+def test_a_metric_that_is_no_sum_is_that_of_all_images(finished):
+    network, test = resnet_jax.load(finished), digits('test')
+    mean, std = (np.float64(network.normalization[name]) for name in ('mean', 'std'))
+    truth = ((test.images / 255 - mean) / std).mean((1, 2, 3))
+    predicted = np.float64(network.predict(test.images))
+    r2 = 1 - ((predicted - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
+    assert evaluations(finished)[60]['eval/r2'] == pytest.approx(r2, abs=1e-4)
+
+
+@pytest.mark.parametrize('devices', [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path, monkeypatch):
+    config = brightness_config.get_config()
+    config.mesh.data = devices
+    whole = finished
+    if devices > 1:
+        whole = tmp_path / 'whole'
+        loop.train(config, whole)
+    add, calls = StepLog.add, []
+
+    def stop_at_27(log, reports):
+        calls.append(reports)
+        if len(calls) == 27:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(log, reports)
+
+    monkeypatch.setattr(StepLog, 'add', stop_at_27)
+    with pytest.raises(loop.Stopped, match='checkpoint saved at step 27'):
+        loop.train(config, tmp_path / 'run')
+    loop.train(config, tmp_path / 'run')
+    assert len(calls) == 60
+    assert_same_bits(tmp_path / 'run', whole)
+    assert evaluations(tmp_path / 'run') == evaluations(whole)
+
+
+def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
+    config = brightness_config.get_config()
+    config.mesh.data = 8
+    for given in (None, config):
+        report = evaluate([str(finished)], given, 0, {}, [])
+        assert report.values == pytest.approx(
+            {tag: value for tag, value in evaluations(finished)[60].items() if tag != 'step'},
+            rel=1e-4)
+        assert report.text.endswith('on 297 images') and 'r2 0.' in report.text
+
+
+def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
+    with pytest.raises(UserError, match='--protocol has no meaning for the task tests'):
+        evaluate([str(finished)], None, 0, {'protocol': 'ten_crop'}, ['protocol'])
+    with pytest.raises(UserError, match='are evaluated one at a time'):
+        evaluate([str(finished)] * 2, None, 0, {}, [])
+
+
+def test_images_of_any_size_are_predicted(finished, tmp_path):
+    image = digits('test').images[0]
+    Image.fromarray(np.repeat(image, 3, 2)).save(tmp_path / 'digit.png')
+    Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(tmp_path / 'grey.png')
+    network = resnet_jax.load(finished)
+    predictor = brightness.TASK.predictor([network], {})
+    files = [(str(tmp_path / name), None) for name in ('digit.png', 'grey.png')]
+    found = [answer.fields['brightness'] for _, answer in predictions(predictor, files)]
+    seen = np.stack([image, np.full((8, 8, 1), 90, np.uint8)])
+    assert found == pytest.approx(list(network.predict(seen)), abs=1e-5)
+
+
+def test_a_task_that_does_not_exist_is_one_sentence():
+    assert tasks.get('tests.tasks.brightness') is brightness.TASK
+    for name, told in (('clasification', 'Did you mean classification'),
+                       ('no_such.module', "got 'no_such.module'"),
+                       ('tests.tasks.brightness_config', 'must be a module with TASK')):
+        with pytest.raises(UserError, match=told):
+            tasks.get(name)
+
+
+@pytest.mark.slow
+def test_the_ordinary_commands_run_it(finished, tmp_path):
+    def command(name, *arguments):
+        return [sys.executable, '-m', f'resnet_jax.{name}', *map(str, arguments)]
+
+    train = command('main', f'--config={CONFIG}', f'--workdir={tmp_path}/run')
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    process = subprocess.Popen(train, stdout=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if line.startswith('evaluation at step 10'):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
+    assert process.returncode == 143
+
+    def run(command):
+        return subprocess.run(command, capture_output=True, text=True, check=True,
+                              env=environment).stdout
+
+    told = run(train)
+    assert 'resuming from step' in told and 'done: R squared 0.' in told
+    measured = evaluations(tmp_path / 'run')[60]
+    assert measured['eval/r2'] == pytest.approx(evaluations(finished)[60]['eval/r2'], abs=0.02)
+    values = json.loads(run(command('evaluate', f'--workdir={tmp_path}/run', '--json')))
+    assert values['eval/r2'] == pytest.approx(measured['eval/r2'], rel=1e-4)
+    Image.fromarray(np.full((40, 30, 3), 200, np.uint8)).save(tmp_path / 'grey.png')
+    told = run(command('predict', f'--checkpoint={tmp_path}/run', '--json', tmp_path / 'grey.png'))
+    assert json.loads(told)['brightness'] > 1
