@@ -22,7 +22,7 @@ from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.output import say
 from resnet_jax.tasks.classification.metrics import Metrics
-from resnet_jax.training import optim, state
+from resnet_jax.training import optimizers, schedules, state
 from resnet_jax.training import step as steps
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
@@ -43,7 +43,7 @@ class Program:
       config: the config.
       mesh: the devices.
       model: the network.
-      optimizer, schedule: see `resnet_jax.training.optim`.
+      optimizer, schedule: see `resnet_jax.training.optimizers` and `schedules`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
       create_state: () -> TrainState before the first step; `seed` replaces the config's.
       state: shapes, dtypes and shardings of the state.
@@ -53,7 +53,7 @@ class Program:
     mesh: Mesh
     model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
-    schedule: optim.Schedule
+    schedule: schedules.Schedule
     train_data: data.Pipeline
     eval_data: data.Pipeline
     create_state: Callable[..., TrainState]
@@ -166,8 +166,9 @@ def completed(config: ConfigDict) -> ConfigDict:
     number of classes of the data.
 
     Raises:
-      UserError: the weights or the data are missing.
+      UserError: a field is out of range, or the weights or the data are missing.
     """
+    config_lib.check_ranges(config_lib.given(config))
     origin = config.init.checkpoint
     if config.model.depth is None:
         origin = origin or config.init.resume_from
@@ -206,8 +207,8 @@ def build(config: ConfigDict, mesh: Mesh,
     config = completed(config)
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size)
-    optimizer = optim.create_optimizer(config)
-    schedule = optim.create_schedule(config)
+    optimizer = optimizers.create(config)
+    schedule = schedules.create(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_data(config, train_data)
     epoch = math.ceil(train_data.num_images / config.batch_size)

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
 from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
-from resnet_jax.training.optim import Schedule, stop_frozen
+from resnet_jax.training.optimizers import stop_frozen
+from resnet_jax.training.schedules import Schedule
 from resnet_jax.training.state import TrainState
 
 
@@ -82,8 +83,8 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, model: nn.Mo
     # images, which divides it, in the same go as the gradients.
     images = jnp.maximum(batch['mask'].sum(), 1)
     grads = jax.tree.map(lambda g: g / images, grads)
-    error = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
-    schedule_state, rate = schedule.update(state.schedule_state, state.step, error)
+    watched = 100 * metrics.top1_error.total / jnp.maximum(metrics.top1_error.count, 1)
+    schedule_state, rate = schedule.update(state.schedule_state, state.step, watched)
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params, learning_rate=rate)
     params = optax.apply_updates(state.params, updates)
