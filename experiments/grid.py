@@ -106,7 +106,6 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
     from resnet_jax import config as config_lib
     from resnet_jax import data
     from resnet_jax.distributed import sharding
-    from resnet_jax.training import optim
     from resnet_jax.training.program import completed, create_model
 
     sources = set()
@@ -117,8 +116,6 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
             looped = ConfigDict(config)
             looped.model.unroll = False  # the same network, traced sooner
             create_model(looped)
-            optim.create_optimizer(cell.config)
-            optim.create_schedule(cell.config)
             if (source := cell.config.data.to_json()) not in sources:
                 for split in ('train', 'test'):
                     data.create_source(cell.config, split)

@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax.config import leaves
+from resnet_jax.config import check_ranges, given, leaves
 from resnet_jax.errors import UserError
 
 flags.disclaim_key_flags()  # a flag defined here belongs to the command that asks for it
@@ -65,7 +65,7 @@ def config_flag() -> flags.FlagHolder:
     return flag(
         config_flags.DEFINE_config_file, 'config', None,
         'Config file, such as configs/digits_r20.py. Any of its fields is set by '
-        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config.py explains '
+        '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config/fields.py lists '
         'them all.')
 
 
@@ -149,6 +149,8 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
 
     def guarded(argv):
         try:
+            if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
+                check_ranges(given(flags.FLAGS.config))
             return main(argv)
         except UserError as error:
             if flags.FLAGS.traceback:

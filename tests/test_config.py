@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import data, models
+from resnet_jax.config import checks, fields
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop as train
-from resnet_jax.training import optim, workdir
+from resnet_jax.training import optimizers, schedules, workdir
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
 from resnet_jax.xla import flags as xla_flags
@@ -39,8 +40,8 @@ def test_every_config_is_complete_and_says_how_to_run_it(path):
     for data_shards in (1, 8, 16):
         config_lib.check(config, data_shards)
     models.create(config.model)
-    optim.create_optimizer(config)
-    optim.create_schedule(config)
+    optimizers.create(config)
+    schedules.create(config)
     command = rf'python -m (resnet_jax\.main|experiments\.\w+) --config=configs/{path.stem}\.py\s'
     assert re.search(command, runpy.run_path(str(path))['__doc__'])
 
@@ -113,6 +114,7 @@ def test_with_a_cosine_the_number_of_steps_cannot_change():
 def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     # These look at every field by design, so they would hide one that nothing else reads.
     monkeypatch.setattr(config_lib, 'check', lambda *_: None)
+    monkeypatch.setattr(config_lib, 'given', lambda _: {})
     monkeypatch.setattr(workdir, 'describe', lambda *_: None)
     reads = set()
     getitem = ConfigDict.__getitem__
@@ -131,11 +133,11 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     train.train(config, tmp_path)
     for name in ('lars', 'adamw'):
         config.optimizer.name = name
-        optim.create_optimizer(config)
+        optimizers.create(config)
     config.num_steps = 200
     for name, warmup in (('plateau', 'error'), ('cosine', 'linear'), ('steps', 'none')):
         config.schedule.update(name=name, warmup=warmup, plateau_window=1)
-        optim.create_schedule(config)
+        schedules.create(config)
     for source in ('folder', 'tfds', 'shards'):
         config.data.source = source
         with pytest.raises(UserError):  # there is no such data
@@ -158,7 +160,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     assert list((tmp_path / 'profile').rglob('*.trace.json.gz')) != []
 
 
-@pytest.mark.parametrize(('fields', 'sentence'), [
+@pytest.mark.parametrize(('changed', 'sentence'), [
     ({'batch_size': None}, r'batch_size is not set; pass --config\.batch_size='),
     ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
     ({'model.virtual_batch_size': 48}, 'virtual_batch_size=48 must divide the 64 images'),
@@ -168,12 +170,17 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
      'batch_size=68 must be a multiple of 8, the number of data-parallel devices'),
     ({'mesh.data': 8, 'eval.batch_size': 300}, 'eval.batch_size=300 must be a multiple of 8'),
     ({'optimizer.ema_decay': 1.0}, 'optimizer.ema_decay must be at least 0 and below 1'),
-    ({'seed': 99999999999999999999}, r'seed must be from 0 to 2\*\*32 - 1, got 9999999999'),
-    ({'seed': -1}, 'seed must be from 0'),
+    ({'seed': 99999999999999999999}, 'seed must be at most 4294967295, got 9999999999'),
+    ({'num_steps': 2**31}, 'num_steps must be at most 2147483647, got 2147483648'),
+    ({'eval.batch_size': 10**9}, 'eval.batch_size must be at most 1048576, got 1000000000'),
     ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be at least 0 and below 1'),
     ({'optimizer.momentum': 1.5}, 'optimizer.momentum must be at least 0 and below 1'),
     ({'schedule.factor': 1.5}, 'schedule.factor must be at least 0 and below 1'),
     ({'schedule.boundaries': ('a', 'b')}, 'schedule.boundaries must be numbers of steps'),
+    ({'schedule.boundaries': (5, 3)}, 'numbers of steps in ascending order, got'),
+    ({'schedule.name': 'plateau'}, 'schedule.plateau_window must be set'),
+    ({'schedule.name': 'cosine', 'schedule.warmup': 'linear', 'schedule.warmup_steps': 20},
+     r'schedule.warmup_steps \(20\) must be below num_steps \(20\)'),
     ({'optimizer.weight_decay': -1.0}, 'optimizer.weight_decay must be at least 0'),
     ({'mesh.rules': (('head',),)}, 'mesh.rules must be pairs'),
     ({'mesh.rules': (('head(', ('data',)),)}, 'mesh.rules must be pairs'),
@@ -187,28 +194,78 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'model.stem_space_to_depth': True}, 'stem_space_to_depth is for the imagenet family only'),
     ({'model.family': 'vgg', 'model.depth': 16}, 'VGG needs images of at least 224 pixels'),
 ])
-def test_mistakes_are_named_before_anything_is_compiled(tiny_config, fields, sentence):
-    tiny_config.update_from_flattened_dict(fields)
+def test_mistakes_are_named_before_anything_is_compiled(tiny_config, changed, sentence):
+    tiny_config.update_from_flattened_dict(changed)
     with pytest.raises(UserError, match=sentence):
         build(tiny_config, sharding.create_mesh(tiny_config))
 
 
+LEAVES = config_lib.leaves(load('digits_r20'))
+FREE = {*fields.FREE, *fields.OF_MODELS, *fields.OF_DATA}
+
+
+def test_every_field_has_a_range_or_is_free():
+    ranges = {*fields.CHOICES, *fields.LEAST, *fields.SHARES, *fields.POSITIVE, *checks.FORMS}
+    switches = {name for name, value in LEAVES.items() if isinstance(value, bool)}
+    named = [*ranges, *FREE, *switches]
+    assert sorted(named) == sorted(LEAVES)  # each once: those with an upper bound have a lower one
+    assert set(fields.MOST) <= set(fields.LEAST)
+    assert set(fields.OPTIONAL_FIELDS) <= set(ranges)
+
+
+def below(bound):
+    return st.integers(max_value=bound - 1) | st.floats(max_value=bound, exclude_max=True,
+                                                        allow_infinity=False)
+
+
+def above(bound):
+    return st.integers(min_value=bound + 1) | st.floats(min_value=bound, exclude_min=True,
+                                                        allow_infinity=False)
+
+
+OUT_OF_RANGE = [
+    *((name, st.text().filter(lambda value, known=known: value not in known))
+      for name, known in fields.CHOICES.items()),
+    *((name, below(least)) for name, least in fields.LEAST.items()),
+    *((name, above(most)) for name, most in fields.MOST.items()),
+    *((name, below(0) | above(1) | st.just(1)) for name in fields.SHARES),
+    *((name, below(0) | st.just(0)) for name in fields.POSITIVE),
+    ('mesh.data', below(-1) | st.just(0)),
+    ('mesh.rules', st.sampled_from([[['head']], [['(', ['data']]], [['head', 'data']], ['head']])),
+    ('schedule.boundaries', st.sampled_from([[2, 1], [1, 1], ['1'], [1.5]])),
+    ('init.freeze', st.sampled_from([['('], [1]])),
+]
+
+
+@given(st.sampled_from(OUT_OF_RANGE).flatmap(
+    lambda entry: st.tuples(st.just(entry[0]), entry[1])))
+def test_a_value_out_of_its_range_is_refused_by_name(wrong):
+    name, value = wrong
+    config_lib.check_ranges(LEAVES)
+    with pytest.raises(UserError) as refused:
+        config_lib.check_ranges(LEAVES | {name: value})
+    assert str(refused.value).startswith(f'{name} must be ')
+
+
+@given(st.sampled_from(sorted(set(fields.LEAST) & set(fields.MOST))), st.booleans())
+def test_the_bounds_themselves_are_allowed(name, most):
+    config_lib.check_ranges(LEAVES | {name: (fields.MOST if most else fields.LEAST)[name]})
+
+
 @pytest.mark.parametrize('number', [float('nan'), float('inf')])
 def test_every_field_of_floats_must_be_finite(number):
-    fields = config_lib.leaves(load('digits_r20'))
-    config_lib.check_ranges(fields)
-    floats = [name for name, value in fields.items()
+    floats = [name for name, value in LEAVES.items()
               if any(isinstance(part, float) for part in (
                   value if isinstance(value, list) else [value]))]
     assert len(floats) > 20 and {'schedule.learning_rate', 'data.crop_scale'} <= set(floats)
     for name in floats:
-        wrong = [0.5, number] if isinstance(fields[name], list) else number
+        wrong = [0.5, number] if isinstance(LEAVES[name], list) else number
         with pytest.raises(UserError, match=f'{name} must be finite'):
-            config_lib.check_ranges(fields | {name: wrong})
+            config_lib.check_ranges(LEAVES | {name: wrong})
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(config_lib.leaves(load('digits_r20')))))
+@given(st.sampled_from(sorted(LEAVES)))
 def test_a_run_goes_on_unless_a_field_changes_what_it_computes(name):
     config = load('cifar10')
     config.optimizer.ema_decay = 0.999  # without it, the field of its warm-up means nothing

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 
 import pytest
 
@@ -13,14 +14,14 @@ from tests.test_train import arrays, assert_same_bits, rows
 STOPS = '''
 import os
 import pathlib
-import signal
+import time
 import jax
 import pytest
 from resnet_jax import cli
 from resnet_jax.distributed import processes
 from resnet_jax.training import loop as train
 from tests.test_faults import Places, build_once
-from tests.test_faults_of_processes import PLACES, config
+from tests.test_faults_of_processes import PLACES, SECONDS, SIGNALS, config
 
 PROCESSES = cli.process_flags()
 
@@ -39,21 +40,27 @@ def run(folder, place, strike):
 def fail():
     raise ZeroDivisionError('injected')
 
+def stop(number):
+    os.kill(os.getpid(), number)
+    time.sleep(SECONDS)
+
 def main(arguments):
-    folder = pathlib.Path(arguments[1])
+    folder, name = pathlib.Path(arguments[1]), arguments[2]
     with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
         build_once(patch, {})
-        train.train(config(), folder / 'straight')
-        for name, place in PLACES.items():
-            run(folder / name, place, lambda: os.kill(os.getpid(), signal.SIGTERM))
-            print(name, 'evaluated', (folder / name / 'checkpoints/4/evaluation.json').exists())
-            train.train(config(), folder / name)
-        run(folder / 'failed', PLACES['evaluation'], fail)
+        train.train(config(), folder / f'straight {name}')
+        run(folder / name, PLACES[name], lambda: stop(SIGNALS[name]))
+        print('evaluated', (folder / name / 'checkpoints/4/evaluation.json').exists())
+        train.train(config(), folder / name)
+        if name == 'evaluation':
+            run(folder / 'failed', PLACES[name], fail)
 
 cli.run(main, takes_files=True)
 '''
 pytestmark = pytest.mark.slow
 PLACES = {'recalibration': ('recalibration', 2), 'evaluation': ('evaluation', (1, 5))}
+SIGNALS = {'recalibration': signal.SIGINT, 'evaluation': signal.SIGTERM}
+SECONDS = 3  # that a process waits after a signal; JAX looks for signals once per second
 
 
 def config():
@@ -73,33 +80,37 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def job(folder):
-    job = Job(folder / 'job', '-c', STOPS, folder)
-    return job, job.wait()
+def jobs(folder):
+    """A job for each place, which ended; JAX agrees on one signal in each."""
+    jobs = {name: Job(folder / f'job {name}', '-c', STOPS, folder, name) for name in PLACES}
+    for job in jobs.values():
+        job.wait()
+    return jobs
 
 
-def test_a_signal_to_one_process_stops_both_while_they_evaluate(job, folder):
+@pytest.mark.parametrize('name', PLACES)
+def test_a_signal_to_one_process_stops_both_while_they_evaluate(jobs, folder, name):
     for process in range(2):
-        said = [line for line in job[0].said(process) if 'SIGTERM' in line or ' evaluated ' in line]
+        said = [line for line in jobs[name].said(process)
+                if line.startswith(('stopped', 'evaluated'))]
         assert said == [
-            line for name in PLACES for line in (
-                'stopped by SIGTERM; checkpoint saved at step 4. Run the same command again to '
-                'resume.', f'{name} evaluated False')]
-    for name in PLACES:
-        assert_same_bits(arrays(folder / name, 4), arrays(folder / 'straight', 4))
-        assert_same_bits(arrays(folder / name, 4, 'recalibrated'),
-                         arrays(folder / 'straight', 4, 'recalibrated'))
-        assert test_faults.measured(folder / name) == test_faults.measured(folder / 'straight')
-        assert rows(folder / name)[-1]['eval/count'] == 297
+            f'stopped by {SIGNALS[name].name}; checkpoint saved at step 4. Run the same command '
+            'again to resume.', 'evaluated False']
+    straight = folder / f'straight {name}'
+    assert_same_bits(arrays(folder / name, 4), arrays(straight, 4))
+    assert_same_bits(arrays(folder / name, 4, 'recalibrated'), arrays(straight, 4, 'recalibrated'))
+    assert test_faults.measured(folder / name) == test_faults.measured(straight)
+    assert rows(folder / name)[-1]['eval/count'] == 297
 
 
-def test_an_error_of_one_process_in_the_evaluation_loses_no_step(job, folder, tmp_path, capsys):
-    assert job[1] == [1, 1]
-    assert 'ZeroDivisionError: injected' in job[0].errors(1)
-    assert re.search(r'process 1 on \S+ stopped: ZeroDivisionError: injected', job[0].errors(0))
-    assert_same_bits(arrays(folder / 'failed', 4), arrays(folder / 'straight', 4))
+def test_an_error_of_one_process_in_the_evaluation_loses_no_step(jobs, folder, tmp_path, capsys):
+    job, straight = jobs['evaluation'], folder / 'straight evaluation'
+    assert [process.returncode for process in job.processes] == [1, 1]
+    assert 'ZeroDivisionError: injected' in job.errors(1)
+    assert re.search(r'process 1 on \S+ stopped: ZeroDivisionError: injected', job.errors(0))
+    assert_same_bits(arrays(folder / 'failed', 4), arrays(straight, 4))
     workdir = shutil.copytree(folder / 'failed', tmp_path / 'resumed')
     values = train.train(config(), workdir)  # one process of eight devices
     assert 'resuming from step 4 ' in capsys.readouterr().out
-    expected = rows(folder / 'straight')[-1]
+    expected = rows(straight)[-1]
     assert values['eval/loss'] == pytest.approx(expected['eval/loss'], rel=1e-4)

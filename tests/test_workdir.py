@@ -17,7 +17,7 @@ import pytest
 
 from resnet_jax import data
 from resnet_jax.errors import UserError
-from resnet_jax.training import disk, workdir
+from resnet_jax.training import disk, workdir, writers
 from resnet_jax.training import loop as train
 from resnet_jax.training.writers import parse_rows
 from tests import tiny
@@ -113,6 +113,14 @@ def test_lost_and_damaged_rows_decide_nothing_and_are_counted(
     kept = [0, *([2] if (finished / 'checkpoints' / '10').is_dir() else []), 3, 5]
     assert rows(tmp_path / 'run') == [expected[i] for i in kept]
     assert parse_rows(log)[1] == 0
+
+
+def test_the_log_is_read_once_when_a_run_resumes(finished, tmp_path, monkeypatch):  # noqa: F811
+    read = []
+    monkeypatch.setattr(
+        writers, 'parse_rows', lambda path: read.append(path.name) or parse_rows(path))
+    train.train(tiny.config(), shutil.copytree(finished, tmp_path / 'run'))
+    assert read == ['metrics.jsonl']
 
 
 def test_the_best_checkpoint_is_kept_whose_evaluation_is_only_in_the_log(

@@ -23,9 +23,6 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
       UserError: the devices cannot be laid out so.
     """
     data, model = config.mesh.data, config.mesh.model
-    if model < 1 or data == 0 or data < -1:
-        raise UserError(f'mesh.data must be -1 or at least 1, and mesh.model at least 1; got '
-                        f'mesh.data={data} and mesh.model={model}.')
     needed = model if data == -1 else data * model
     if needed > num_devices:
         fields = f'mesh.model={model}'
@@ -77,14 +74,8 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     Raises:
       UserError: a rule does not fit the mesh or an array that it is found for.
     """
-    kind, rules = config.mesh.parameters, config.mesh.rules
-    if kind not in ('replicated', 'fsdp'):
-        raise UserError(f'mesh.parameters must be replicated or fsdp, got {kind!r}.')
-    try:
-        rules = [(re.compile(pattern), tuple(axes)) for pattern, axes in rules]
-    except (TypeError, ValueError, re.error) as error:
-        raise UserError(f'mesh.rules must be pairs such as ("head/kernel", (None, "model")), got '
-                        f'{rules} ({error}).') from error
+    kind = config.mesh.parameters
+    rules = [(re.compile(pattern), tuple(axes)) for pattern, axes in config.mesh.rules]
 
     def sharding(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')

@@ -10,7 +10,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax.training import optim
+from resnet_jax.training import optimizers
 from resnet_jax.training.program import completed, create_model
 
 PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
@@ -46,7 +46,7 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
             'parameters': _bytes(variables['params']),
             'batch_stats': _bytes(variables.get('batch_stats', {})),
             'optimizer_state': _bytes(
-                jax.eval_shape(optim.create_optimizer(config).init, variables['params'])),
+                jax.eval_shape(optimizers.create(config).init, variables['params'])),
         },
     }
 

@@ -161,12 +161,12 @@ class Run:
     def _steps(self, state: TrainState, feed: Iterator[Any],
                profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.record.start_step
-        count, done = steps_of_next_call(config, step), 0
+        count = steps_of_next_call(config, step)
         inputs = self._inputs(feed, count)
         train_steps = {}  # by their number
         log, shown = StepLog(config, self.program.task, step), None
         log.meter.start()
-        while count and not self.stop.asked(done):
+        while count and not self.stop.asked():
             if count not in train_steps:
                 log.meter.pause()
                 train_steps[count] = self._compile_train_steps(count, state, inputs)

@@ -22,7 +22,7 @@ from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.output import say
 from resnet_jax.tasks import Task
-from resnet_jax.training import optim, state
+from resnet_jax.training import optimizers, schedules, state
 from resnet_jax.training import step as steps
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
@@ -44,7 +44,7 @@ class Program:
       mesh: the devices.
       task: what the network is trained for.
       model: the network.
-      optimizer, schedule: see `resnet_jax.training.optim`.
+      optimizer, schedule: see `resnet_jax.training.optimizers` and `schedules`.
       train_data, eval_data: pipelines; see `resnet_jax.data`.
       create_state: () -> TrainState before the first step; `seed` replaces the config's.
       state: shapes, dtypes and shardings of the state.
@@ -55,7 +55,7 @@ class Program:
     task: Task
     model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
-    schedule: optim.Schedule
+    schedule: schedules.Schedule
     train_data: data.Pipeline
     eval_data: data.Pipeline
     create_state: Callable[..., TrainState]
@@ -181,8 +181,9 @@ def completed(config: ConfigDict) -> ConfigDict:
     takes both from its origin. The rest is up to the task; see `Task.complete`.
 
     Raises:
-      UserError: the weights or the data are missing.
+      UserError: a field is out of range, or the weights or the data are missing.
     """
+    config_lib.check_ranges(config_lib.given(config))
     origin = config.init.checkpoint
     if config.model.depth is None:
         origin = origin or config.init.resume_from
@@ -216,8 +217,8 @@ def build(config: ConfigDict, mesh: Mesh,
     task, config = tasks.get(config.task), completed(config)
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size)
-    optimizer = optim.create_optimizer(config)
-    schedule = optim.create_schedule(config)
+    optimizer = optimizers.create(config)
+    schedule = schedules.create(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
     _check_shape(config, train_data)
     task.check(config, train_data.source, eval_data.source)

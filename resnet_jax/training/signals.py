@@ -1,5 +1,6 @@
-"""Requests to stop a run, and the decisions of process 0 for all processes of a job."""
+"""Requests to stop a run by SIGTERM or SIGINT, on which all processes of a job agree."""
 
+import itertools
 import signal
 import threading
 
@@ -7,26 +8,31 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Steps, or batches of an evaluation, between two times that several processes ask one another
-# whether to stop.
-ASK_EVERY = 10
+# Numbers the places at which a job may stop, in the order in which all processes reach them. JAX's
+# preemption service chooses one of these numbers; it outlives a run, so none may occur twice.
+_places = itertools.count(1)
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered, for the loop to ask after.
+    """Notes SIGTERM and SIGINT while it is entered, until the loop asks for them.
 
-    Only a main thread can take signals: in another one nothing is noted.
+    In a job of several processes, SIGTERM is left to JAX, whose preemption service notices it
+    within a second and chooses the place at which all processes stop, once per job. SIGINT is
+    passed on to it as SIGTERM.
+
+    Python takes signals in the main thread only, so in other threads only JAX's service works.
     """
 
     def __init__(self):
         self._own: signal.Signals | None = None
         self._common: signal.Signals | None = None
         self._previous = {}
-        self._since = ASK_EVERY  # steps since the processes asked one another
 
     def __enter__(self) -> 'StopRequest':
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            alone = jax.process_count() == 1
+            # A handler for SIGTERM would replace that of JAX.
+            for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -34,6 +40,8 @@ class StopRequest:
         if self._own is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait
         self._own = signal.Signals(number)
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
@@ -41,24 +49,17 @@ class StopRequest:
 
     @property
     def agreed(self) -> signal.Signals | None:
-        """The signal that asks the run to stop, as far as all processes know of it, or None."""
+        """The signal to stop for, once all processes know of it, or None."""
         return self._own if jax.process_count() == 1 else self._common
 
-    def asked(self, steps: int = 1) -> signal.Signals | None:
-        """The signal that asks the run to stop, or None.
+    def asked(self) -> signal.Signals | None:
+        """The signal to stop for, or None.
 
-        Several processes must stop at the same place: they tell one another of their signals every
-        `ASK_EVERY` steps, and all see the answer from then on. So all of them must call this at the
-        same places.
-
-        Args:
-          steps: done since the last call; a batch of an evaluation counts as one.
+        All processes of a job must call this at the same places, and all get the same answer.
         """
-        self._since += steps
-        if jax.process_count() > 1 and self._since >= ASK_EVERY and self._common is None:
-            self._since = 0
+        if jax.process_count() > 1 and self._common is None and (
+                multihost_utils.reached_preemption_sync_point(next(_places))):
             with jax.transfer_guard('allow'):
                 numbers = multihost_utils.process_allgather(np.int32(self._own or 0))
-            if numbers.max():
-                self._common = signal.Signals(int(numbers.max()))
+            self._common = signal.Signals(int(numbers.max()) or signal.SIGTERM)
         return self.agreed

@@ -13,7 +13,7 @@ from flax import struct
 
 from resnet_jax.data import Normalization
 from resnet_jax.errors import UserError
-from resnet_jax.training.optim import Schedule
+from resnet_jax.training.schedules import Schedule
 
 MISFITS_LISTED = 6  # arrays that an error names
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
 from resnet_jax.tasks import Task
-from resnet_jax.training.optim import Schedule, stop_frozen
+from resnet_jax.training.optimizers import stop_frozen
+from resnet_jax.training.schedules import Schedule
 from resnet_jax.training.state import TrainState
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.output import say, warn, write_whole
 from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.writers import MetricsWriter, is_evaluation, read_rows
+from resnet_jax.training.writers import MetricsWriter, is_evaluation, rows_of_first_process
 from resnet_jax.weights.checkpoint import Damaged, locate, steps_in
 from resnet_jax.weights.checkpoints import Checkpoints
 from resnet_jax.weights.stored import warn_of_unknown, write_classes
@@ -178,25 +178,29 @@ class Record:
         """
         config = program.config
         self._rank = program.task.headline.rank
-        logged = {row['step']: row for row in read_rows(workdir / 'metrics.jsonl')
-                  if is_evaluation(row)}
+        rows = rows_of_first_process(workdir)
         self._checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last,
                                         self._rank if config.checkpoint.keep_best else None)
         if config.init.resume_from and not self._checkpoints.steps:
             self._fork(program)
-        self.start_step = of_first_process(self._checkpoints.latest_step or 0)
+        found = of_first_process({
+            'step': self._checkpoints.latest_step or 0, 'stored': self._checkpoints.evaluations,
+            'logged': self._only_logged(rows)})
+        self.start_step = found['step']
         if self.start_step > config.num_steps:
             raise UserError(f'{workdir} is already at step {self.start_step}, beyond num_steps='
                             f'{config.num_steps}.')
-        self._adopt(logged)
-        stored = of_first_process(self._checkpoints.evaluations)
-        self.evaluations = {int(step): values for step, values in stored.items()}
+        for step, values in found['logged']:
+            if step in self._checkpoints.steps:
+                self._checkpoints.write_evaluation(step, values)
+        self.evaluations = {int(step): values for step, values in found['stored'].items()}
+        self.evaluations |= dict(found['logged'])
         self.recalibrated = None
         if config.eval.recalibrate_batches and self.start_step == config.num_steps:
             self.recalibrated = self._read_recalibrated(program)
             if self.recalibrated is None:  # it was evaluated, if at all, without them
                 self.evaluations.pop(self.start_step, None)
-        self._writer = MetricsWriter(workdir, self.start_step, self.evaluations)
+        self._writer = MetricsWriter(workdir, rows, self.start_step, self.evaluations)
 
     def _fork(self, program: Program) -> None:
         """Starts from a checkpoint of another run, as if it were the newest of this one."""
@@ -207,18 +211,21 @@ class Record:
         step = self._checkpoints.adopt(origin, program.state)
         say(f'starting from step {step} of {origin.parent.parent}, with its optimizer state')
 
-    def _adopt(self, logged: Mapping[int, Mapping[str, float | None]]) -> None:
-        """Gives checkpoints that were written without their evaluations those of the log."""
+    def _only_logged(
+            self, rows: Sequence[Mapping[str, float | None]]) -> list[tuple[int, dict]]:
+        """Evaluations of checkpoints that were written without them; the best one comes first.
+
+        Storing an evaluation deletes checkpoints: of those that are not the best, all but the
+        newest.
+        """
         known, steps = self._checkpoints.evaluations, self._checkpoints.steps
-        found = [(step, {tag: math.nan if value is None else value
-                         for tag, value in logged[step].items() if tag != 'step'})
-                 for step in steps if step in logged and step not in known]
-        # The best first: of the others, only the newest are kept.
-        ranks = {step: self._rank(values) for step, values in found}
-        found.sort(key=lambda item: math.inf if ranks[item[0]] is None else ranks[item[0]])
-        for step, values in of_first_process(found):
-            if step in self._checkpoints.steps:
-                self._checkpoints.write_evaluation(step, values)
+        found = {row['step']: {tag: math.nan if value is None else value
+                               for tag, value in row.items() if tag != 'step'}
+                 for row in rows if is_evaluation(row) and row['step'] in steps
+                 and row['step'] not in known}
+        ranks = {step: self._rank(values) for step, values in found.items()}
+        return sorted(found.items(), key=lambda item: (
+            math.inf if ranks[item[0]] is None else ranks[item[0]]))
 
     def _read_recalibrated(self, program: Program) -> Any | None:
         try:

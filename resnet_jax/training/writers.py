@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import jax
@@ -23,25 +23,22 @@ class MetricsWriter:
     will be measured again. Only the first process writes. A row is on disk when `write` returns.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int,
-                 evaluations: Mapping[int, Mapping[str, float]] | None = None):
+    def __init__(self, workdir: pathlib.Path, rows: Sequence[Mapping[str, float | None]],
+                 start_step: int, evaluations: Mapping[int, Mapping[str, float]] | None = None):
         """Opens the files.
 
         Args:
-          workdir: must be there.
+          workdir: must exist.
+          rows: in the log so far; see `rows_of_first_process`.
           start_step: of the checkpoint that the run resumes from, or 0.
-          evaluations: what the checkpoints hold, by step; missing rows are put back from them, and
+          evaluations: stored in the checkpoints, by step; missing rows are restored from them, and
             an evaluation of start_step that is not among them is dropped.
         """
         self._file = self._board = None
         if jax.process_index() != 0:
             return
         path = workdir / 'metrics.jsonl'
-        found, unreadable = parse_rows(path)
-        if unreadable:
-            warn(f'{unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot be read '
-                 'and will be missing there.')
-        rows = _agreeing(found, start_step, evaluations or {})
+        rows = _agreeing(rows, start_step, evaluations or {})
         write_whole(path, ''.join(json.dumps(row) + '\n' for row in rows))
         self._file = path.open('a')
         self._board = TensorBoard(workdir, start_step)
@@ -128,7 +125,7 @@ def _row(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
                              for tag, value in values.items()}}
 
 
-def _agreeing(rows: list[dict], start_step: int,
+def _agreeing(rows: Sequence[Mapping], start_step: int,
               evaluations: Mapping[int, Mapping[str, float]]) -> list[dict]:
     """The rows up to a step, their evaluations agreeing with what the checkpoints hold."""
     kept, seen = [], set()
@@ -151,6 +148,21 @@ def _agreeing(rows: list[dict], start_step: int,
 def is_evaluation(row: Mapping[str, float]) -> bool:
     """Whether a row of metrics.jsonl is an evaluation's."""
     return any(tag.startswith('eval/') for tag in row)
+
+
+def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, float | None]]:
+    """The rows of the workdir's metrics.jsonl in process 0, and none in the other processes.
+
+    Warns about lines that cannot be read.
+    """
+    if jax.process_index() != 0:
+        return []
+    path = workdir / 'metrics.jsonl'
+    rows, unreadable = parse_rows(path)
+    if unreadable:
+        warn(f'{unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot be read '
+             'and will be missing there.')
+    return rows
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ class Checkpoints:
             stored_digests(folder / str(step), STATE)
         self._evaluations = _stored_evaluations(folder)
         self._policy = Keep(keep_last, self._evaluations, rank)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             folder.absolute(), options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, cleanup_tmp_directories=True))
         if jax.process_index() == 0:
@@ -168,6 +168,17 @@ class Checkpoints:
         """Waits until everything is on disk, and ends."""
         self.wait()
         self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the training loop to ask JAX's preemption service.
+
+    The service compares the numbers of the last questions between processes, so that questions of
+    two kinds would confuse it; see `training.signals`.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Keep(preservation_policy.PreservationPolicy):

@@ -10,8 +10,6 @@ import os
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
-from resnet_jax.errors import UserError
-
 
 class Flag(NamedTuple):
     """One option of a compiler.
@@ -73,12 +71,7 @@ def use(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
       name: one of PRESETS.
       environment: of this process. The options in it stay, behind those of the preset; of an option
         that is given twice, XLA takes the last.
-
-    Raises:
-      UserError: there is no such preset.
     """
-    if name not in PRESETS:
-        raise UserError(f'xla_preset must be one of {", ".join(PRESETS)}, got {name!r}.')
     variable, flags = PRESETS[name]
     jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     texts = [flag.text for flag in flags if flag.before is None or jaxlib < flag.before]

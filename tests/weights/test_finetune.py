@@ -68,8 +68,8 @@ def test_frozen_layers_and_statistics_keep_every_bit(base, tiny_config, tmp_path
 @pytest.mark.parametrize(('changes', 'told'), [
     ({'init.checkpoint': '/nothing'}, 'there is no folder'),
     ({'model.width': 4}, 'arrays differ, among them batch_stats/stage1'),
-    ({'init.freeze': ('stage9',)}, "'stage9' is found in no path"),
-    ({'init.freeze': ('(',)}, 'is no regular expression'),
+    ({'init.freeze': ('stage9',)}, "'stage9' does not match any parameter"),
+    ({'init.freeze': ('(',)}, 'init.freeze must be regular expressions'),
 ])
 def test_what_does_not_fit_is_told(changes, told, base, tiny_config):
     tiny_config.init.checkpoint = str(base)

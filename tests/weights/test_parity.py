@@ -9,7 +9,7 @@ import pytest
 from resnet_jax import models, weights
 from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
-from resnet_jax.training import optim
+from resnet_jax.training import optimizers, schedules
 from resnet_jax.training import step as steps
 from resnet_jax.training.state import create_state
 from resnet_jax.weights import names, recognise
@@ -160,7 +160,7 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     config.optimizer.momentum_form = 'pytorch'
     config.schedule.name, config.schedule.learning_rate = 'constant', 0.01
     model = models.create(config.model)
-    optimizer, schedule = optim.create_optimizer(config), optim.create_schedule(config)
+    optimizer, schedule = optimizers.create(config), schedules.create(config)
     state = create_state(model, optimizer, schedule, (16, 16, 3), 0, False, found.normalization)
     state = state.replace(params=found.variables['params'],
                           batch_stats=found.variables['batch_stats'])

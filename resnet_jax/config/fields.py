@@ -1,18 +1,11 @@
-"""All config fields with their defaults and meanings, and the checks between them.
+"""All config fields with their defaults, meanings and ranges.
 
 The files in `configs/` start from `default()` and change a few fields. Any field can be set on the
 command line with `--config.a.b=value`; `none` clears an optional one.
 """
 
-import json
-import math
-from collections.abc import Iterator
-from typing import Any
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-
-from resnet_jax.errors import UserError
 
 # Fields that determine where and how long a run executes, but not what it computes at a given step;
 # a run can be resumed with other values. (With a cosine, the learning rate depends on num_steps.)
@@ -190,8 +183,18 @@ OPTIONAL_FIELDS = (
     'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
 )
+# Fields with a few values. Those of `model` and `data` are checked where they are used.
+CHOICES = {
+    'xla_preset': ('none', 'cpu', 'gpu', 'tpu'),  # as in xla/flags.py
+    'optimizer.name': ('sgd', 'lars', 'adamw'),  # as in training/optimizers.py
+    'optimizer.momentum_form': ('paper', 'pytorch'),
+    'schedule.name': ('steps', 'plateau', 'cosine', 'constant'),  # as in training/schedules.py
+    'schedule.warmup': ('none', 'linear', 'error'),
+    'mesh.parameters': ('replicated', 'fsdp'),
+}
 # Fields with a lower bound.
 LEAST = {
+    'seed': 0, 'model.width': 1, 'model.num_classes': 1,
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.image_size': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
@@ -205,166 +208,36 @@ LEAST = {
     'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'optimizer.lars_trust_coefficient': 0,
     'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
+    'schedule.warmup_error': 0, 'mesh.model': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
     'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'optimizer.momentum',
     'optimizer.ema_decay', 'optimizer.adamw_b1', 'optimizer.adamw_b2', 'schedule.factor',
 )
-
-
-def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """All fields by path, such as 'model.depth', as they look after a round trip through JSON."""
-    fields = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            fields.update(leaves(value, f'{prefix}{name}.'))
-        else:
-            fields[prefix + name] = json.loads(json.dumps(value))
-    return fields
-
-
-def common_fields(config: ConfigDict) -> dict[str, str]:
-    """JSON values, by path, of the fields that must agree in all processes of a job."""
-    return {name: json.dumps(value) for name, value in leaves(config).items()
-            if name not in LOCAL_FIELDS}
-
-
-def check(config: ConfigDict, data_shards: int) -> None:
-    """Checks that the fields are set, in range and consistent.
-
-    Args:
-      config: see `default`.
-      data_shards: devices along the batch.
-
-    Raises:
-      UserError: a field is not set, out of range, or inconsistent with another one.
-    """
-    fields = leaves(config)
-    check_ranges(fields)
-    parts = config.optimizer.accumulation_steps
-    for name, divisor in (('batch_size', data_shards * parts), ('eval.batch_size', data_shards)):
-        if fields[name] % divisor:
-            what = 'the number of data-parallel devices'
-            if divisor != data_shards:
-                what += f' ({data_shards}) times optimizer.accumulation_steps ({parts})'
-            raise UserError(
-                f'{name}={fields[name]} must be a multiple of {divisor}, {what}.')
-    size, part = config.model.virtual_batch_size, config.batch_size // parts
-    if size is not None and part > size and part % size:
-        raise UserError(
-            f'model.virtual_batch_size={size} must divide the {part} images that are normalised '
-            'together, batch_size over optimizer.accumulation_steps.')
-    normalised = config.model.family != 'vgg' or config.model.batch_norm
-    if config.eval.recalibrate_batches and not normalised:
-        raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
-                        'normalisation.')
-    if config.init.checkpoint and config.init.resume_from:
-        raise UserError('init.checkpoint and init.resume_from cannot both be set: the first starts '
-                        'at step 0 with the weights alone, the second at the step of the '
-                        'checkpoint.')
-
-
-def check_ranges(fields: dict[str, Any]) -> None:
-    """Checks the range of every field.
-
-    Args:
-      fields: values by path, see `leaves`.
-
-    Raises:
-      UserError: a field is not set or out of range.
-    """
-    for name, value in fields.items():
-        if value is None:
-            if name not in OPTIONAL_FIELDS:
-                raise UserError(f'{name} is not set; pass --config.{name}=VALUE.')
-            continue
-        if not all(map(math.isfinite, floats(value))):
-            raise UserError(f'{name} must be finite, got {value}.')
-        if name == 'seed' and not 0 <= value < 2**32:
-            raise UserError(f'seed must be from 0 to 2**32 - 1, got {value}.')
-        if name in LEAST and value < LEAST[name]:
-            raise UserError(f'{name} must be at least {LEAST[name]}, got {value}.')
-        if name in SHARES and not 0 <= value < 1:
-            raise UserError(f'{name} must be at least 0 and below 1, got {value}.')
-    boundaries = fields.get('schedule.boundaries', ())
-    if any(not isinstance(step, int) for step in boundaries):
-        raise UserError(f'schedule.boundaries must be numbers of steps, got {boundaries}.')
-
-
-def floats(value: Any) -> Iterator[float]:
-    """All floats in the value of a field, including those in nested sequences."""
-    if isinstance(value, (list, tuple)):
-        for part in value:
-            yield from floats(part)
-    elif isinstance(value, float):
-        yield value
-
-
-def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Translates the fields of a stored config, possibly of an older version, to those of today.
-
-    Args:
-      stored: `leaves` of a config whose fields may differ from today's.
-
-    Returns:
-      All fields of today, and the names of unknown stored fields. A missing field gets the value
-      that reproduces the behaviour from before the field existed.
-    """
-    known = leaves(default())
-    renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
-    before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
-    return ({name: renamed.get(name, value) for name, value in before.items()},
-            [name for name in renamed if name not in known])
-
-
-def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
-    """Makes a config from the content of a config.json.
-
-    Args:
-      content: the parsed JSON.
-
-    Returns:
-      The config, and the names of stored fields that are unknown today; see `upgrade`.
-
-    Raises:
-      ValueError: the content is not a config, or a value has the wrong type for its field.
-    """
-    if not isinstance(content, dict):
-        raise ValueError('not a JSON object')
-    fields, unknown = upgrade(leaves(ConfigDict(content)))
-    config = default()
-    for name, value in fields.items():
-        try:
-            config.update_from_flattened_dict({name: value})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'{name} cannot be {json.dumps(value)}') from error
-    return config, unknown
-
-
-def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
-    """Lists changed fields that prevent a run from resuming, because they change its computation.
-
-    Args:
-      config: config of the run that is about to start.
-      stored: `leaves` of the config, possibly of an older version, that wrote the checkpoint.
-
-    Returns:
-      One string 'field: stored -> new' per field, in the order of the fields.
-    """
-    new, (old, _) = leaves(config), upgrade(stored)
-    return [f'{name}: {old[name]} -> {new[name]}' for name in new
-            if old[name] != new[name] and not _is_free(name, config)
-            and not _is_meaningless(name, old, new)]
-
-
-def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
-    other = MEANINGLESS_WITHOUT.get(name)
-    return other is not None and all(config[other] is None for config in configs)
-
-
-def _is_free(name: str, config: ConfigDict) -> bool:
-    """Whether a run can be resumed with another value of this field."""
-    if name == 'num_steps' and config.schedule.name == 'cosine':
-        return False
-    return any(name == field or name.startswith(field + '.') for field in EXECUTION_FIELDS)
+# Fields that must be above 0.
+POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')
+# Fields with an upper bound: steps are counted in 32 bits, and a machine that is asked for absurdly
+# many images, threads or processes ends without an error message.
+STEPS, IMAGES = 2**31 - 1, 2**20
+MOST = {
+    'seed': 2**32 - 1, 'num_steps': STEPS, 'steps_per_call': 10_000,
+    'batch_size': IMAGES, 'eval.batch_size': IMAGES, 'model.virtual_batch_size': IMAGES,
+    'model.width': 2**14, 'model.num_classes': 2**24,
+    'data.image_size': 2**14, 'data.eval_resize': 2**14, 'data.holdout': 2**30,
+    'data.randaugment_layers': 100, 'data.workers': 1024, 'data.threads': 1024,
+    'data.chunk_size': IMAGES, 'data.batches_ahead': 1024,
+    'optimizer.accumulation_steps': IMAGES, 'schedule.plateau_window': STEPS,
+    'schedule.plateau_patience': STEPS, 'schedule.warmup_steps': STEPS,
+    'schedule.warmup_window': STEPS, 'eval.every_steps': STEPS, 'eval.recalibrate_batches': STEPS,
+    'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
+    'profile.start_step': STEPS, 'profile.num_steps': STEPS, 'mesh.model': IMAGES,
+}
+# Fields whose values `models.create` checks, and those that `data` checks.
+OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',
+             'model.dtype', 'model.remat')
+OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
+           'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable')
+# Files, folders and names: whatever is not found is reported where it is read.
+FREE = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name', 'data.class_list',
+        'data.label_file', 'data.cache', 'compilation_cache')

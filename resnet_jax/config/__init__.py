@@ -1,0 +1,16 @@
+"""The config of a run: its fields, their check, and the configs stored beside checkpoints."""
+
+from resnet_jax.config.checks import check, check_ranges
+from resnet_jax.config.fields import (
+    BEFORE,
+    EXECUTION_FIELDS,
+    LOCAL_FIELDS,
+    MEANINGLESS_WITHOUT,
+    RENAMED,
+    default,
+)
+from resnet_jax.config.stored import common_fields, differences, from_stored, given, leaves, upgrade
+
+__all__ = ['BEFORE', 'EXECUTION_FIELDS', 'LOCAL_FIELDS', 'MEANINGLESS_WITHOUT', 'RENAMED', 'check',
+           'check_ranges', 'common_fields', 'default', 'differences', 'from_stored', 'given',
+           'leaves', 'upgrade']
