@@ -30,6 +30,7 @@ IMAGE_SIZE = cli.flag(
 def main(_) -> None:
     import resnet_jax
     from resnet_jax import weights
+    from resnet_jax.tasks.classification.stablehlo import stablehlo
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
@@ -39,6 +40,8 @@ def main(_) -> None:
         raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
     if not output.parent.is_dir():
         raise UserError(f'there is no folder {output.parent}.')
+    if (task := stored.config_of(path).task) != 'classification':
+        raise UserError(f'only classifiers can be exported, and {path} was trained for {task}.')
     if output.suffix == '.safetensors':
         weights.write_torchvision(output, stored.read(path))
     else:
@@ -46,41 +49,6 @@ def main(_) -> None:
         size = IMAGE_SIZE.value or network.config.data.image_size
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')
-
-
-def stablehlo(network, image_size: int) -> bytearray:
-    """The network as a serialised `jax.export.Exported` with a symbolic batch size.
-
-    Args:
-      network: a `resnet_jax.tasks.classification.classifier.Classifier`.
-      image_size: height and width of its images.
-
-    Returns:
-      What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
-      float32 [b, classes].
-
-    Raises:
-      UserError: the network does not take images of this size.
-    """
-    import functools
-
-    import jax
-    import numpy as np
-    from jax import export
-
-    from resnet_jax.models import ConfigError
-    from resnet_jax.tasks.classification.classifier import logits
-
-    weights = dict(network.variables), dict(network.normalization)
-    shape = export.symbolic_shape(
-        f'b, {image_size}, {image_size}, {network.config.data.channels}')
-    function = jax.jit(functools.partial(logits, network.model, weights))
-    try:
-        exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
-            jax.ShapeDtypeStruct(shape, np.uint8))
-    except ConfigError as error:
-        raise UserError(f'--image_size={image_size}: {error}') from error
-    return exported.serialize()
 
 
 if __name__ == '__main__':

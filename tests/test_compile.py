@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from configs import imagenet_r50
-from resnet_jax import compile as command
 from resnet_jax import data
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
@@ -261,9 +260,9 @@ def test_memory_that_a_tpu_does_not_have_is_told(cpus, monkeypatch, message, gib
     assert result['memory']['total'] == pytest.approx(gib * 2**30, rel=1e-4)
     assert result['memory']['arguments'] == pytest.approx(
         2 * 4 * PARAMETERS + 8 * 16 * 16 * 3, rel=0.05)
-    assert re.search(rf'total +{int(gib * 1024):,}', command.table(result))
+    assert re.search(rf'total +{int(gib * 1024):,}', compiled.table(result))
     with pytest.raises(UserError, match=f'needs {gib} GiB per simulated device, but'):
-        command.check_memory(result)
+        compiled.check_memory(result)
 
 
 def test_other_failures_of_the_compiler_are_shown(cpus, monkeypatch):

@@ -185,7 +185,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'mesh.rules': (('head',),)}, 'mesh.rules must be pairs'),
     ({'mesh.rules': (('head(', ('data',)),)}, 'mesh.rules must be pairs'),
     ({'model.depth': 21}, r'6n \+ 2 .* the nearest is 20'),
-    ({'model.num_classes': 7}, 'the data has 10 classes, and model.num_classes is 7'),
+    ({'model.num_classes': 7}, 'digits has 10 classes, but model.num_classes is 7'),
     ({'data.channels': 3}, 'digits has images of shape'),
     ({'data.source': 'mnist'}, 'data.source must be'),
     ({'data.normalization': 'pixels'}, 'data.normalization must be'),

@@ -12,10 +12,10 @@ from jax import export as jax_export
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import export as export_command
 from resnet_jax.data import classes
 from resnet_jax.errors import UserError, readable
 from resnet_jax.tasks.classification import prediction
+from resnet_jax.tasks.classification.stablehlo import stablehlo
 from resnet_jax.tasks.prediction import predictions
 from tests.weights.networks import images, store
 
@@ -129,7 +129,7 @@ def test_the_names_of_imagenet_come_with_the_package():
 def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
     store(tmp_path, **changes)
     network = resnet_jax.load(tmp_path)
-    data = bytes(export_command.stablehlo(network, 32))
+    data = bytes(stablehlo(network, 32))
     program = jax_export.deserialize(bytearray(data))
     assert program.platforms == ('cpu', 'cuda', 'tpu')
     for count in (1, 3):
@@ -141,7 +141,7 @@ def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
 def test_a_size_that_the_network_does_not_take_is_one_sentence(tmp_path):
     store(tmp_path, family='vgg', depth=16, width=1, batch_norm=False)
     with pytest.raises(UserError, match=r'--image_size=100: VGG needs images of at least 224'):
-        export_command.stablehlo(resnet_jax.load(tmp_path), 100)
+        stablehlo(resnet_jax.load(tmp_path), 100)
 
 
 def test_the_export_command_writes_what_convert_reads(folder, tmp_path):

@@ -22,6 +22,7 @@ from resnet_jax.xla.topologies import Topology
 # The forward pass, the gradient of the activations and that of the weights take a multiplication
 # and an addition each.
 FLOPS_A_MULTIPLY_ADD = 6
+GIB, MIB = 2**30, 2**20
 MESSAGE_LENGTH = 1000  # of the compiler's message that is shown
 
 
@@ -83,6 +84,48 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         result['notes'].append(f'loops that end on a condition, counted as one turn: '
                                f'{module.open_loops}.')
     return result | _roofline(result, devices)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A `report` for a person to read."""
+    memory, capacity = result['memory'], result['memory']['capacity']
+    device, count = result['device'], result['devices']
+    lines = [f'training step on {result["topology"]}',
+             f'devices             {count} {device}{"" if count == 1 else "s"}',
+             f'parameters          {result["parameters"]:,}']
+    if result['compile_seconds'] is not None:
+        lines.append(f'compiled in         {result["compile_seconds"]:,.1f} s')
+    lines += ['', f'memory per {device}']
+    for name in ('arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'):
+        value = 'unknown' if memory[name] is None else (
+            f'{memory[name] / MIB:10,.1f} MiB  {memory[name] / capacity:7.1%}')
+        lines.append(f'  {name:<17} {value}')
+    lines.append(f'  {"fits":<17} {"yes" if result["fits"] else "no"}')
+    if result['collectives'] is not None:
+        lines += ['', f'{"collectives":<19} {"count per step":>14} {"bytes per " + device:>26}']
+        lines += [f'  {name:<17} {total["count"]:>14,} {total["bytes"]:>26,}'
+                  for name, total in sorted(result['collectives'].items())] or ['  none']
+        lines += ['', f'one step, over all {count} devices',
+                  f'  FLOPs             {result["flops"]:.4g}, the model\'s '
+                  f'{result["model_flops"]:.4g}',
+                  f'  bytes             {result["bytes"]:.4g}']
+        if result['mfu'] is None:
+            lines.append('  roofline          none: the peak of these devices is unknown')
+        else:
+            lines.append(f'  roofline          {1000 * result["roofline_seconds"]:.2f} ms, '
+                         f'{result["mfu"]:.1%} of the peak FLOPs (MFU)')
+    return '\n'.join([*lines, '', *(f'note: {note}' for note in result['notes'])]).rstrip()
+
+
+def check_memory(result: dict[str, Any]) -> None:
+    """Raises UserError where the step of a `report` does not fit."""
+    memory = result['memory']
+    if not result['fits']:
+        raise UserError(
+            f'the training step needs {memory["total"] / GIB:.2f} GiB per {result["device"]}, but '
+            f'{result["topology"]} has {memory["capacity"] / GIB:.2f} GiB: use a smaller '
+            'batch_size, a larger slice, model.dtype=bfloat16 or a larger '
+            'optimizer.accumulation_steps.')
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:

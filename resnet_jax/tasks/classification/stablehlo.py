@@ -1,0 +1,37 @@
+"""Serialises a classifier for other programs, with its weights and its input normalisation."""
+
+import functools
+
+import jax
+import numpy as np
+from jax import export
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import ConfigError
+from resnet_jax.tasks.classification.classifier import Classifier, logits
+
+
+def stablehlo(network: Classifier, image_size: int) -> bytearray:
+    """The network as a serialised `jax.export.Exported` with a symbolic batch size.
+
+    Args:
+      network: see `Classifier`.
+      image_size: height and width of its images.
+
+    Returns:
+      What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
+      float32 [b, classes].
+
+    Raises:
+      UserError: the network does not take images of this size.
+    """
+    weights = dict(network.variables), dict(network.normalization)
+    shape = export.symbolic_shape(
+        f'b, {image_size}, {image_size}, {network.config.data.channels}')
+    function = jax.jit(functools.partial(logits, network.model, weights))
+    try:
+        exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
+            jax.ShapeDtypeStruct(shape, np.uint8))
+    except ConfigError as error:
+        raise UserError(f'--image_size={image_size}: {error}') from error
+    return exported.serialize()
