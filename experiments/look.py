@@ -31,10 +31,10 @@ OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write to. Default: look/ in the folder of the network.')
 IMAGES = cli.flag(
-    flags.DEFINE_integer, 'images', 300, 'Held-out images to look with.', lower_bound=20)
+    flags.DEFINE_integer, 'images', 300, 'Number of held-out images to use.', lower_bound=20)
 TRAIN_IMAGES = cli.flag(
     flags.DEFINE_integer, 'train_images', 1000,
-    'Training images that the linear probes are fitted to.', lower_bound=20)
+    'Number of training images for fitting the linear probes.', lower_bound=20)
 
 
 PICTURES = 5  # sections of `pictures`

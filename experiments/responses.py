@@ -31,7 +31,7 @@ from resnet_jax import cli
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
 BATCHES = cli.flag(
     flags.DEFINE_integer, 'batches', None,
-    'Evaluation batches over which the deviation is taken; without the flag the whole split.',
+    'Number of evaluation batches to average over. Default: the whole split.',
     lower_bound=1)
 flags.adopt_module_key_flags(study)
 

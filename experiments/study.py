@@ -23,7 +23,7 @@ from resnet_jax.errors import UserError
 
 LEDGER = cli.flag(
     flags.DEFINE_string, 'ledger', None,
-    'Ledger of a sweep, or its folder: its runs are drawn, and nothing is run. Results are then '
+    'Ledger of a sweep, or its folder: plot its runs without running anything. The results are '
     'written to --workdir, or beside the ledger.')
 SEEDS = cli.flag(flags.DEFINE_list, 'seeds', ['0', '1', '2'], 'Seeds of the runs.')
 for name in ('config', 'workdir', 'parallel'):

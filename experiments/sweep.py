@@ -38,13 +38,13 @@ from resnet_jax.training.writers import read_rows
 CONFIG = cli.config_flag()
 SWEEP = cli.flag(
     flags.DEFINE_multi_string, 'sweep', [],
-    'Field and values, such as model.depth=20,32,44.')
+    'Field and its values, such as model.depth=20,32,44.')
 WORKDIR = cli.flag(flags.DEFINE_string, 'workdir', None,
-                   'Folder of the sweep, in which only the missing runs are done. Default: '
-                   'runs/NAME_sweep, after the config file NAME.py.')
+                   'Folder of the sweep; runs that it already contains are not repeated. '
+                   'Default: runs/NAME_sweep, for a config file NAME.py.')
 PARALLEL = cli.flag(
     flags.DEFINE_integer, 'parallel', None,
-    'Runs at a time; without the flag one on each core or GPU, and one on TPUs.', lower_bound=1)
+    'Number of runs at a time. Default: one per core or GPU; on TPUs, one.', lower_bound=1)
 DRY_RUN = cli.flag(flags.DEFINE_bool, 'dry_run', False,
                    'Only print the commands of the missing runs.')
 

@@ -64,7 +64,7 @@ def config_flag() -> flags.FlagHolder:
     _let_numbers_be_empty()
     return flag(
         config_flags.DEFINE_config_file, 'config', None,
-        'Config file, such as configs/digits_r20.py. Any of its fields is set by '
+        'Config file, such as configs/digits_r20.py. Set any of its fields with '
         '--config.FIELD=VALUE, such as --config.model.depth=56; resnet_jax/config/fields.py lists '
         'them all.')
 
@@ -119,10 +119,12 @@ def process_flags() -> tuple[flags.FlagHolder, ...]:
     """The flags --coordinator, --num_processes and --process_id, for `processes.job`."""
     return (
         flag(flags.DEFINE_string, 'coordinator', None,
-             'Address and port of process 0, for a job of several processes that was not started '
-             'by Cloud TPU, SLURM or Open MPI.'),
-        flag(flags.DEFINE_integer, 'num_processes', None, 'Number of processes in such a job.'),
-        flag(flags.DEFINE_integer, 'process_id', None, 'Number of this process, from 0.'))
+             'Address and port of process 0. Only needed for jobs of several processes that are '
+             'not started by Cloud TPU, SLURM or Open MPI.'),
+        flag(flags.DEFINE_integer, 'num_processes', None,
+             'Number of processes, with --coordinator.'),
+        flag(flags.DEFINE_integer, 'process_id', None,
+             'Number of this process, from 0, with --coordinator.'))
 
 
 def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
@@ -141,7 +143,7 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
     """
     if 'traceback' not in flags.FLAGS:
         flags.DEFINE_bool('traceback', os.environ.get('RESNET_JAX_TRACEBACK', '') not in ('', '0'),
-                          'Show the traceback of an error that otherwise takes one line; '
+                          'Show the traceback of errors that are otherwise reported in one line; '
                           'RESNET_JAX_TRACEBACK=1 does the same.')
 
     # Names of files need not be text, nor need a terminal know all letters.

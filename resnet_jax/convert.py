@@ -24,24 +24,24 @@ INPUT = cli.flag(
     'folder are read too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
-    'Folder to write, which must not hold checkpoints yet.')
+    'Folder to write to. It must not contain checkpoints yet.')
 STRIDE_IN = cli.flag(
     flags.DEFINE_enum, 'stride_in', None, ['v1', 'v1.5'],
-    'Where bottlenecks have their stride: v1, the first 1x1 convolution; v1.5, the 3x3. Tensors '
-    'do not show it; without the flag it is what the files say, otherwise v1 for Caffe and v1.5 '
-    'for the rest.')
+    'Convolution of a bottleneck that has the stride: v1, the first 1x1; v1.5, the 3x3. Tensors do '
+    'not show it. Default: as in the JSON files beside the weights, otherwise v1 for Caffe and '
+    'v1.5 for all others.')
 MEAN = cli.flag(
     flags.DEFINE_list, 'mean', None,
-    'What is subtracted from the input, one number per channel in units of the full range; without '
-    'the flag what the files say, otherwise that of ImageNet. CIFAR networks need --mean and --std '
-    'where no file says them.')
+    'Mean of the input, one number per channel as a fraction of the full range. Default: as in '
+    'the JSON files beside the weights, otherwise that of ImageNet. CIFAR networks without such '
+    'files need --mean and --std.')
 STD = cli.flag(
     flags.DEFINE_list, 'std', None,
-    'What the input is then divided by, likewise.')
+    'Standard deviation of the input, in the same form.')
 CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
-    'Text file of class names, one per line in label order, to store with the weights. The names '
-    'of ImageNet need not be given.')
+    'Text file of class names, one per line in label order, to store with the weights. Not '
+    'needed for ImageNet.')
 
 
 def main(_) -> None:

@@ -22,42 +22,42 @@ from resnet_jax.errors import UserError
 CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
-    'Folder of a run; its newest checkpoint is evaluated on the data of its config.json, unless '
-    '--config names others.')
+    'Folder of a run. Evaluates its latest checkpoint, on the data of --config if given, otherwise '
+    'on that of its config.json.')
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
     'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP. '
-    'Several make an ensemble. The data is that of --config, or of the first checkpoint if that '
-    'was trained here.')
+    'Several form an ensemble. The data is that of --config if given, otherwise that of the first '
+    'checkpoint.')
 RECALIBRATE = cli.flag(
     flags.DEFINE_integer, 'recalibrate_batches', 0,
-    'Training batches of --config over which the BN statistics are first computed anew, as a '
-    'strict average; 0: those of the checkpoint.', lower_bound=0)
+    'Number of training batches of --config over which the batch-norm statistics are averaged '
+    'first; 0: use those of the checkpoint.', lower_bound=0)
 JSON = cli.json_flag()
 PROCESSES = cli.process_flags()
-# What a task's own protocols may read.
+# For the test protocols of a task; other tasks refuse them.
 OPTIONS = (
     cli.flag(
         flags.DEFINE_enum, 'protocol', 'center_crop', ['center_crop', 'ten_crop', 'multi_scale'],
-        'center_crop: the shorter side is resized to --resize, and the centre is seen. ten_crop: '
-        'the four corners, the centre and their mirror images. multi_scale: the whole image at '
-        'every one of --scales, the network being applied fully convolutionally; the longer side '
-        'is cut to a multiple of 32 pixels, and to twice the shorter side.'),
+        'center_crop: resize the shorter side to --resize, then crop the centre. ten_crop: the '
+        'four corners, the centre and their mirror images. multi_scale: apply the network fully '
+        'convolutionally to the whole image at each of --scales, with the longer side cropped to '
+        'a multiple of 32 pixels and at most twice the shorter side.'),
     cli.flag(
         flags.DEFINE_integer, 'resize', None,
-        'Shorter side of the image before cropping; without the flag data.eval_resize, or '
+        'Shorter side of the image before cropping. Default: data.eval_resize, or '
         'data.image_size.', lower_bound=1),
     cli.flag(
         flags.DEFINE_list, 'scales', ['224', '256', '384', '480', '640'],
-        'Shorter sides of multi_scale, in pixels.'),
+        'Lengths of the shorter side for multi_scale, in pixels.'),
     cli.flag(
         flags.DEFINE_integer, 'batch_size', 128,
-        'Crops that are computed at once, over all devices of a process; fewer where they are '
-        'larger.', lower_bound=1),
+        'Crops per forward pass, over all devices of a process; fewer if the crops are larger.',
+        lower_bound=1),
     cli.flag(
         flags.DEFINE_string, 'confusion', None,
-        'File for the confusion matrix, tab-separated: a row for each right class, a column for '
-        'each predicted one.'),
+        'File to write the confusion matrix to, tab-separated: one row per true class, one column '
+        'per predicted class.'),
 )
 
 

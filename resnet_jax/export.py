@@ -23,8 +23,7 @@ OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None, 'File to write: .safetensors or .stablehlo.')
 IMAGE_SIZE = cli.flag(
     flags.DEFINE_integer, 'image_size', None,
-    'Height and width of the images that a .stablehlo file takes; without the flag those that the '
-    'network was trained with.', lower_bound=1)
+    'Height and width of the input of a .stablehlo file. Default: as in training.', lower_bound=1)
 
 
 def main(_) -> None:

@@ -18,15 +18,15 @@ from resnet_jax.xla import flags as xla_flags
 CONFIG = cli.config_flag()
 cli.flag(
     flags.DEFINE_string, 'workdir', None,
-    'Folder of the run, which is resumed from the latest checkpoint in it. Default: runs/NAME, '
-    'after the config file NAME.py.')
+    'Folder of the run. If it contains checkpoints, the run resumes from the latest one. Default: '
+    'runs/NAME, for a config file NAME.py.')
 PROCESSES = cli.process_flags()
 
 
 def main(_) -> None:
     config, workdir, status = CONFIG.value, cli.workdir(), 0
     xla_flags.use(config.xla_preset)
-    # After the flags, so that a wrong one is told at once.
+    # After the flags, so that a wrong flag is reported at once.
     from resnet_jax.data.decode import UnreadableImageError
     from resnet_jax.distributed import processes
     from resnet_jax.output import say

@@ -23,9 +23,9 @@ from resnet_jax.errors import UserError, readable
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
     'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP. '
-    'Several are an ensemble.')
+    'Several form an ensemble.')
 TOP = cli.flag(
-    flags.DEFINE_integer, 'top', 5, 'Number of classes to name, the most probable first.',
+    flags.DEFINE_integer, 'top', 5, 'Number of classes to print, most probable first.',
     lower_bound=1)
 JSON = cli.json_flag()
 

@@ -18,7 +18,7 @@ from resnet_jax.training.costs import shapes, summarize
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
 PARAMETERS = cli.flag(
-    flags.DEFINE_bool, 'parameters', False, 'Also list every array of parameters.')
+    flags.DEFINE_bool, 'parameters', False, 'Also list every parameter array.')
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def test_virtual_batches_that_span_devices_communicate_in_every_layer(replicated
     count = spanning['collectives']['all-reduce']['count']
     # Seven layers of batch normalisation, forward and backward, and the gradients.
     assert count >= 2 * 7 + 1
-    assert 'virtual_batch_size=8 would spare it' in spanning['notes'][0]
+    assert 'virtual_batch_size=8 would avoid this' in spanning['notes'][0]
 
 
 def test_fsdp_gathers_parameters_and_keeps_an_eighth(replicated, cpus):

@@ -200,6 +200,18 @@ def test_mistakes_are_named_before_anything_is_compiled(tiny_config, changed, se
         build(tiny_config, sharding.create_mesh(tiny_config))
 
 
+@pytest.mark.parametrize(('field', 'value', 'sentence'), [
+    ('data', 0, 'mesh.data must be -1 or at least 1, got 0'),
+    ('data', -2, 'mesh.data must be -1 or at least 1, got -2'),
+    ('model', 0, 'mesh.model must be at least 1, got 0')])
+def test_a_mesh_of_no_devices_is_refused_before_it_is_made(
+        tiny_config, tmp_path, field, value, sentence):
+    tiny_config.mesh[field] = value
+    with pytest.raises(UserError, match=sentence):
+        train.train(tiny_config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
 LEAVES = config_lib.leaves(load('digits_r20'))
 FREE = {*fields.FREE, *fields.OF_MODELS, *fields.OF_DATA}
 

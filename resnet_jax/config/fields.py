@@ -231,7 +231,7 @@ MOST = {
     'schedule.plateau_patience': STEPS, 'schedule.warmup_steps': STEPS,
     'schedule.warmup_window': STEPS, 'eval.every_steps': STEPS, 'eval.recalibrate_batches': STEPS,
     'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
-    'profile.start_step': STEPS, 'profile.num_steps': STEPS, 'mesh.model': IMAGES,
+    'profile.start_step': STEPS, 'profile.num_steps': STEPS,
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',

@@ -14,13 +14,13 @@ PATH = cli.flag(
 TFDS_NAME = cli.flag(flags.DEFINE_string, 'tfds_name', '', 'TFDS builder, such as cifar10.')
 CLASS_LIST = cli.flag(
     flags.DEFINE_string, 'class_list', '',
-    'File of class names in label order; without the flag the names of the folders, sorted.')
+    'File of class names in label order. Default: the folder names, sorted.')
 LABEL_FILE = cli.flag(
     flags.DEFINE_string, 'label_file', '',
     'File of labels for an evaluation folder without class folders.')
 SPLITS = cli.flag(
     flags.DEFINE_list, 'splits', ['train', 'test'],
-    'Splits to read; test is also found under the names val and validation.')
+    'Splits to read; the test split may also be named val or validation.')
 
 
 def source_from_flags(split: str) -> Source:
@@ -37,5 +37,5 @@ def source_from_flags(split: str) -> Source:
     config.data.tfds_name = TFDS_NAME.value
     config.data.class_list, config.data.label_file = CLASS_LIST.value, LABEL_FILE.value
     if split not in ('train', 'test'):
-        raise UserError(f'--splits must be of train and test, got {split!r}.')
+        raise UserError(f'--splits must be train, test or both, got {split!r}.')
     return create_source(config, split)

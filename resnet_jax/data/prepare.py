@@ -20,8 +20,8 @@ from resnet_jax.distributed.cores import available_cores
 OUTPUT = cli.flag(flags.DEFINE_string, 'output', None, 'Folder to write the shards to.')
 SHORTER_SIDE = cli.flag(
     flags.DEFINE_integer, 'shorter_side', 0,
-    'Images whose shorter side is longer than this are resized to it, and saved as JPEG; 0: every '
-    'file stays as it is.')
+    'Resize images whose shorter side is longer than this, and save them as JPEG; 0: keep every '
+    'file as it is.')
 QUALITY = cli.flag(
     flags.DEFINE_integer, 'quality', 92, 'JPEG quality of resized images.', 1, 100)
 IMAGES_PER_SHARD = cli.flag(
@@ -30,7 +30,7 @@ PROCESSES = cli.flag(
     flags.DEFINE_integer, 'processes', 0, 'Number of processes; 0: one per core.', 0)
 SKIP_UNREADABLE = cli.flag(
     flags.DEFINE_bool, 'skip_unreadable', False,
-    'Leave out images that cannot be decoded, and name them.')
+    'Leave out images that cannot be decoded, and list them.')
 VERIFY = cli.flag(flags.DEFINE_bool, 'verify', False, 'Only verify the shards in --output.')
 flags.adopt_module_key_flags(command)
 

@@ -25,14 +25,13 @@ from jax.experimental import multihost_utils
 from resnet_jax.distributed import watch
 from resnet_jax.errors import UserError
 
-START_SECONDS = 300  # in which all processes must have come
-# Without a heartbeat, after which jax itself takes a process for dead, and aborts the
-# others. The watchers know of most ends within a second, and of the others within
-# watch.SILENCE_SECONDS.
+START_SECONDS = 300  # in which all processes must connect
+# Without a heartbeat, after which JAX itself considers a process dead and aborts the others. The
+# watchers notice most ends within a second, and all within watch.SILENCE_SECONDS.
 HEARTBEAT_SECONDS = 50
-SHUTDOWN_SECONDS = 60  # that a process at its end waits for the others
+SHUTDOWN_SECONDS = 60  # that a process waits for the others when it ends
 IDENTITY_BYTES = 2048
-CALL = r'resnet_jax (\d+) of (\d+)\n'  # of a process to process 0 at the start
+CALL = r'resnet_jax (\d+) of (\d+)\n'  # sent by every process to process 0 at the start
 GO = 'go'
 
 
@@ -42,17 +41,17 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
     """Runs its body as one of the processes of a job, or alone.
 
     The processes end together: if the body raises an error or the process dies, all others stop
-    within a minute with a sentence that names it; see `resnet_jax.distributed.watch`.
-    `jax.distributed.initialize` finds them automatically on Cloud TPU, also if there is only one,
-    under SLURM and under Open MPI.
+    within a minute with an error that names it; see `resnet_jax.distributed.watch`.
+    `jax.distributed.initialize` finds them automatically under SLURM and Open MPI, and on Cloud TPU
+    even if there is only one.
 
     Args:
       coordinator: address and port of process 0; None: by the environment.
-      num_processes: of the job; with a coordinator.
+      num_processes: in the job; with a coordinator.
       process_id: of this process, from 0; with a coordinator.
 
     Raises:
-      UserError: some of the three are missing or wrong, or not all processes came in time.
+      UserError: some of the three are missing or wrong, or not all processes connected in time.
     """
     if not _start(coordinator, num_processes, process_id) or jax.process_count() == 1:
         yield
@@ -74,7 +73,7 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
 
 
 def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
-    """Starts `jax.distributed`, where flags or the environment tell of several processes."""
+    """Starts `jax.distributed` if the flags or the environment describe several processes."""
     flags = (coordinator, num_processes, process_id)
     if any(value is not None for value in flags):
         if None in flags:
@@ -116,9 +115,9 @@ def _environment_tells() -> bool:
 
 
 def _meet(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Waits until all processes have come to the coordinator's address; jax then takes it over.
+    """Waits until all processes have connected to the coordinator's address, which JAX then uses.
 
-    jax would abort where one is missing, and not say which.
+    JAX would abort if one were missing, without naming it.
 
     Raises:
       UserError: the flags are wrong, or a process is missing.
@@ -140,7 +139,7 @@ def _meet(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str:
-    """Waits for the calls of all other processes: '', or what is wrong."""
+    """Waits for the calls of all other processes; returns '', or what is wrong."""
     try:
         server = _listen(port)
     except OSError as error:
@@ -169,7 +168,7 @@ def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str
                 missing = sorted(set(range(1, num_processes)) - numbers)
                 problem = (f'of the {num_processes} processes, {", ".join(map(str, missing))} did '
                            f'not connect to {coordinator} within {START_SECONDS} s.')
-        server.close()  # jax is to open the port
+        server.close()  # JAX opens the port next
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.sendall((problem or GO).encode())
@@ -178,7 +177,7 @@ def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str
 
 def _call(coordinator: str, address: tuple[str, int], num_processes: int, process_id: int,
           end: float) -> str:
-    """Calls process 0 until it answers that all have come: '', or what is wrong."""
+    """Calls process 0 until it answers that all have called; returns '', or what is wrong."""
     reason = 'no answer'
     while time.monotonic() < end:
         try:
@@ -192,24 +191,24 @@ def _call(coordinator: str, address: tuple[str, int], num_processes: int, proces
             reason = error.strerror or str(error)
         time.sleep(0.5)
     return (f'process {process_id} could not connect to process 0 at {coordinator} within '
-            f'{START_SECONDS} s ({reason}); start process 0 too, and open its port.')
+            f'{START_SECONDS} s ({reason}); check that process 0 is running and its port is open.')
 
 
 def _listen(port: int) -> socket.socket:
-    """Listens on every address of this machine; 0 is any free port."""
+    """Listens on all addresses of this machine; port 0 is any free port."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(('', port))
 
 
 def check_alike(facts: Mapping[str, str]) -> None:
-    """Sees that all processes of the job start from the same; to be called by all of them.
+    """Checks that all processes of the job agree; all of them must call this.
 
     Args:
-      facts: by what they are called.
+      facts: what they must agree on, by name.
 
     Raises:
-      UserError: a process knows another one than process 0.
+      UserError: a process differs from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -224,10 +223,10 @@ def check_alike(facts: Mapping[str, str]) -> None:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Sees that a folder is one and the same for all processes; to be called by all of them.
+    """Checks that all processes see the same folder; all of them must call this.
 
     Raises:
-      UserError: a process sees a folder of its own.
+      UserError: a process sees another folder.
     """
     if jax.process_count() == 1:
         return
@@ -245,10 +244,10 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def _doubt(error: BaseException) -> int:
-    """Seconds in which a watcher may tell that an error is only what another process's end caused.
+    """Seconds to wait for a watcher to report that another process's end caused an error.
 
-    Where a process is gone, collectives fail in the others, with errors of several types; where its
-    machine is gone, that takes long to be told from a slow one.
+    When a process ends, collectives fail in the others with errors of several types. When its
+    machine is gone, it takes a while to distinguish it from a slow one.
     """
     if isinstance(error, UserError) and error.__context__ is None:
         return 0
@@ -263,7 +262,7 @@ class _Watch:
     """The watcher beside this process; see `resnet_jax.distributed.watch`."""
 
     def __init__(self, coordinator: str | None):
-        """Starts it, and connects it to the others'."""
+        """Starts it, and connects it to those of the other processes."""
         listener = _listen(0) if jax.process_index() == 0 else None
         identity = {'host': socket.gethostname()}
         if listener:
@@ -274,12 +273,12 @@ class _Watch:
         told = identities[0] | {
             'process': jax.process_index(), 'hosts': [other['host'] for other in identities],
             'listener': listener.fileno() if listener else None}
-        # A session of its own: Ctrl-C in a terminal is not for it.
+        # In a session of its own, so that Ctrl-C in a terminal does not reach it.
         self._program = subprocess.Popen(
             [sys.executable, '-I', '-S', watch.__file__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             pass_fds=[listener.fileno()] if listener else [])
-        self.tell(told)  # by stdin: every user can read arguments
+        self.tell(told)  # through stdin, since every user can read arguments
         if listener:
             listener.close()
         threading.Thread(target=self._obey, daemon=True).start()
@@ -290,13 +289,13 @@ class _Watch:
             os._exit(int(order))
 
     def tell(self, message: dict) -> None:
-        """Tells it how this process gets on."""
+        """Sends it a message about this process."""
         with contextlib.suppress(OSError):
             self._program.stdin.write(json.dumps(message).encode() + b'\n')
             self._program.stdin.flush()
 
     def tell_end(self, why: str) -> None:
-        """Tells it that this process is about to end with an error, and waits until all know."""
+        """Reports that this process is about to end with an error; waits until all know."""
         self.tell({'ended': jax.process_index(), 'why': ' '.join(why.split())[:1000]})
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._program.wait(2 * watch.STOP_SECONDS)
@@ -312,10 +311,10 @@ def _own_addresses(coordinator: str | None) -> list[str]:
 
 
 def of_first_process(value: Any) -> Any:
-    """What process 0 gives, in all processes; to be called by all of them.
+    """The value that process 0 has, in all processes; all of them must call this.
 
     Args:
-      value: what JSON can hold; that of the other processes is not looked at.
+      value: of JSON types; ignored in all processes but process 0.
     """
     if jax.process_count() == 1:
         return value

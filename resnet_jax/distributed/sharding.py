@@ -20,7 +20,7 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
     """Devices along the axes 'data' and 'model'.
 
     Raises:
-      UserError: the devices cannot be laid out so.
+      UserError: there are not enough devices.
     """
     data, model = config.mesh.data, config.mesh.model
     needed = model if data == -1 else data * model
@@ -42,8 +42,8 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
       devices: to choose from; None: all that JAX sees.
 
     Raises:
-      UserError: there are too few, or some would be left out of a job of several processes; or
-        JAX cannot start, see `backend.devices`.
+      UserError: there are too few; a job of several processes would not use all of them; or JAX
+        cannot start, see `backend.devices`.
     """
     devices = backend.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
@@ -58,13 +58,13 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
 def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     """A sharding for every array of the training state, by the path of the array.
 
-    A path reads 'params/stage1/first/conv1/kernel', and 'opt_state/…' before the same for the
-    optimizer. The first rule whose regular expression is found in the path decides; its axes, one
-    for each dimension from the first on, are names of mesh axes or None; arrays under 'rest' have a
-    dimension of blocks in front. Where no rule is found, 'fsdp' splits the largest dimension that
-    the axis 'data' divides, of arrays of at least
-    FSDP_MIN_SIZE elements, and everything else is replicated. Since the optimizer's arrays and the
-    moving average have the paths and shapes of the parameters, they are laid out alike.
+    Paths look like 'params/stage1/first/conv1/kernel'; those of the optimizer have 'opt_state/…' in
+    front. The first rule whose regular expression matches part of the path applies. Its axes, one
+    per dimension from the first, are names of mesh axes or None; arrays under 'rest' have a leading
+    dimension of blocks. If no rule matches, 'fsdp' splits arrays of at least FSDP_MIN_SIZE elements
+    along their largest dimension that the size of the axis 'data' divides; everything else is
+    replicated. The arrays of the optimizer and the moving averages have the paths and shapes of the
+    parameters, so they are sharded alike.
 
     Args:
       config: `config.mesh` holds the rules.
@@ -72,7 +72,7 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
       state: a tree of arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-      UserError: a rule does not fit the mesh or an array that it is found for.
+      UserError: a rule does not fit the mesh or an array that it matches.
     """
     kind = config.mesh.parameters
     rules = [(re.compile(pattern), tuple(axes)) for pattern, axes in config.mesh.rules]

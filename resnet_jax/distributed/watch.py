@@ -24,15 +24,15 @@ import sys
 import time
 
 HEARTBEAT_SECONDS = 2  # between two heartbeats
-SILENCE_SECONDS = 20  # without a heartbeat, after which a machine is taken for dead
-CONNECT_SECONDS = 20  # in which the watcher of process 0 must be reached
-GRACE_SECONDS = 3  # for a process to report on its own what another one has already reported
-FIRST_END_SECONDS = 2  # to hear which end was the first, when one's own process has ended as well
-WELCOME = b'\n'  # the answer of the watcher of process 0 to one that knows the secret
-# Exit status where another process died, as if jax had aborted this one: schedulers take it for a
-# fault that another start may mend, and 1 for a mistake.
+SILENCE_SECONDS = 20  # without a heartbeat, after which a machine is considered dead
+CONNECT_SECONDS = 20  # in which the watcher of process 0 must answer
+GRACE_SECONDS = 3  # for a process to report an error of its own before it is stopped
+FIRST_END_SECONDS = 2  # to hear whether another process ended before one's own
+WELCOME = b'\n'  # answer of the watcher of process 0 to those that know the secret
+# Exit status if another process died, as if JAX had aborted this one: schedulers retry after it,
+# but not after 1.
 DIED = 134
-STOP_SECONDS = 5  # in which a process must follow the order to stop
+STOP_SECONDS = 5  # in which a process must stop when told to
 LINE_BYTES = 2**16  # of the longest message; a connection that sends a longer one is closed
 
 
@@ -40,13 +40,13 @@ class Channel:
     """Messages to and from a file: a connection, or the pipe from the process beside."""
 
     def __init__(self, file, process: int | None = None):
-        """The process is that at the other end, as soon as it is known."""
+        """`process` is the number of the one at the other end, once known."""
         self.file, self.process = file, process
         self.heard = time.monotonic()
         self._rest = b''
 
     def read(self) -> list[dict] | None:
-        """The messages that have come; None at the end, or where what came is no message."""
+        """The messages that have arrived; None at the end, or if something else arrived."""
         try:
             data = os.read(self.file.fileno(), 65536)
         except BlockingIOError:
@@ -66,16 +66,16 @@ class Channel:
         return messages if all(isinstance(message, dict) for message in messages) else None
 
     def send(self, message: dict) -> None:
-        """Sends a message; that nobody is there any more is noticed by reading."""
+        """Sends a message; a broken connection is noticed when reading."""
         with contextlib.suppress(OSError):
             self.file.sendall(json.dumps(message).encode() + b'\n')
 
 
 class Watcher:
-    """What one process knows of the others."""
+    """What one process knows about the others."""
 
     def __init__(self, process: int, hosts: list[str], token: str):
-        """Args: the process beside, the host of every process, and the secret of the job."""
+        """Args: the watched process, the host of every process, and the secret of the job."""
         self.process, self.hosts, self.token = process, hosts, token
         self.owner = Channel(sys.stdin)
         self.owner_id = os.getppid()
@@ -85,7 +85,7 @@ class Watcher:
         self.selector.register(self.owner.file, selectors.EVENT_READ, self.owner)
 
     def listen(self, listener: socket.socket) -> None:
-        """Takes the connections of the other processes; for that of process 0."""
+        """Accepts the connections of the other processes; for process 0."""
         self.listener = listener
         self.selector.register(listener, selectors.EVENT_READ)
 
@@ -115,7 +115,7 @@ class Watcher:
         peer.file.close()
 
     def wait(self) -> dict | None:
-        """Waits for the first end of a process: its message, or None where all has gone well."""
+        """Waits for the first end of a process; returns its message, or None if all went well."""
         beaten = 0.0
         while True:
             for message in self._messages(HEARTBEAT_SECONDS):
@@ -128,7 +128,7 @@ class Watcher:
                 self.tell({})
 
     def _messages(self, seconds: float):
-        """What comes within so many seconds, losses of others included."""
+        """The messages that arrive within so many seconds, including those about lost processes."""
         for key, _ in self.selector.select(seconds):
             if key.fileobj is self.listener:
                 with contextlib.suppress(OSError):
@@ -176,13 +176,13 @@ class Watcher:
                 yield message
 
     def tell(self, message: dict) -> None:
-        """Tells all others."""
+        """Sends a message to all others."""
         for peer in self.peers:
             if peer.process is not None:
                 peer.send(message)
 
     def first(self, message: dict) -> dict:
-        """The end that came first, where one's own process has ended without a word.
+        """The end that came first, if one's own process has ended without giving a reason.
 
         Runtimes abort a process when another one is gone.
         """
@@ -194,7 +194,7 @@ class Watcher:
         return message
 
     def has_ended_by_itself(self) -> bool:
-        """Gives the process beside time for words of its own, and says whether it had some."""
+        """Gives the watched process time to report an error itself; returns whether it did."""
         end = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < end:
             for message in self._messages(0.1):
@@ -203,14 +203,14 @@ class Watcher:
         return False
 
     def see_off(self) -> None:
-        """Lets all others end first: without process 0, jax would abort them noisily."""
+        """Lets all others end first: without process 0, JAX would abort them noisily."""
         end = time.monotonic() + STOP_SECONDS
         while self.process == 0 and self.peers and time.monotonic() < end:
             for _ in self._messages(0.1):
                 pass
 
     def stop(self, status: int) -> None:
-        """Has the process beside end, by its own hand with this status, or by force."""
+        """Tells the watched process to exit with this status, and kills it if it does not."""
         with contextlib.suppress(OSError):
             print(status, flush=True)
         end = time.monotonic() + STOP_SECONDS
@@ -222,7 +222,7 @@ class Watcher:
 
 
 def sentence(message: dict, hosts: list[str]) -> str:
-    """What is said of the end of a process."""
+    """The error message about the end of a process."""
     number = message['ended']
     name = f'process {number} on {hosts[number]}'
     if message['why']:
@@ -233,16 +233,16 @@ def sentence(message: dict, hosts: list[str]) -> str:
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # they are for the process beside
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # meant for the watched process
         signal.signal(number, signal.SIG_IGN)
     with open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False) as unbuffered:
-        job = json.loads(unbuffered.readline())  # and no byte of the messages that follow
+        job = json.loads(unbuffered.readline())  # and nothing that follows
     watcher = Watcher(job['process'], job['hosts'], job['token'])
     if job['listener'] is not None:
         watcher.listen(socket.socket(fileno=job['listener']))
     elif not watcher.connect(job['addresses'], job['port']):
         print(f'warning: process {job["process"]} cannot reach port {job["port"]} of process 0 on '
-              f'{job["hosts"][0]}; the death of a process is noticed by JAX alone, a minute later.',
+              f'{job["hosts"][0]}; if a process dies, only JAX notices it, a minute later.',
               file=sys.stderr, flush=True)
         return
     message = watcher.wait()

@@ -27,23 +27,23 @@ MESSAGE_LENGTH = 1000  # of the compiler's message that is shown
 
 
 def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
-    """Compiles the training step of a config, and reads what the compiler made of it.
+    """Compiles the training step of a config, and reads its costs from the compiled program.
 
     Args:
-      config: see `resnet_jax.config`; its data need not be there.
-      devices: see `topology.create`.
+      config: see `resnet_jax.config`; its data need not exist.
+      devices: see `topologies.create`.
 
     Returns:
       'topology', 'device' and 'devices': its name, what a device is and how many there are.
-      'parameters': their number. 'memory': bytes of one device: 'arguments', 'outputs' that do not
-      take the place of arguments, 'temporaries', 'code', their sum 'total', and 'capacity'; None
-      for what a step that does not fit left open. 'fits'. 'flops' and 'bytes': of a step, over all
-      devices, as XLA counts them, loops included; the bytes are those that go in and out of every
-      operation, also where they stay in a chip's fast memory. 'model_flops': 6 for each
-      multiply-add of the images. 'collectives': by name, 'count' in a step and 'bytes' of their
-      results on one device, rounded up where a call's are no multiple. 'compile_seconds'.
-      'roofline_seconds': the longer of the times that FLOPs and bytes take at the published peaks.
-      'mfu': the model's FLOPs over what the peak allows in that time. 'notes': sentences.
+      'parameters': their number. 'memory': bytes per device: 'arguments', 'outputs' that do not
+      reuse the memory of arguments, 'temporaries', 'code', their sum 'total', and 'capacity'; None
+      where unknown because the step does not fit. 'fits'. 'flops' and 'bytes': per step, over all
+      devices, as counted by XLA, including loops; bytes are those read and written by every
+      operation, even if they stay in a chip's fast memory. 'model_flops': 6 per multiply-add.
+      'collectives': by name, 'count' per step and 'bytes' of their results per device, rounded up
+      if those of a call are not a multiple. 'compile_seconds'. 'roofline_seconds': the longer of
+      the times that FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs divided
+      by what the peak allows in that time. 'notes': sentences.
 
     Raises:
       UserError: a field of the config is wrong, or does not fit the devices.
@@ -81,7 +81,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         name: {key: -(-value // steps) for key, value in total.items()}
         for name, total in hlo.collectives(module).items()}
     if module.open_loops:
-        result['notes'].append(f'loops that end on a condition, counted as one turn: '
+        result['notes'].append(f'loops that end on a condition, counted as one iteration: '
                                f'{module.open_loops}.')
     return result | _roofline(result, devices)
 
@@ -129,7 +129,7 @@ def check_memory(result: dict[str, Any]) -> None:
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes of one device; what is donated counts once."""
+    """Bytes per device; donated arrays count once."""
     stats = compiled.memory_analysis()
     memory = {
         'arguments': stats.argument_size_in_bytes,
@@ -141,7 +141,7 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _roofline(result: dict[str, Any], devices: Topology) -> dict[str, float]:
-    """The time that the slower of arithmetic and memory takes, and the use it makes of the peak."""
+    """The time that arithmetic or memory takes, whichever is longer, and the peak's utilisation."""
     if devices.peak is None:
         return {}
     peak, bandwidth = (x * result['devices'] for x in (devices.peak, devices.bandwidth))
@@ -150,7 +150,7 @@ def _roofline(result: dict[str, Any], devices: Topology) -> dict[str, float]:
 
 
 def _needed(message: str, program: Program) -> dict[str, int]:
-    """Bytes of one device that the compiler asked for in vain, as far as its message tells.
+    """Bytes per device that the compiler failed to get, as far as its message says.
 
     Raises:
       UserError: it failed for another reason.
@@ -173,7 +173,7 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def _batch_norm_notes(program: Program, device: str) -> list[str]:
-    """Whether batch statistics need communication, and what would spare it."""
+    """Whether batch statistics need communication, and how to avoid it."""
     config, shards = program.config, program.mesh.shape['data']
     size = config.model.virtual_batch_size
     images = config.batch_size // config.optimizer.accumulation_steps // shards
@@ -184,6 +184,6 @@ def _batch_norm_notes(program: Program, device: str) -> list[str]:
     best = max(n for n in range(1, most + 1) if images % n == 0)
     parts = config.batch_size // config.optimizer.accumulation_steps
     named = 'the whole batch' if size is None or size >= parts else f'{size} images'
-    return [f'batch normalisation takes its statistics over {named}, and a {device} has {images} '
-            'at a time: every layer communicates. '
-            f'--config.model.virtual_batch_size={best} would spare it.']
+    return [f'batch-norm statistics are taken over {named}, but a {device} has only {images} at a '
+            'time, so every layer communicates. '
+            f'--config.model.virtual_batch_size={best} would avoid this.']

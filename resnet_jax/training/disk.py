@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from resnet_jax.errors import UserError
 from resnet_jax.weights.checkpoint import quiet_ends, steps_in
 
-# What a user can mend, and how.
+# Errors that a user can fix, and how.
 REMEDIES = {errno.ENOSPC: 'Make space', errno.EDQUOT: 'Make space',
             errno.EROFS: 'Make it writable', errno.EACCES: 'Make it writable'}
 
 
 @contextlib.contextmanager
 def errors_of(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns a failure to write to a run's folder into one sentence.
+    """Turns a failure to write to a run's folder into a one-line error.
 
     Args:
       workdir: of a run.
@@ -40,24 +40,23 @@ def errors_of(workdir: pathlib.Path) -> Iterator[None]:
         if number is None:
             raise
     if number is not None:
-        # Tasks that failed with the first one are collected now: at the interpreter's end, asyncio
-        # could no longer do it in silence.
+        # Collects the other failed tasks now; at exit, asyncio would print their errors.
         gc.collect()
         raise UserError(f'{workdir} cannot be written to: {os.strerror(number)}. {_saved(workdir)} '
                         f'{REMEDIES[number]}, and run the same command again to resume.')
 
 
 def _number(error: BaseException | None, workdir: pathlib.Path) -> int | None:
-    """The system's number for what is wrong with the disk; None: the error is another one."""
+    """The errno of a problem with the disk; None if the error is another one."""
     while error is not None:
         if isinstance(error, OSError):
-            # Files elsewhere, such as the data's, have sentences of their own.
+            # Errors of other files, such as the data's, are reported where they occur.
             elsewhere = error.filename is not None and not (
                 pathlib.Path(os.fsdecode(error.filename)).absolute().is_relative_to(
                     workdir.absolute()))
             if error.errno in REMEDIES and not elsewhere:
                 return error.errno
-        else:  # of tensorstore, which has no types for it
+        else:  # tensorstore has no exception types for this
             for number in REMEDIES:
                 if os.strerror(number) in str(error) and str(workdir) in str(error):
                     return number
@@ -71,10 +70,10 @@ def _saved(workdir: pathlib.Path) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs of errors that it raises as well.
+    """False for log records of errors that Orbax also raises.
 
-    Of several tasks that fail together it raises one; asyncio logs the others one by one, when they
-    are collected.
+    If several tasks fail together, it raises one of their errors, and asyncio logs the others when
+    they are collected.
     """
     if not record.exc_info or record.exc_info[2] is None:
         return True

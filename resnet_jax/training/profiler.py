@@ -17,10 +17,10 @@ class Profiler:
         self._last = self._first + config.profile.num_steps
         self._folder = workdir / 'profile'
         self._running = False
-        self._step = 0  # how many are done
+        self._step = 0  # steps done
 
     def before(self, step: int, end: int) -> None:
-        """Starts with the first call, of the steps from step to end, that has one of the range."""
+        """Starts the trace at the first call from `step` to `end` with steps of the range."""
         if max(step, self._first) < min(end, self._last) and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True

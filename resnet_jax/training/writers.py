@@ -19,8 +19,8 @@ from resnet_jax.output import warn, write_whole
 class MetricsWriter:
     """Writes rows of measurements to `workdir/metrics.jsonl` and TensorBoard files.
 
-    When a run resumes from a checkpoint, the rows of the steps after it are dropped first: they
-    will be measured again. Only the first process writes. A row is on disk when `write` returns.
+    When a run resumes from a checkpoint, rows of later steps are dropped first, since they will be
+    measured again. Only process 0 writes. A row is on disk when `write` returns.
     """
 
     def __init__(self, workdir: pathlib.Path, rows: Sequence[Mapping[str, float | None]],
@@ -47,7 +47,7 @@ class MetricsWriter:
                 self._board.write(start_step, row)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row: `step` and the values under their tags; what is not finite reads null."""
+        """Writes one row: `step` and the values under their tags, null if not finite."""
         if self._file is None:
             return
         self._board.write(step, values)
@@ -55,7 +55,7 @@ class MetricsWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the files; what could not be written has been reported by `write`."""
+        """Closes the files; `write` has reported what could not be written."""
         for file in (self._file, self._board):
             if file is not None:
                 with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class TensorBoard:
 
     def __init__(self, folder: pathlib.Path, start_step: int):
         self._protos = _protos()
-        # Named by the second; of two in one second the later one is appended.
+        # Named by the time in seconds; a second writer within one second appends.
         name = (f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
                 f'.{start_step:09d}')
         self._file = (folder / name).open('ab')
@@ -94,14 +94,14 @@ class TensorBoard:
 
 
 def _protos() -> ModuleType:
-    """The message types of tensorboardX, without PyTorch, which it imports where there is one.
+    """The message types of tensorboardX, without importing PyTorch, which it would do if installed.
 
-    Its writer is not used: that writes in a thread of its own, so that a kill loses points, and a
-    full disk kills the thread in silence.
+    Its writer is not used: it writes in a separate thread, so a kill loses points and a full disk
+    goes unnoticed.
     """
     absent = 'torch' not in sys.modules
     if absent:
-        sys.modules['torch'] = None  # an import of it fails, as if it were not installed
+        sys.modules['torch'] = None  # importing it fails, as if it were not installed
     try:
         from tensorboardX import proto
         from tensorboardX.proto import event_pb2, summary_pb2  # noqa: F401, attributes of proto
@@ -112,7 +112,7 @@ def _protos() -> ModuleType:
 
 
 def _record(content: bytes) -> bytes:
-    """Framed as a TFRecord: length, its checksum, content, its checksum."""
+    """A TFRecord: length, its checksum, content, its checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack('<Q', len(content))
@@ -127,7 +127,7 @@ def _row(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _agreeing(rows: Sequence[Mapping], start_step: int,
               evaluations: Mapping[int, Mapping[str, float]]) -> list[dict]:
-    """The rows up to a step, their evaluations agreeing with what the checkpoints hold."""
+    """The rows up to a step, with the evaluations that are stored in checkpoints."""
     kept, seen = [], set()
     for row in rows:
         step = row['step']
@@ -146,7 +146,7 @@ def _agreeing(rows: Sequence[Mapping], start_step: int,
 
 
 def is_evaluation(row: Mapping[str, float]) -> bool:
-    """Whether a row of metrics.jsonl is an evaluation's."""
+    """Whether a row of metrics.jsonl is an evaluation."""
     return any(tag.startswith('eval/') for tag in row)
 
 
@@ -161,7 +161,7 @@ def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, float | None]
     rows, unreadable = parse_rows(path)
     if unreadable:
         warn(f'{unreadable} {"line" if unreadable == 1 else "lines"} of {path} cannot be read '
-             'and will be missing there.')
+             'and will be removed.')
     return rows
 
 
@@ -173,8 +173,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
 def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
     """The rows of a metrics.jsonl, and how many of its lines cannot be read.
 
-    A last line without an end is not counted: its writing was interrupted, and it is measured
-    again.
+    An incomplete last line is not counted: its writing was interrupted, and it is measured again.
     """
     if not path.exists():
         return [], 0

@@ -15,10 +15,10 @@ class Flag(NamedTuple):
     """One option of a compiler.
 
     Attributes:
-      text: as it is given, '--name=value'.
-      reason: what it is for.
+      text: '--name=value'.
+      reason: what it does, and why.
       effect: what was measured, and where; or 'not run'.
-      before: the first version of jaxlib that no longer needs it.
+      before: first version of jaxlib that no longer needs it.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Preset(NamedTuple):
     """Options that go together.
 
     Attributes:
-      variable: of the environment, that the compiler reads them from.
+      variable: environment variable that the compiler reads.
       flags: the options.
     """
 
@@ -44,22 +44,22 @@ PRESETS = {
     'cpu': Preset('XLA_FLAGS', (
         Flag('--xla_cpu_experimental_ynn_fusion_type='
              'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE',
-             'Convolutions are left to Eigen: YNNPACK runs them on one core only.',
-             'ResNet-20, batch 128, two cores, jaxlib 0.10.2: 353 ms a step for 465 without (5 '
-             'passes in turns).', before=(0, 11)),
+             'Leaves convolutions to Eigen, because YNNPACK runs them on a single core.',
+             '353 ms per step instead of 465 ms (ResNet-20, batch 128, two cores, jaxlib '
+             '0.10.2, 5 alternating runs).', before=(0, 11)),
     )),
     'gpu': Preset('XLA_FLAGS', (
         Flag('--xla_gpu_enable_latency_hiding_scheduler=true',
-             'The all-reduces of gradients run while the backward pass goes on.', 'not run'),
+             'Overlaps the all-reduces of gradients with the backward pass.', 'not run'),
         Flag('--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL',
-             'Loops too become CUDA graphs: the scanned blocks, and the steps of steps_per_call. '
-             'Small networks wait for the start of their kernels otherwise.', 'not run'),
+             'Runs loops as CUDA graphs too: scanned blocks, and the steps of steps_per_call. '
+             'Otherwise small networks spend their time launching kernels.', 'not run'),
     )),
     'tpu': Preset('LIBTPU_INIT_ARGS', (
         Flag('--xla_tpu_enable_data_parallel_all_reduce_opt=true',
-             'The all-reduces of gradients run while the backward pass goes on.', 'not run'),
+             'Overlaps the all-reduces of gradients with the backward pass.', 'not run'),
         Flag('--xla_tpu_data_parallel_opt_different_sized_ops=true',
-             'The same, also for gradients of different sizes.', 'not run'),
+             'Does the same for gradients of different sizes.', 'not run'),
     )),
 }
 
@@ -69,8 +69,8 @@ def use(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
 
     Args:
       name: one of PRESETS.
-      environment: of this process. The options in it stay, behind those of the preset; of an option
-        that is given twice, XLA takes the last.
+      environment: of this process. Its options follow those of the preset: if an option is given
+        twice, XLA uses the last.
     """
     variable, flags = PRESETS[name]
     jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
