@@ -149,11 +149,13 @@ def in_order(deviations: Mapping[str, np.ndarray]) -> list[float]:
     Args:
       deviations: by the path of the normalisation, scalars, or [blocks] of stacked blocks.
     """
+    from resnet_jax.models import STACKED
+
     layers = {}
     for path, values in deviations.items():
         part, *block, norm = path.split('/')
         stage, number = int(part.removeprefix('stage')) if block else 0, norm.removeprefix('norm')
-        after_first = block == ['rest']
+        after_first = block == [STACKED]
         for i, value in enumerate(np.atleast_1d(values)):
             layers[stage, i + after_first, number] = float(value)
     return [layers[key] for key in sorted(layers)]

@@ -150,31 +150,6 @@ def _parts(x, dy, num_devices: int) -> int:
     return next((n for n in range(fewest, len(x)) if len(x) % n == 0), len(x))
 
 
-def space_to_depth_conv2d(x, kernel, num_devices: int = 1):
-    """`conv2d` with stride 2, computed on blocks of 2x2 pixels that lie in the channels.
-
-    A matrix unit of 128 rows is nearly idle on the 3 channels of an image. On [N, H / 2, W / 2, 4C]
-    the 7x7 convolution of stride 2 is one of 4x4 and stride 1: the kernel is given a row and a
-    column of zeros above and left, and cut into blocks of 2x2 taps. Sums run over the same products
-    in another order. (From MLPerf's ResNet-50 for TPUs. Its effect there: not run.)
-
-    Args:
-      x: [N, H, W, C]; an odd H or W is filled up with zeros, which belong to the padding anyway.
-      kernel: [k, k, C, features], k one of 3, 7, 11, ….
-      num_devices: see `conv2d`.
-    """
-    k, _, channels, features = kernel.shape
-    n, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    x = x.reshape(n, -(-h // 2), 2, -(-w // 2), 2, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)
-    blocks = (k + 1) // 2
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    kernel = kernel.reshape(blocks, 2, blocks, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(blocks, blocks, 4 * channels, features)
-    return conv2d(x, kernel, 1, num_devices)
-
-
 class Conv(nn.Module):
     """A k x k convolution of NHWC images with HWIO kernels.
 
@@ -185,7 +160,6 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: k, odd.
       stride: in both directions.
-      space_to_depth: see `space_to_depth_conv2d`; of stride 2 only, and of the same kernel.
       use_bias: whether a bias is added; never in front of a batch normalisation.
       dtype: of the computation and the output; parameters are float32.
       num_devices: see `conv2d`.
@@ -194,7 +168,6 @@ class Conv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    space_to_depth: bool = False
     use_bias: bool = False
     dtype: Any = jnp.float32
     num_devices: int = 1
@@ -204,11 +177,7 @@ class Conv(nn.Module):
         """float [N, H, W, C] -> dtype [N, ceil(H / stride), ceil(W / stride), features]."""
         k, channels = self.kernel_size, x.shape[-1]
         kernel = self.param('kernel', he_normal, (k, k, channels, self.features), jnp.float32)
-        x = x.astype(self.dtype)
-        if self.space_to_depth:
-            y = space_to_depth_conv2d(x, kernel, self.num_devices)
-        else:
-            y = conv2d(x, kernel, self.stride, self.num_devices)
+        y = conv2d(x.astype(self.dtype), kernel, self.stride, self.num_devices)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
             y += bias.astype(self.dtype)

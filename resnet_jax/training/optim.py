@@ -17,8 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-
-STACKED = 'rest'  # parameters below this name are stacked block by block; see `models.blocks.Stage`
+from resnet_jax.models.blocks import STACKED
 
 
 def create_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:

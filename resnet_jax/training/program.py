@@ -206,6 +206,10 @@ def build(config: ConfigDict, mesh: Mesh,
     config = completed(config)
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size)
+    if config.eval.recalibrate_batches and not models.family_of(config.model).normalises(
+            config.model):
+        raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
+                        'normalisation.')
     optimizer = optim.create_optimizer(config)
     schedule = optim.create_schedule(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
@@ -225,15 +229,15 @@ def build(config: ConfigDict, mesh: Mesh,
 
 def _loaded(weights: Weights, config: ConfigDict) -> str:
     """What is printed about the weights that a run starts from."""
-    model, new_head = config.model, config.init.new_head
-    family = 'VGG' if model.family == 'vgg' else 'plain' if model.plain else 'ResNet'
+    new_head = config.init.new_head
     params = dict(weights.variables['params'])
     if new_head:
         params.pop('head', None)
     count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
-    head = (f'; the head ({model.num_classes:,} classes) starts at random' if new_head
+    head = (f'; the head ({config.model.num_classes:,} classes) starts at random' if new_head
             else ', the head included')
-    return f'loaded {count} arrays of {family}-{model.depth} from {config.init.checkpoint}{head}'
+    return (f'loaded {count} arrays of {models.title(config.model)} from '
+            f'{config.init.checkpoint}{head}')
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_jax.models import conv as conv_lib
-from resnet_jax.models.conv import Conv, conv2d, space_to_depth_conv2d
+from resnet_jax.models.conv import Conv, conv2d
 
 
 @pytest.mark.parametrize('parts', [1, 2, 6])
@@ -54,32 +54,6 @@ def test_the_parts_of_a_filter_gradient_are_equal_fit_and_are_as_large_as_they_c
     fitting = [n for n in range(1, images + 1)
                if images % n == 0 and images // n * 2 * nbytes <= 4000]
     assert parts == min(fitting)
-
-
-@settings(max_examples=10, deadline=None)
-@given(n=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 20), channels=st.integers(1, 4))
-def test_a_7x7_convolution_of_stride_2_is_a_4x4_one_on_blocks_at_every_size(n, h, w, channels):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(n)
-        x = jnp.asarray(rng.normal(size=(n, h, w, channels)))
-        kernel = jnp.asarray(rng.normal(size=(7, 7, channels, 2)))
-        expected = conv2d(x, kernel, 2)
-        got = space_to_depth_conv2d(x, kernel)
-        assert got.shape == (n, -(-h // 2), -(-w // 2), 2)
-        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize('size', [8, 9])
-def test_gradients_on_blocks_equal_those_of_the_7x7_convolution_in_float64(size):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, size, size + 3, 3)))
-        kernel = jnp.asarray(rng.normal(size=(7, 7, 3, 4)))
-        got, expected = (
-            jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1))(x, kernel)
-            for f in (space_to_depth_conv2d, lambda x, kernel: conv2d(x, kernel, 2)))
-        for a, b in zip(got, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 2), (3, 1), (3, 2), (7, 2)])
