@@ -111,8 +111,8 @@ def moments(model: Any, variables: Any, images: Any, mask: Any) -> dict[str, tup
       mask: float32 [N]; 0 for images that do not count.
 
     Returns:
-      By the path of the normalisation, such as 'stage1/rest/norm2': count, sum and sum of squares,
-      float32 scalars, or [blocks] of stacked blocks.
+      By the path of the normalisation, such as 'stage1/blocks/norm2': count, sum and sum of
+      squares, float32 scalars, or [blocks] of stacked blocks.
     """
     import jax
     import jax.numpy as jnp

@@ -61,10 +61,10 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
 def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     """A sharding for every array of the training state, by the path of the array.
 
-    A path reads 'params/stage1/first/conv1/kernel', and 'opt_state/…' before the same for the
+    A path reads 'params/stage1/block1/conv1/kernel', and 'opt_state/…' before the same for the
     optimizer. The first rule whose regular expression is found in the path decides; its axes, one
-    for each dimension from the first on, are names of mesh axes or None; arrays under 'rest' have a
-    dimension of blocks in front. Where no rule is found, 'fsdp' splits the largest dimension that
+    for each dimension from the first on, are names of mesh axes or None; arrays under 'blocks' have
+    a dimension of blocks in front. Where no rule is found, 'fsdp' splits the largest dimension that
     the axis 'data' divides, of arrays of at least
     FSDP_MIN_SIZE elements, and everything else is replicated. Since the optimizer's arrays and the
     moving average have the paths and shapes of the parameters, they are laid out alike.

@@ -12,7 +12,7 @@ from resnet_jax.models.remat import remat
 
 ModuleDef = Any  # a module class, some of whose fields are already set
 
-STACKED = 'rest'  # parameters below this name are stacked block by block; see `Stage`
+STACKED = 'blocks'  # parameters below this name are stacked block by block; see `Stage`
 
 
 class Shortcut(nn.Module):
@@ -126,8 +126,8 @@ class BottleneckBlock(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width: the first may change the shape, the others are alike.
 
-    The others are scanned, so their parameters are stacked along a new first axis, and the tree of
-    parameters does not depend on `unroll`.
+    The others are scanned, so their parameters, below 'blocks', are stacked along a new first axis,
+    and the tree of parameters does not depend on `unroll`.
 
     Attributes:
       block: makes a block from `features`, `stride` and `last_relu`.
@@ -150,7 +150,7 @@ class Stage(nn.Module):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
         run = functools.partial(_run, train=train)
         block1 = self.block(features=self.features, stride=self.stride, last_relu=relu,
-                            name='first')
+                            name='block1')
         x = remat(run, self.remat)(block1, x)
         others = self.num_blocks - 1
         if others:

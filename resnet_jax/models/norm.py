@@ -140,7 +140,8 @@ class BatchNorm(nn.Module):
         size = min(self.virtual_batch_size or len(x), len(x))
         if len(x) % size:
             raise ValueError(
-                f'a batch of {len(x)} images is not a multiple of the virtual batch of {size}.')
+                f'the batch has {len(x)} images, which must be a multiple of the virtual batch '
+                f'size, {size}.')
         y, mean, var = batch_normalize(x, gamma, beta, size, self.epsilon)
         with jax.named_scope('running_statistics'):
             n = size * x.shape[1] * x.shape[2]

@@ -66,7 +66,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
     Args:
       params: the parameters, or their shapes.
-      patterns: regular expressions, to be found in paths such as 'stage1/first/conv1/kernel'.
+      patterns: regular expressions, to be found in paths such as 'stage1/block1/conv1/kernel'.
 
     Raises:
       UserError: a pattern is no regular expression, or is found in no path.

@@ -22,7 +22,7 @@ class Leaf(NamedTuple):
     """One array of the tree, and the tensors that it is made of.
 
     Attributes:
-      path: such as ('params', 'stage1', 'rest', 'conv1', 'kernel').
+      path: such as ('params', 'stage1', 'blocks', 'conv1', 'kernel').
       shape: of the array.
       tensors: torchvision's names: one, or one for each block of a stack.
       stacked: whether the first axis is that of blocks.

@@ -217,8 +217,8 @@ def test_shortcuts_a_b_and_c_project_nowhere_where_the_shape_changes_and_everywh
         for option in 'ABC'}
     assert projections == {
         'A': set(),
-        'B': {f'stage{i}/first' for i in (2, 3, 4)},
-        'C': {f'stage{i}/{block}' for i in (1, 2, 3, 4) for block in ('first', 'rest')}}
+        'B': {f'stage{i}/block1' for i in (2, 3, 4)},
+        'C': {f'stage{i}/{block}' for i in (1, 2, 3, 4) for block in ('block1', 'blocks')}}
 
 
 def test_option_a_takes_every_second_pixel_and_pads_half_the_channels_on_either_side():
@@ -247,7 +247,7 @@ def test_v1_strides_on_the_1x1_and_v15_on_the_3x3(stride_in, size):
     outputs = jax.eval_shape(lambda *args: model.apply(
         *args, train=False, capture_intermediates=True)[1]['intermediates'],
         shapes(model), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
-    first = outputs['stage2']['first']
+    first = outputs['stage2']['block1']
     assert first['conv1']['__call__'][0].shape[1] == size
     assert first['conv2']['__call__'][0].shape[1] == 4
 
@@ -274,7 +274,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
 
 def test_blocks_that_are_stacked_start_from_different_weights():
     params = init(one_stage(), size=8)[0]['params']
-    kernels = params['stage1']['rest']['conv1']['kernel']
+    kernels = params['stage1']['blocks']['conv1']['kernel']
     assert kernels.shape == (2, 3, 3, 4, 4)
     assert abs(np.corrcoef(kernels.reshape(2, -1))[0, 1]) < 0.3
     assert abs(kernels.std() / np.sqrt(2 / (9 * 4)) - 1) < 0.2
