@@ -60,18 +60,19 @@ def dataset(config: Mapping[str, Any]) -> str:
     """
     kind = (config['data.image_size'], config['model.num_classes'])
     if config['data.source'] not in ('digits', 'synthetic'):
-        if config['model.family'] == 'cifar' and kind == (32, 10):
+        if kind == (32, 10):
             return CIFAR10
-        if config['model.family'] != 'cifar' and kind[1] == 1000:
+        if kind[0] > 32 and kind[1] == 1000:
             return IMAGENET
     return config['data.tfds_name'] or config['data.source']
 
 
 def name(config: Mapping[str, Any]) -> str:
     """Of a network, such as 'ResNet-56' or 'plain-18'."""
-    if config['model.family'] == 'vgg':
-        return f'VGG-{config["model.depth"]}'
-    return f'{"plain" if config["model.plain"] else "ResNet"}-{config["model.depth"]}'
+    from resnet_jax import models  # JAX is imported only when it is needed
+
+    return models.title({name.removeprefix('model.'): value for name, value in config.items()
+                         if name.startswith('model.')})
 
 
 def error(config: Mapping[str, Any]) -> float | None:

@@ -111,8 +111,8 @@ def moments(model: Any, variables: Any, images: Any, mask: Any) -> dict[str, tup
       mask: float32 [N]; 0 for images that do not count.
 
     Returns:
-      By the path of the normalisation, such as 'stage1/rest/norm2': count, sum and sum of squares,
-      float32 scalars, or [blocks] of stacked blocks.
+      By the path of the normalisation, such as 'stage1/blocks/norm2': count, sum and sum of
+      squares, float32 scalars, or [blocks] of stacked blocks.
     """
     import jax
     import jax.numpy as jnp
@@ -149,11 +149,13 @@ def in_order(deviations: Mapping[str, np.ndarray]) -> list[float]:
     Args:
       deviations: by the path of the normalisation, scalars, or [blocks] of stacked blocks.
     """
+    from resnet_jax.models import STACKED
+
     layers = {}
     for path, values in deviations.items():
         part, *block, norm = path.split('/')
         stage, number = int(part.removeprefix('stage')) if block else 0, norm.removeprefix('norm')
-        after_first = block == ['rest']
+        after_first = block == [STACKED]
         for i, value in enumerate(np.atleast_1d(values)):
             layers[stage, i + after_first, number] = float(value)
     return [layers[key] for key in sorted(layers)]

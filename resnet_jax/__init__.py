@@ -7,10 +7,12 @@ import typing
 if typing.TYPE_CHECKING:
     import os
 
+    import flax.linen as nn
+
     from resnet_jax.tasks.classification.classifier import Classifier
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'load']
+__all__ = ['__version__', 'create', 'load']
 
 
 def load(path: str | os.PathLike) -> Classifier:
@@ -42,3 +44,36 @@ def load(path: str | os.PathLike) -> Classifier:
     from resnet_jax.tasks import loading  # JAX is imported only when it is needed
 
     return loading.load(path)
+
+
+def create(name: str, **fields: typing.Any) -> nn.Module:
+    """A network of the paper as a Flax module, with random weights to come.
+
+    >>> network = resnet_jax.create('resnet50', num_classes=10)
+    >>> network.stage_sizes
+    (3, 4, 6, 3)
+    >>> images = np.zeros((2, 32, 32, 3), np.float32)
+    >>> network = resnet_jax.create('resnet8', width=4)  # of 6n + 2 layers: for CIFAR
+    >>> variables = network.init(jax.random.key(0), images, train=False)
+    >>> network.apply(variables, images, train=False).shape  # class scores
+    (2, 10)
+    >>> maps = network.apply(variables, images, train=False, method='features')
+    >>> {stage: maps[stage].shape for stage in maps}['stage3']
+    (2, 8, 8, 16)
+
+    Args:
+      name: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'; for CIFAR 'resnet20' and
+        any other depth of 6n + 2; 'plain18', … without shortcuts; 'vgg16', 'vgg19', and 'vgg16_bn',
+        'vgg19_bn' with batch normalisation.
+      **fields: what differs from the paper; see `resnet_jax.models.resnet.ResNetBackbone` and
+        `resnet_jax.models.vgg.VGGBackbone`.
+
+    Returns:
+      A `resnet_jax.models.backbone.Classifier`. Its images are float32 [N, H, W, C], normalised.
+
+    Raises:
+      ValueError: there is no network of this name; the sentence gives the nearest names.
+    """
+    from resnet_jax import models
+
+    return models.named(name).clone(**fields)

@@ -84,7 +84,7 @@ def test_multiply_adds_of_v15(depth, multiply_adds):
 def test_the_summary_does_not_depend_on_how_the_network_is_executed():
     config = load('imagenet_r18')
     expected = summarize(config)
-    config.model.update(stem_space_to_depth=True, remat='block', unroll=False)
+    config.model.update(remat='block', unroll=False)
     assert summarize(config) == expected
 
 
@@ -191,7 +191,6 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'data.normalization': 'pixels'}, 'data.normalization must be'),
     ({'steps_per_call': 0}, 'steps_per_call must be at least 1, got 0'),
     ({'model.remat': 'all'}, 'model.remat must be one of none, conv, block'),
-    ({'model.stem_space_to_depth': True}, 'stem_space_to_depth is for the imagenet family only'),
     ({'model.family': 'vgg', 'model.depth': 16}, 'VGG needs images of at least 224 pixels'),
 ])
 def test_mistakes_are_named_before_anything_is_compiled(tiny_config, changed, sentence):

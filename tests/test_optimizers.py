@@ -11,8 +11,8 @@ from resnet_jax.training import optimizers, schedules
 from resnet_jax.xla import flags as xla_flags
 
 PARAMS = {
-    'first': {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([0.5])},
-    'rest': {'kernel': jnp.array([[[3.0, 4.0]], [[0.3, -0.4]]]),
+    'block1': {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([0.5])},
+    'blocks': {'kernel': jnp.array([[[3.0, 4.0]], [[0.3, -0.4]]]),
              'scale': jnp.array([[1.0], [2.0]])},
 }
 
@@ -73,11 +73,11 @@ def test_decay_may_leave_out_batch_normalisation_and_biases(name):
     everything = run(config(optimizer__name=name), zeros, [0.1])
     weights = run(config(optimizer__name=name, optimizer__decay_bn_and_bias=False), zeros, [0.1])
     shrunk = 1 - 0.1 * 1e-4
-    np.testing.assert_allclose(everything['first']['bias'], 0.5 * shrunk, rtol=1e-7)
-    np.testing.assert_array_equal(weights['first']['bias'], 0.5)
-    np.testing.assert_array_equal(weights['rest']['scale'], PARAMS['rest']['scale'])
+    np.testing.assert_allclose(everything['block1']['bias'], 0.5 * shrunk, rtol=1e-7)
+    np.testing.assert_array_equal(weights['block1']['bias'], 0.5)
+    np.testing.assert_array_equal(weights['blocks']['scale'], PARAMS['blocks']['scale'])
     np.testing.assert_allclose(
-        weights['rest']['kernel'], PARAMS['rest']['kernel'] * shrunk, rtol=1e-7)
+        weights['blocks']['kernel'], PARAMS['blocks']['kernel'] * shrunk, rtol=1e-7)
 
 
 def test_clipping_bounds_the_global_norm():
@@ -104,12 +104,12 @@ def test_lars_is_algorithm_1_of_its_paper_layer_by_layer_also_where_layers_are_s
     c = config(optimizer__name='lars', optimizer__weight_decay=decay)
     grads, rates = gradients(3), [2.0, 2.0, 0.5]
     got = run(c, grads, rates)
-    np.testing.assert_allclose(got['first']['kernel'], lars(
-        PARAMS['first']['kernel'], [g['first']['kernel'] for g in grads], rates, decay, 0.9),
+    np.testing.assert_allclose(got['block1']['kernel'], lars(
+        PARAMS['block1']['kernel'], [g['block1']['kernel'] for g in grads], rates, decay, 0.9),
         rtol=1e-5)
     for i in range(2):
-        np.testing.assert_allclose(got['rest']['kernel'][i], lars(
-            PARAMS['rest']['kernel'][i], [g['rest']['kernel'][i] for g in grads], rates, decay,
+        np.testing.assert_allclose(got['blocks']['kernel'][i], lars(
+            PARAMS['blocks']['kernel'][i], [g['blocks']['kernel'][i] for g in grads], rates, decay,
             0.9), rtol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_lars_does_not_rescale_biases_and_gammas(decays):
                optimizer__decay_bn_and_bias=decays)
     grads = gradients(1)
     got, decay = run(c, grads, [2.0]), 0.01 if decays else 0.0
-    for layer, name in (('first', 'bias'), ('rest', 'scale')):
+    for layer, name in (('block1', 'bias'), ('blocks', 'scale')):
         w, g = PARAMS[layer][name], grads[0][layer][name]
         np.testing.assert_allclose(got[layer][name], w - 2.0 * (g + decay * w), rtol=1e-5)
 

@@ -153,7 +153,7 @@ def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
     assert command('export', f'--checkpoint={folder}/weights', f'--output={out}').returncode == 0
     result = command('convert', f'--input={out}', f'--output={tmp_path}/again')
     assert result.returncode == 0
-    assert 'cifar network of depth 8, 10 classes, shortcut A: ' in result.stdout
+    assert 'ResNet-8, 10 classes, shortcut A: ' in result.stdout
     assert 'assumed' not in result.stdout  # the file says it all
     first, again = resnet_jax.load(folder / 'weights'), resnet_jax.load(tmp_path / 'again')
     x = images(3, 32, 32, 3)

@@ -24,6 +24,7 @@ from resnet_jax.training.program import build
 from resnet_jax.weights import stored
 from resnet_jax.weights.checkpoints import Checkpoints
 from tests import tiny
+from tests.weights import test_renames as renames
 
 SPECIMEN = pathlib.Path(__file__).parent / 'specimen'
 STORED = json.loads((SPECIMEN / 'config.json').read_text())
@@ -38,11 +39,11 @@ def program():
 
 @pytest.fixture
 def workdir(tmp_path, program):
-    """The specimen with a checkpoint of step 5, as such runs left them."""
+    """The specimen with a checkpoint of step 5, as such runs left them, with the names of then."""
     shutil.copytree(SPECIMEN, tmp_path, dirs_exist_ok=True)
     state = program.initial_state().replace(step=jax.device_put(np.int32(5), program.everywhere))
     checkpoints = Checkpoints(tmp_path / 'checkpoints', keep_last=2)
-    checkpoints.save(state, 5)
+    checkpoints.save(renames.old(state), 5)
     checkpoints.close()
     for file in tmp_path.rglob('_CHECKPOINT_METADATA'):
         file.write_text(json.dumps(json.loads(file.read_text()) | {'custom_metadata': {}}))

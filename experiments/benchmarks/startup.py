@@ -26,7 +26,7 @@ REPEATS = flags.DEFINE_integer('repeats', 5, 'Pairs of a cold and a warm start.'
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 
 # What begins a line of the output: what is done by then.
-MARKS = {'announced': ' network of depth ', 'compiled': 'compiled the training step',
+MARKS = {'announced': ' parameters; ', 'compiled': 'compiled the training step',
          'first_step': 'step       1/'}
 
 

@@ -140,7 +140,7 @@ def _pytorch_network(config: dict):
     if not importlib.util.find_spec('torch'):
         raise turns.NotRun(turns.NO_PYTORCH)
     model = config['model']
-    if model['family'] == 'vgg':
+    if model['family'] not in ('imagenet', 'cifar'):
         raise turns.NotRun('the PyTorch twin has residual networks only')
     theirs = (model['family'] == 'imagenet' and model['shortcut'] == 'B' and not model['plain']
               and model['width'] == 64 and config['data']['channels'] == 3

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier, normalized
 
 SCORES = 'head'  # the stage whose channels are the classes
 
@@ -42,35 +42,21 @@ def intervene(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, sta
     Raises:
       ValueError: the network has no such stage.
     """
-    name, at_input = _place(model, stage)
-    found = []
-
-    def listen(call, args, kwargs, context):
-        here = context.module.path == (name,) and context.method_name == '__call__'
-        if here and at_input:
-            found.append(args[0])
-            return call(change(args[0]), *args[1:], **kwargs)
-        output = call(*args, **kwargs)
-        if not here:
-            return output
-        found.append(output)
-        return change(output)
-
-    with nn.intercept_methods(listen):
-        scores = logits(model, weights, images)
-    if not found:
+    if stage not in (*model.stages, SCORES):
         raise ValueError(f'the network has no stage {stage!r}.')
-    return scores, found[0]
+    variables, normalization = weights
+    return model.apply(variables, normalized(images, normalization), stage, change,
+                       method=_intervene)
 
 
-def _place(model, stage: str) -> tuple[str, bool]:
-    """The module whose input (True) or output (False) the features are."""
-    if stage != SCORES and hasattr(model, 'dropout_rate'):
-        # What closes a stage of VGG, the max-pooling, is not a module of its own.
-        number = int(stage.removeprefix('stage'))
-        last = number == len(model.stage_sizes)
-        return ('dense1' if last else f'stage{number + 1}_conv1'), True
-    return stage, False
+def _intervene(model, x, stage, change):
+    x, found = x.astype(model.dtype), None
+    for name in model.stages:
+        x = model.run(name, x, train=False)
+        if name == stage:
+            found, x = x, change(x)
+    scores = model.classify(x)
+    return (change(scores), scores) if stage == SCORES else (scores, found)
 
 
 def channel_means(model: nn.Module, weights: tuple[Any, Any], images: jax.Array,

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models.blocks import Shortcut
+from resnet_jax.models.blocks import STACKED, Shortcut
 from resnet_jax.tasks.classification.classifier import Classifier
 
 BATCH_SIZE = 100  # images that are computed at once: one program for any number of them
@@ -61,9 +62,6 @@ def blocks(network: Classifier) -> tuple[Block, ...]:
     Raises:
       UserError: the network has none, as VGG.
     """
-    if network.config.model.family == 'vgg':
-        raise UserError('a VGG network has no blocks to look at; give a network of the imagenet '
-                        'or the cifar family.')
     modules, shapes = {}, {}
 
     def listen(call, args, kwargs, context):
@@ -80,17 +78,18 @@ def blocks(network: Classifier) -> tuple[Block, ...]:
     with nn.intercept_methods(listen):
         jax.eval_shape(functools.partial(network.model.apply, train=False), network.variables,
                        images)
+    if not modules:
+        raise UserError(f'{models.title(network.config.model)} has no blocks to look at; give a '
+                        'residual network or its plain twin.')
     found = []
     for (stage, part), module in modules.items():
         variables = {kind: tree[stage][part] for kind, tree in network.variables.items()}
-        count = 1 if part == 'first' else len(jax.tree.leaves(variables)[0])
-        before = 0 if part == 'first' else 1
-        for i in range(count):
-            own = variables if part == 'first' else jax.tree.map(lambda leaf, i=i: leaf[i],
-                                                                 variables)
+        stacked = part == STACKED
+        for i in range(len(jax.tree.leaves(variables)[0]) if stacked else 1):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], variables) if stacked else variables
             number = int(stage.removeprefix('stage'))
             shape_in, shape_out = shapes[stage, part]
-            found.append(Block(f'{number}.{before + i + 1}', number, module, own,
+            found.append(Block(f'{number}.{stacked + i + 1}', number, module, own,
                                shape_in == shape_out))
     return tuple(found)
 
@@ -108,19 +107,19 @@ def run(module: nn.Module, variables: Any, x: jax.Array) -> Pass:
         return output
 
     with nn.intercept_methods(listen):
-        output = module.apply(variables, x)
+        output = module.apply(variables, x, train=False)
     carried = found['shortcut'] if module.shortcut is not None else _identity(module, x, output)
     return Pass(*(part.astype(jnp.float32) for part in (carried, found['branch'], output)))
 
 
 def _identity(module, x, output):
     """The input in the shape of the output, without parameters (option A)."""
-    return Shortcut('A', output.shape[-1], module.stride, None, None).apply({}, x)
+    return Shortcut('A', output.shape[-1], module.stride, None, None).apply({}, x, train=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _output(module, variables, x):
-    return module.apply(variables, x)
+    return module.apply(variables, x, train=False)
 
 
 @functools.partial(jax.jit, static_argnums=0)

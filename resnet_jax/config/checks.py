@@ -37,10 +37,6 @@ def check(config: ConfigDict, data_shards: int) -> None:
         raise UserError(
             f'model.virtual_batch_size={size} must divide the {part} images that are normalised '
             'together, batch_size over optimizer.accumulation_steps.')
-    normalised = config.model.family != 'vgg' or config.model.batch_norm
-    if config.eval.recalibrate_batches and not normalised:
-        raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
-                        'normalisation.')
     _check_schedule(config)
     if config.init.checkpoint and config.init.resume_from:
         raise UserError('init.checkpoint and init.resume_from cannot both be set: the first starts '

@@ -10,11 +10,10 @@ from ml_collections.config_dict import placeholder
 # Fields that determine where and how long a run executes, but not what it computes at a given step;
 # a run can be resumed with other values. (With a cosine, the learning rate depends on num_steps.)
 EXECUTION_FIELDS = (
-    'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat',
-    'model.stem_space_to_depth', 'init.checkpoint', 'init.resume_from', 'data.path',
-    'data.pipeline', 'data.resident_bytes', 'data.on_unreadable', 'data.workers', 'data.threads',
-    'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval', 'checkpoint', 'log', 'profile',
-    'mesh', 'compilation_cache',
+    'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat', 'init.checkpoint',
+    'init.resume_from', 'data.path', 'data.pipeline', 'data.resident_bytes', 'data.on_unreadable',
+    'data.workers', 'data.threads', 'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval',
+    'checkpoint', 'log', 'profile', 'mesh', 'compilation_cache',
 )
 
 # Fields that may differ between the processes of a job, which have their own disks and cores.
@@ -27,6 +26,8 @@ BEFORE = {'optimizer.ema_warmup': False}
 MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
 # Renamed fields: old path to new path.
 RENAMED: dict[str, str] = {}
+# Fields of older versions that never changed what a run computes.
+REMOVED = ('model.stem_space_to_depth',)
 
 
 def default() -> ConfigDict:
@@ -45,7 +46,7 @@ def default() -> ConfigDict:
     config.xla_preset = 'cpu'  # compiler options, see resnet_jax/xla/flags.py
 
     model = config.model = ConfigDict()
-    model.family = placeholder(str)  # 'imagenet', 'cifar' or 'vgg'
+    model.family = placeholder(str)  # 'imagenet', 'cifar', 'vgg', or another that is registered
     # If not set, and init.checkpoint is: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
     model.num_classes = placeholder(int)  # None: as many as the data has
@@ -67,7 +68,6 @@ def default() -> ConfigDict:
     # Rematerialisation, i.e. what is stored for the backward pass: 'none' whatever the compiler
     # chooses, 'conv' outputs of convolutions, 'block' inputs of blocks; the rest is recomputed.
     model.remat = 'none'
-    model.stem_space_to_depth = False  # (imagenet only) 7x7 convolution on blocks of 2x2 pixels
 
     # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()

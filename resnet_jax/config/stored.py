@@ -10,6 +10,7 @@ from resnet_jax.config.fields import (
     EXECUTION_FIELDS,
     LOCAL_FIELDS,
     MEANINGLESS_WITHOUT,
+    REMOVED,
     RENAMED,
     default,
 )
@@ -51,7 +52,7 @@ def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
     before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
     return ({name: renamed.get(name, value) for name, value in before.items()},
-            [name for name in renamed if name not in known])
+            [name for name in renamed if name not in known and name not in REMOVED])
 
 
 def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:

@@ -58,11 +58,11 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
 def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     """A sharding for every array of the training state, by the path of the array.
 
-    Paths look like 'params/stage1/first/conv1/kernel'; those of the optimizer have 'opt_state/…' in
-    front. The first rule whose regular expression matches part of the path applies. Its axes, one
-    per dimension from the first, are names of mesh axes or None; arrays under 'rest' have a leading
-    dimension of blocks. If no rule matches, 'fsdp' splits arrays of at least FSDP_MIN_SIZE elements
-    along their largest dimension that the size of the axis 'data' divides; everything else is
+    Paths look like 'params/stage1/block1/conv1/kernel'; those of the optimizer have 'opt_state/…'
+    in front. The first rule whose regular expression matches part of the path applies. Its axes,
+    one per dimension from the first, are names of mesh axes or None; arrays under 'blocks' have a
+    leading dimension of blocks. If no rule matches, 'fsdp' splits arrays of at least FSDP_MIN_SIZE
+    elements along their largest dimension that the size of the axis 'data' divides; everything else is
     replicated. The arrays of the optimizer and the moving averages have the paths and shapes of the
     parameters, so they are sharded alike.
 

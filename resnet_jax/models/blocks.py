@@ -1,43 +1,18 @@
 """The parts of a residual network: shortcuts (section 3.3), blocks (figure 5), stages (table 1)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
 
+from resnet_jax.models.relu import relu
 from resnet_jax.models.remat import remat
 
 ModuleDef = Any  # a module class, some of whose fields are already set
 
-
-def relu(x):
-    """ReLU at the end of an unrolled block; on GPU its gradient is computed from its output.
-
-    XLA's own gradient would recompute the sum before the ReLU and read both summands, which costs
-    memory traffic (docs/performance.md). Inside a loop, this version would store the output twice.
-    """
-    return lax.platform_dependent(x, cuda=_relu, rocm=_relu, default=nn.relu)
-
-
-@jax.custom_vjp
-def _relu(x):
-    return jnp.maximum(x, 0)
-
-
-def _relu_forward(x):
-    # Without the barrier, XLA knows that y > 0 where x > 0.
-    y = lax.optimization_barrier(_relu(x))
-    return y, y
-
-
-def _relu_backward(y, dy):
-    return (jnp.where(y > 0, dy, 0),)
-
-
-_relu.defvjp(_relu_forward, _relu_backward)
+STACKED = 'blocks'  # parameters below this name are stacked block by block; see `Stage`
 
 
 class Shortcut(nn.Module):
@@ -56,12 +31,12 @@ class Shortcut(nn.Module):
     norm: ModuleDef
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
         changes = self.stride != 1 or x.shape[-1] != self.features
         if self.option == 'C' or (self.option == 'B' and changes):
             x = self.conv(self.features, 1, self.stride, name='conv')(x)
-            return self.norm(name='norm')(x)
+            return self.norm(name='norm')(x, train=train)
         if changes:
             missing = self.features - x.shape[-1]
             x = x[:, ::self.stride, ::self.stride]
@@ -93,15 +68,17 @@ class BasicBlock(nn.Module):
     expansion = 1  # output channels over `features`
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
         y = self.conv(self.features, 3, self.stride, name='conv1')(x)
-        y = nn.relu(self.norm(name='norm1')(y))
+        y = nn.relu(self.norm(name='norm1')(y, train=train))
         y = self.conv(self.features, 3, name='conv2')(y)
-        y = self.norm(name='norm2', scale_init=self.last_scale_init)(y)
-        if self.shortcut is not None:
-            y += self.shortcut(features=self.features, stride=self.stride, name='shortcut')(x)
-        return self.last_relu(y)
+        y = self.norm(name='norm2', scale_init=self.last_scale_init)(y, train=train)
+        if self.shortcut is None:
+            return self.last_relu(y)
+        shortcut = self.shortcut(features=self.features, stride=self.stride, name='shortcut')
+        # Equation (1), y = F(x) + x, or (2) where the shortcut projects; then the second ReLU.
+        return self.last_relu(y + shortcut(x, train=train))
 
 
 class BottleneckBlock(nn.Module):
@@ -129,37 +106,35 @@ class BottleneckBlock(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features]."""
         first, second = (self.stride, 1) if self.stride_in == 'v1' else (1, self.stride)
         features = self.features * self.expansion
         y = self.conv(self.features, 1, first, name='conv1')(x)
-        y = nn.relu(self.norm(name='norm1')(y))
+        y = nn.relu(self.norm(name='norm1')(y, train=train))
         y = self.conv(self.features, 3, second, name='conv2')(y)
-        y = nn.relu(self.norm(name='norm2')(y))
+        y = nn.relu(self.norm(name='norm2')(y, train=train))
         y = self.conv(features, 1, name='conv3')(y)
-        y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
-        if self.shortcut is not None:
-            y += self.shortcut(features=features, stride=self.stride, name='shortcut')(x)
-        return self.last_relu(y)
-
-
-def apply(module: nn.Module, x):
-    return module(x)
+        y = self.norm(name='norm3', scale_init=self.last_scale_init)(y, train=train)
+        if self.shortcut is None:
+            return self.last_relu(y)
+        shortcut = self.shortcut(features=features, stride=self.stride, name='shortcut')
+        # Equation (1), y = F(x) + x, or (2) where the shortcut projects; then the second ReLU.
+        return self.last_relu(y + shortcut(x, train=train))
 
 
 class Stage(nn.Module):
-    """Blocks of one width: the first may change the shape, the rest are alike.
+    """Blocks of one width: the first may change the shape, the others are alike.
 
-    The rest are scanned, so their parameters are stacked along a new first axis, and the tree of
-    parameters does not depend on `unroll`.
+    The others are scanned, so their parameters, below 'blocks', are stacked along a new first axis,
+    and the tree of parameters does not depend on `unroll`.
 
     Attributes:
       block: makes a block from `features`, `stride` and `last_relu`.
       num_blocks: at least 1.
       features: the block's `features`.
       stride: of the first block.
-      unroll: run the rest as straight-line code instead of a loop.
+      unroll: run the others as straight-line code instead of a loop.
       remat: what the gradient keeps of each block; see `resnet_jax.models.remat`.
     """
 
@@ -171,22 +146,27 @@ class Stage(nn.Module):
     remat: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
-        first = self.block(features=self.features, stride=self.stride, last_relu=relu,
-                           name='first')
-        x = remat(apply, self.remat)(first, x)
-        rest = self.num_blocks - 1
-        if rest:
-            is_loop = rest > 1 and not self.unroll
-            body = remat(apply, self.remat, in_loop=is_loop)
+        run = functools.partial(_run, train=train)
+        block1 = self.block(features=self.features, stride=self.stride, last_relu=relu,
+                            name='block1')
+        x = remat(run, self.remat)(block1, x)
+        others = self.num_blocks - 1
+        if others:
+            is_loop = others > 1 and not self.unroll
+            body = remat(run, self.remat, in_loop=is_loop)
             x, _ = nn.scan(
                 lambda block, x, _: (body(block, x), None),
                 variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                 split_rngs={'params': True},
-                length=rest,
+                length=others,
                 # Initialisation runs once: in a loop, it compiles as fast at every depth.
-                unroll=1 if is_loop or self.is_initializing() else rest,
+                unroll=1 if is_loop or self.is_initializing() else others,
             )(self.block(features=self.features, stride=1,
-                         last_relu=nn.relu if is_loop else relu, name='rest'), x, None)
+                         last_relu=nn.relu if is_loop else relu, name=STACKED), x, None)
         return x
+
+
+def _run(block: nn.Module, x, *, train: bool):
+    return block(x, train=train)

@@ -18,38 +18,49 @@ CACHE_BYTES = 2**20  # size of a core's own (second-level) cache
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x, kernel, stride: int, num_devices: int = 1):
+def conv2d(x, kernel, stride: int, num_devices: int = 1, groups: int = 1, dilation: int = 1):
     """Convolution of NHWC images with an HWIO kernel of k x k, computed in the type of the images.
 
     The input is padded with k // 2 zeros above and left, and k - 1 - k // 2 below and right, which
-    is symmetric for odd k.
+    is symmetric for odd k. With a dilation, k stands for the extent (k - 1) * dilation + 1.
 
     On CPU the gradients are written as ordinary convolutions and matrix products, because XLA's own
     are slow inside loops such as scanned blocks; see docs/performance.md. With bfloat16 images, the
     gradient of a float32 kernel is computed and summed over devices in float32 on CPU and TPU. On
-    GPU the gradients are XLA's own.
+    GPU, and of convolutions with groups or a dilation, the gradients are XLA's own.
 
-    Only reverse-mode differentiation is supported, to any order, so JAX rejects `jax.jvp`,
-    `jax.jacfwd` and `jax.hessian`.
+    Without groups and dilation only reverse-mode differentiation is supported, to any order, so JAX
+    rejects `jax.jvp`, `jax.jacfwd` and `jax.hessian`.
 
     Args:
       x: float [N, H, W, C].
-      kernel: float [k, k, C, features].
+      kernel: float [k, k, C / groups, features].
       stride: in both directions.
       num_devices: number of devices that the batch is sharded over. On a single CPU device the
         kernel's gradient is computed a few images at a time, see `_correlate`.
+      groups: the channels, and the features, are divided into so many groups, and each group of
+        features sees one group of channels.
+      dilation: distance in pixels between neighbouring taps of the kernel.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), features], as x.
     """
+    if groups == dilation == 1:
+        return _conv2d(x, kernel, stride, num_devices)
+    return _convolve(x, kernel, stride, groups, dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x, kernel, stride: int, num_devices: int):
+    del num_devices
     return _convolve(x, kernel, stride)
 
 
-def _convolve(x, kernel, stride: int = 1):
+def _convolve(x, kernel, stride: int = 1, groups: int = 1, dilation: int = 1):
     return lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), [_padding(len(kernel))] * 2,
-        dimension_numbers=DIMENSIONS)
+        x, kernel.astype(x.dtype), (stride, stride),
+        [_padding((len(kernel) - 1) * dilation + 1)] * 2, rhs_dilation=(dilation, dilation),
+        dimension_numbers=DIMENSIONS, feature_group_count=groups)
 
 
 def _padding(k: int) -> tuple[int, int]:
@@ -81,7 +92,7 @@ def _backward(stride: int, num_devices: int, saved, dy):
     return lax.platform_dependent(x, kernel, dy, cpu=cpu, tpu=tpu, default=xla)
 
 
-conv2d.defvjp(_forward, _backward)
+_conv2d.defvjp(_forward, _backward)
 
 
 def _input_gradient(dy, kernel, shape: tuple[int, ...], stride: int):
@@ -150,65 +161,45 @@ def _parts(x, dy, num_devices: int) -> int:
     return next((n for n in range(fewest, len(x)) if len(x) % n == 0), len(x))
 
 
-def space_to_depth_conv2d(x, kernel, num_devices: int = 1):
-    """`conv2d` with stride 2, computed on blocks of 2x2 pixels that lie in the channels.
-
-    A matrix unit of 128 rows is nearly idle on the 3 channels of an image. On [N, H / 2, W / 2, 4C]
-    the 7x7 convolution of stride 2 is one of 4x4 and stride 1: the kernel is given a row and a
-    column of zeros above and left, and cut into blocks of 2x2 taps. Sums run over the same products
-    in another order. (From MLPerf's ResNet-50 for TPUs. Its effect there: not run.)
-
-    Args:
-      x: [N, H, W, C]; an odd H or W is filled up with zeros, which belong to the padding anyway.
-      kernel: [k, k, C, features], k one of 3, 7, 11, ….
-      num_devices: see `conv2d`.
-    """
-    k, _, channels, features = kernel.shape
-    n, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    x = x.reshape(n, -(-h // 2), 2, -(-w // 2), 2, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)
-    blocks = (k + 1) // 2
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    kernel = kernel.reshape(blocks, 2, blocks, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(blocks, blocks, 4 * channels, features)
-    return conv2d(x, kernel, 1, num_devices)
-
-
 class Conv(nn.Module):
     """A k x k convolution of NHWC images with HWIO kernels.
 
-    The input is padded with k // 2 zeros on every side, as in the paper and in PyTorch. ('SAME'
-    pads unevenly for strides above 1, so weights of other frameworks would not transfer.)
+    The input is padded with k // 2 zeros on every side, as in the paper and in PyTorch, or with
+    k // 2 * dilation. ('SAME' pads unevenly for strides above 1, so weights of other frameworks
+    would not transfer.)
 
     Attributes:
       features: output channels.
       kernel_size: k, odd.
       stride: in both directions.
-      space_to_depth: see `space_to_depth_conv2d`; of stride 2 only, and of the same kernel.
       use_bias: whether a bias is added; never in front of a batch normalisation.
       dtype: of the computation and the output; parameters are float32.
-      num_devices: see `conv2d`.
+      num_devices, groups, dilation: see `conv2d`.
     """
 
     features: int
     kernel_size: int
     stride: int = 1
-    space_to_depth: bool = False
     use_bias: bool = False
     dtype: Any = jnp.float32
     num_devices: int = 1
+    groups: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x):
-        """float [N, H, W, C] -> dtype [N, ceil(H / stride), ceil(W / stride), features]."""
-        k, channels = self.kernel_size, x.shape[-1]
+        """float [N, H, W, C] -> dtype [N, ceil(H / stride), ceil(W / stride), features].
+
+        Raises:
+          ValueError: the groups do not divide C and the features.
+        """
+        k, (channels, rest) = self.kernel_size, divmod(x.shape[-1], self.groups)
+        if rest or self.features % self.groups:
+            raise ValueError(f'{self.groups} groups must divide the {x.shape[-1]} channels and the '
+                             f'{self.features} features of a convolution.')
         kernel = self.param('kernel', he_normal, (k, k, channels, self.features), jnp.float32)
-        x = x.astype(self.dtype)
-        if self.space_to_depth:
-            y = space_to_depth_conv2d(x, kernel, self.num_devices)
-        else:
-            y = conv2d(x, kernel, self.stride, self.num_devices)
+        y = conv2d(x.astype(self.dtype), kernel, self.stride, self.num_devices, self.groups,
+                   self.dilation)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
             y += bias.astype(self.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-PIXELS = (1, 2, 3)  # axes of a group: images, rows and columns
+AXES = (1, 2, 3)  # of a group, over which its statistics are taken: images, rows, columns
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -40,8 +40,8 @@ def _normalize_groups(x, gamma, beta, size, epsilon):
     groups = _groups(x, size)
     with jax.named_scope('batch_statistics'):
         # One pass over the activations: the mean of the squares, less the squared mean.
-        mean = groups.mean(PIXELS)
-        var = jnp.maximum(jnp.square(groups).mean(PIXELS) - jnp.square(mean), 0)
+        mean = groups.mean(AXES)
+        var = jnp.maximum(jnp.square(groups).mean(AXES) - jnp.square(mean), 0)
     y = _normalize(groups, _spread(mean), _spread(var), gamma, beta, epsilon)
     return (y.reshape(x.shape).astype(x.dtype), mean, var), (x, gamma, mean, var)
 
@@ -54,9 +54,9 @@ def _backward(size, epsilon, saved, cotangents):
     dy, groups = _groups(dy, size), _groups(x, size)
     inverse = lax.rsqrt(var + epsilon)
     with jax.named_scope('batch_statistics'):
-        dbeta = dy.mean(PIXELS)
+        dbeta = dy.mean(AXES)
         # Of x as it is: XLA's CPU backend would write x - mean to memory for this sum.
-        dgamma = ((dy * groups).mean(PIXELS) - mean * dbeta) * inverse
+        dgamma = ((dy * groups).mean(AXES) - mean * dbeta) * inverse
     dx = (dy - _spread(dbeta) - (groups - _spread(mean)) * _spread(inverse * dgamma)) * _spread(
         gamma * inverse)
     pixels = dy[0, ..., 0].size
@@ -97,8 +97,6 @@ class BatchNorm(nn.Module):
     All statistics are computed and stored in float32 (float64 for float64 images).
 
     Attributes:
-      train: normalise by the statistics of the batch and update the running ones; otherwise
-        normalise by the running ones.
       virtual_batch_size: images per group; None: the whole batch is one group, as is a batch that
         is smaller.
       momentum: share of the old running statistics that a training step keeps.
@@ -107,19 +105,25 @@ class BatchNorm(nn.Module):
         Flax does not; n counts the pixels of a group.
       scale_init: initialiser of gamma.
       dtype: of the output; parameters are float32.
+      frozen: normalise by the running statistics in training too, and keep them.
     """
 
-    train: bool
     virtual_batch_size: int | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased_variance: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: Any = jnp.float32
+    frozen: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> dtype [N, H, W, C].
+
+        Args:
+          x: the activations.
+          train: normalise by the statistics of the batch and update the running ones; otherwise
+            normalise by the running ones.
 
         Raises:
           ValueError: N is larger than the virtual batch, but not a multiple of it, in training.
@@ -129,14 +133,15 @@ class BatchNorm(nn.Module):
         beta = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)
-        if not self.train:
+        if not train or self.frozen:
             return _normalize(x, running_mean.value, running_var.value, gamma, beta,
                               self.epsilon).astype(self.dtype)
 
         size = min(self.virtual_batch_size or len(x), len(x))
         if len(x) % size:
             raise ValueError(
-                f'a batch of {len(x)} images is not a multiple of the virtual batch of {size}.')
+                f'the batch has {len(x)} images, which must be a multiple of the virtual batch '
+                f'size, {size}.')
         y, mean, var = batch_normalize(x, gamma, beta, size, self.epsilon)
         with jax.named_scope('running_statistics'):
             n = size * x.shape[1] * x.shape[2]

@@ -1,24 +1,30 @@
 """The residual networks of the paper and their plain counterparts."""
 
 import functools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from resnet_jax.models.backbone import Backbone, Classifier
 from resnet_jax.models.blocks import (
+    STACKED,
     BasicBlock,
     BottleneckBlock,
     ModuleDef,
     Shortcut,
     Stage,
-    apply,
 )
-from resnet_jax.models.conv import Conv, he_normal
+from resnet_jax.models.conv import Conv
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.pool import max_pool
+from resnet_jax.models.registry import Family, common_fields, register
 from resnet_jax.models.remat import remat
+
+__all__ = ['CIFAR_DEPTHS', 'IMAGENET', 'STACKED', 'ResNet', 'ResNetBackbone', 'architecture',
+           'strides']
 
 # Table 1: the block, and how many of them each stage has.
 IMAGENET = {
@@ -50,81 +56,60 @@ def architecture(family: str, depth: int) -> tuple[type[nn.Module], tuple[int, .
     return BasicBlock, (n, n, n)  # section 4.2
 
 
-class ResNet(nn.Module):
-    """A residual network, or its plain twin.
+class ResNetBackbone(Backbone):
+    """A residual network without its last layer, or its plain twin: 'stem', 'stage1', 'stage2', ….
+
+    The defaults are the paper's for ImageNet. Any height and width will do, since the network is
+    fully convolutional.
 
     Attributes:
       block: `BasicBlock` or `BottleneckBlock`.
-      stage_sizes: blocks in each stage; every stage but the first starts with stride 2.
-      stem: 'imagenet': 7x7 convolution and max-pooling, both of stride 2; 'cifar': one 3x3.
-      num_classes: outputs.
-      width: filters of the stem and of the first stage; every further stage has twice as many.
+      stage_sizes: blocks in each stage; every stage but the first starts with stride 2, and has
+        twice as many filters as the one before it.
+      stem_kind: 'imagenet': 7x7 convolution and max-pooling, both of stride 2; 'cifar': one 3x3.
       plain: leave out the shortcuts.
       shortcut: option 'A', 'B' or 'C' of section 3.3.
       stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
       pool_pad: see `Stem`.
       zero_init_last_gamma: start every block as the identity.
-      virtual_batch_size, bn_momentum, bn_epsilon, bn_unbiased_variance: see `BatchNorm`.
-      dtype: of the computation; parameters, statistics and the output are float32.
-      unroll, remat: see `Stage`; the stem counts as a block.
-      stem_space_to_depth: see `Stem`; of 'imagenet' only.
-      bn_frozen: normalise by the running statistics in training too, and keep them.
-      num_devices: that a batch is spread over; see `conv2d`.
+      unroll: see `Stage`.
     """
 
     block: type[nn.Module]
     stage_sizes: tuple[int, ...]
-    stem: str
-    num_classes: int
-    width: int
-    plain: bool
-    shortcut: str
-    stride_in: str
-    pool_pad: str
-    zero_init_last_gamma: bool
-    virtual_batch_size: int | None
-    bn_momentum: float
-    bn_epsilon: float
-    bn_unbiased_variance: bool
-    dtype: Any
-    unroll: bool
-    remat: str
-    stem_space_to_depth: bool
-    bn_frozen: bool = False
-    num_devices: int = 1
+    stem_kind: str = 'imagenet'
+    plain: bool = False
+    shortcut: str = 'B'
+    stride_in: str = 'v1'
+    pool_pad: str = 'both'
+    zero_init_last_gamma: bool = False
+    unroll: bool = True
 
-    @nn.compact
-    def __call__(self, images, *, train: bool):
-        """Class scores before the softmax.
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ('stem', *(f'stage{i + 1}' for i in range(len(self.stage_sizes))))
 
-        Args:
-          images: float [N, H, W, C], normalised; any H and W, since the features are averaged over
-            all positions (fully convolutional).
-          train: normalise by batch statistics, and update the collection 'batch_stats'.
-
-        Returns:
-          float32 [N, num_classes].
-        """
+    def setup(self):
         conv = functools.partial(Conv, dtype=self.dtype, num_devices=self.num_devices)
-        norm = functools.partial(
-            BatchNorm, train=train and not self.bn_frozen,
-            virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, **self.norm_fields())
         shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
         block = functools.partial(
             self.block, stride_in=self.stride_in, conv=conv, norm=norm,
             shortcut=None if self.plain else shortcut,
             last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
                              else nn.initializers.ones))
-
-        stem = Stem(self.stem, self.width, self.pool_pad, self.stem_space_to_depth, conv, norm,
-                    name='stem')
-        x = remat(apply, self.remat)(stem, images.astype(self.dtype))
+        self.stem = Stem(self.stem_kind, self.width, self.pool_pad, conv, norm, self.remat)
         for i, num_blocks in enumerate(self.stage_sizes):
-            x = Stage(block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
-                      unroll=self.unroll, remat=self.remat, name=f'stage{i + 1}')(x)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name='head')(x)
+            setattr(self, f'stage{i + 1}', Stage(
+                block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
+                unroll=self.unroll, remat=self.remat))
+
+
+class ResNet(Classifier, ResNetBackbone):
+    """A residual network, or its plain twin: see `ResNetBackbone` and `Classifier` for the fields.
+
+    `ResNet(BottleneckBlock, (3, 4, 6, 3))` is the paper's ResNet-50.
+    """
 
 
 class Stem(nn.Module):
@@ -136,24 +121,77 @@ class Stem(nn.Module):
       pool_pad: where the max-pooling pads a pixel: at 'both' ends of the height and the width, as
         PyTorch does, or at the 'end', which is what Caffe's rounding up amounts to. The windows
         lie one pixel apart, so weights for one lose accuracy under the other.
-      space_to_depth: execute the 7x7 convolution on blocks of 2x2 pixels, with the same weights and
-        results; see `space_to_depth_conv2d`.
+      remat: what the gradient keeps; see `resnet_jax.models.remat`.
     """
 
     kind: str
     features: int
     pool_pad: str
-    space_to_depth: bool
     conv: ModuleDef
     norm: ModuleDef
+    remat: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, *, train: bool):
         """'imagenet': [N, H, W, C] -> [N, H / 4, W / 4, features]; 'cifar': keeps H and W."""
+        return remat(functools.partial(Stem._run, train=train), self.remat)(self, x)
+
+    def _run(self, x, *, train):
+        size, stride = (3, 1) if self.kind == 'cifar' else (7, 2)
+        x = self.conv(self.features, size, stride, name='conv')(x)
+        x = nn.relu(self.norm(name='norm')(x, train=train))
         if self.kind == 'cifar':
-            x = self.conv(self.features, 3, name='conv')(x)
-            return nn.relu(self.norm(name='norm')(x))
-        x = self.conv(self.features, 7, 2, self.space_to_depth, name='conv')(x)
-        x = nn.relu(self.norm(name='norm')(x))
-        pad = (1, 1) if self.pool_pad == 'both' else (0, 1)
-        return max_pool(x, 3, 2, pad)
+            return x
+        return max_pool(x, 3, 2, (1, 1) if self.pool_pad == 'both' else (0, 1))
+
+
+def _create(config: Mapping[str, Any]) -> ResNet:
+    if config['plain'] and config['zero_init_last_gamma']:
+        raise ConfigError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
+                          'output would be zero.')
+    block, stage_sizes = architecture(config['family'], config['depth'])
+    return ResNet(
+        block, stage_sizes, stem_kind=config['family'], plain=config['plain'],
+        shortcut=config['shortcut'], stride_in=config['stride_in'], pool_pad=config['pool_pad'],
+        zero_init_last_gamma=config['zero_init_last_gamma'], unroll=config['unroll'],
+        **common_fields(config))
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    return f'{"plain" if config["plain"] else "ResNet"}-{config["depth"]}'
+
+
+def _traits(config: Mapping[str, Any]) -> tuple[str, ...]:
+    shortcut = 'no shortcuts' if config['plain'] else f'shortcut {config["shortcut"]}'
+    return (shortcut, *strides(config))
+
+
+def strides(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the network of `config.model` has its strides, in words, if there is a choice."""
+    is_bottleneck = architecture(config['family'], config['depth'])[0] is BottleneckBlock
+    return (f'stride {config["stride_in"]}',) if is_bottleneck else ()
+
+
+def _named(family: str, name: str, defaults: Mapping[str, Any]) -> ResNet | None:
+    """The network of a name such as 'resnet50' or 'plain34', if the family has it."""
+    match = re.fullmatch(r'(resnet|plain)(\d+)', name)
+    try:
+        block, sizes = architecture(family, int(match[2])) if match else (None, None)
+    except ConfigError:
+        return None
+    if block is None:
+        return None
+    return ResNet(block, sizes, stem_kind=family, plain=match[1] == 'plain', **defaults)
+
+
+def _names(depths: Any) -> tuple[str, ...]:
+    return tuple(f'{kind}{depth}' for kind in ('resnet', 'plain') for depth in depths)
+
+
+register('imagenet', Family(
+    create=_create, title=_title, traits=_traits, least_size=32,
+    named=functools.partial(_named, 'imagenet', defaults={}), names=_names(IMAGENET)))
+register('cifar', Family(
+    create=_create, title=_title, traits=_traits, least_size=4,
+    named=functools.partial(_named, 'cifar', defaults={
+        'width': 16, 'shortcut': 'A', 'num_classes': 10}), names=_names(CIFAR_DEPTHS)))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import data
+from resnet_jax import data, models
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.training.costs import summarize
@@ -177,7 +177,7 @@ def _batch_norm_notes(program: Program, device: str) -> list[str]:
     config, shards = program.config, program.mesh.shape['data']
     size = config.model.virtual_batch_size
     images = config.batch_size // config.optimizer.accumulation_steps // shards
-    normalised = config.model.family != 'vgg' or config.model.batch_norm
+    normalised = models.family_of(config.model).normalises(config.model)
     if shards == 1 or not normalised or config.init.freeze_bn or (size and images % size == 0):
         return []
     most = min(size or images, images)

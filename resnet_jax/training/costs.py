@@ -1,5 +1,6 @@
 """Size and cost of the network of a config, by shape inference alone."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +14,14 @@ from ml_collections import ConfigDict
 from resnet_jax.training import optimizers
 from resnet_jax.training.program import completed, create_model
 
-PARTS = ('stem', 'stage', 'dense', 'Dropout', 'head')
-
 
 def summarize(config: ConfigDict) -> dict[str, Any]:
     """Size and cost of the network, by shape inference.
 
     Returns:
       'parameters': their number. 'multiply_adds': of convolutions and dense layers, for one image.
-      'stages': name and output shape [H, W, C] or [C] of every part, for one image. 'memory': bytes
-      of 'parameters', 'batch_stats' and 'optimizer_state'.
+      'stages': name and shape of every feature map [H, W, C], and of the 'head' [C], for one image.
+      'memory': bytes of 'parameters', 'batch_stats' and 'optimizer_state'.
 
     Raises:
       UserError: a field of the config is wrong.
@@ -31,17 +30,17 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
     model, variables, images = shapes(config)
 
     def forward(variables, images):
-        return model.apply(
-            variables, images, train=False, mutable=['intermediates'],
-            capture_intermediates=lambda module, _: len(module.path) == 1)[1]['intermediates']
+        return model.apply(variables, images, train=False)
 
-    outputs = jax.eval_shape(forward, variables, images)
+    maps = jax.eval_shape(functools.partial(model.apply, train=False, method='features'),
+                          variables, images)
+    outputs = [*((stage, maps[stage]) for stage in model.stages),
+               ('head', jax.eval_shape(forward, variables, images))]
     return {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
         'multiply_adds': multiply_adds(forward, variables, images),
-        'stages': [{'name': name, 'shape': list(outputs[name]['__call__'][0].shape[1:])}
-                   for name in sorted(outputs, key=_position)
-                   if 'norm' not in name and 'Dropout' not in name],
+        'stages': [{'name': name, 'shape': list(output.shape[1:])}
+                   for name, output in outputs],
         'memory': {
             'parameters': _bytes(variables['params']),
             'batch_stats': _bytes(variables.get('batch_stats', {})),
@@ -53,19 +52,12 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
 
 def shapes(config: ConfigDict) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
     """The network, and the shapes of its variables and of one image."""
-    config = config.copy_and_resolve_references()
-    config.model.stem_space_to_depth = False  # zeros of its kernel are no part of the network
     model = create_model(config)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
     return model, variables, images
-
-
-def _position(name: str) -> tuple[int, str]:
-    """Puts the parts in the order in which an image passes them."""
-    return next(i for i, part in enumerate(PARTS) if name.startswith(part)), name
 
 
 def _bytes(tree: Any) -> int:

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
+from resnet_jax import models
 from resnet_jax.distributed import processes, sharding
 from resnet_jax.output import duration, say
 from resnet_jax.training import disk
@@ -132,8 +133,7 @@ class Run:
         program, config = self.program, self.config
         parameters = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
         device = program.mesh.devices.flat[0].device_kind
-        say(f'{config.model.family} network of depth {config.model.depth}'
-            f'{", plain" if config.model.plain else ""}: {parameters:,} parameters; '
+        say(f'{models.title(config.model)}: {parameters:,} parameters; '
             f'{config.data.source}: {program.train_data.num_images:,} training and '
             f'{program.eval_data.num_images:,} test images; '
             f'{program.mesh.size} x {device}, mesh {dict(program.mesh.shape)}')

@@ -19,8 +19,7 @@ import optax
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-
-STACKED = 'rest'  # parameters below this name are stacked block by block; see `models.blocks.Stage`
+from resnet_jax.models.blocks import STACKED
 
 
 def create(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
@@ -79,7 +78,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
     Args:
       params: the parameters, or their shapes.
-      patterns: regular expressions, searched for in paths such as 'stage1/first/conv1/kernel'.
+      patterns: regular expressions, searched for in paths such as 'stage1/block1/conv1/kernel'.
 
     Raises:
       UserError: a pattern does not match any path.

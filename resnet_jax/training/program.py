@@ -217,6 +217,10 @@ def build(config: ConfigDict, mesh: Mesh,
     task, config = tasks.get(config.task), completed(config)
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size)
+    if config.eval.recalibrate_batches and not models.family_of(config.model).normalises(
+            config.model):
+        raise UserError('eval.recalibrate_batches must be 0 for a network without batch '
+                        'normalisation.')
     optimizer = optimizers.create(config)
     schedule = schedules.create(config)
     train_data, eval_data, normalization = create_pipelines(config, mesh)
@@ -237,14 +241,13 @@ def build(config: ConfigDict, mesh: Mesh,
 
 def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     """What is printed about the weights that a run starts from."""
-    model = config.model
-    family = 'VGG' if model.family == 'vgg' else 'plain' if model.plain else 'ResNet'
     params = {name: part for name, part in weights.variables['params'].items()
               if name not in heads}
     count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
-    head = (f'; the head ({model.num_classes:,} classes) starts at random' if heads
+    head = (f'; the head ({config.model.num_classes:,} classes) starts at random' if heads
             else ', the head included')
-    return f'loaded {count} arrays of {family}-{model.depth} from {config.init.checkpoint}{head}'
+    return (f'loaded {count} arrays of {models.title(config.model)} from '
+            f'{config.init.checkpoint}{head}')
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

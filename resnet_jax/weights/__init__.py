@@ -14,7 +14,7 @@ from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
-from resnet_jax.weights import beside, caffe, files, names, recognise
+from resnet_jax.weights import beside, caffe, files, foreign, names, recognise
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.
@@ -44,19 +44,14 @@ class Weights:
     def describe(self) -> str:
         """Lines for the terminal: the network, what its input is, and what was assumed."""
         model = self.config.model
-        traits = [f'{model.num_classes} classes']
-        if model.family == 'vgg':
-            traits.append(f'batch normalisation {"on" if model.batch_norm else "off"}')
-        else:
-            traits.append('no shortcuts' if model.plain else f'shortcut {model.shortcut}')
-            if model.family == 'imagenet' and model.depth >= 50:
-                traits.append(f'stride {model.stride_in}')
+        family = models.family_of(model)
+        traits = [f'{model.num_classes} classes', *family.traits(model)]
         size = sum(array.size for array in _leaves(self.variables['params']))
         mean, std = (' '.join(f'{x:.4g}' for x in np.atleast_1d(self.normalization[part]).reshape(
             -1, self.config.data.channels).mean(0)) for part in ('mean', 'std'))
         colours = 'RGB' if self.config.data.channels == 3 else 'grey'
-        lines = [f'{model.family} network of depth {model.depth}, {", ".join(traits)}: '
-                 f'{size:,} parameters, from the names of {self.origin}',
+        lines = [f'{family.title(model)}, {", ".join(traits)}: {size:,} parameters, from the '
+                 f'names of {self.origin}',
                  f'input: {colours} in [0, 1], less {mean}, divided by {std}']
         if self.assumed:
             lines.append('assumed, since the tensors do not show it and no config.json names the '
@@ -107,7 +102,8 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
                                      config.data.channels, named.original)
     normalization = _normalization(
         path, config, mean or settings.get('mean', told.mean), std or settings.get('std', told.std))
-    assumed = () if settings or told.architecture else _assumed(config.model, stride_in)
+    assumed = () if settings or told.architecture else foreign.of(config.model).assumed(
+        config.model, bool(stride_in))
     return Weights(config, variables, normalization, named.origin, assumed)
 
 
@@ -140,13 +136,13 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
             raise UserError(f'{path}: what it says of the network is damaged: {error}') from error
-    first = 'features.0.weight' if fields['family'] == 'vgg' else 'conv1.weight'
-    config.data.channels = tensors[first].shape[1]
+    known = foreign.of(fields)
+    config.data.channels = tensors[known.first].shape[1]
     if config.data.channels not in (1, 3):
         raise UserError(f'{path}: the network takes images of {config.data.channels} channels, and '
                         'only grey images (1) and colour images (3) can be read.')
     config.data.image_size, config.data.eval_resize = settings.get(
-        'image_size', (32, 32) if fields['family'] == 'cifar' else (224, 256))
+        'image_size', known.image_size)
     return config
 
 
@@ -156,7 +152,7 @@ def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str,
     Raises:
       UserError: they are not numbers, or it is a CIFAR network, for which there is no convention.
     """
-    if config.model.family == 'cifar' and (mean is None or std is None):
+    if not foreign.of(config.model).convention and (mean is None or std is None):
         raise UserError(
             f'{path} does not say how its input is normalised; give --mean and --std. Of CIFAR-10 '
             'networks some have the mean and std of ImageNet (--mean=0.485,0.456,0.406 '
@@ -164,18 +160,6 @@ def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str,
             '--std=0.2470,0.2435,0.2616): the code that trained them says which.')
     return {part: _per_channel(part, default if value is None else value, config.data.channels)
             for part, value, default in (('mean', mean, MEAN), ('std', std, STD))}
-
-
-def _assumed(model, stride_in: str | None) -> tuple[str, ...]:
-    """What is assumed of a network of which only the names and shapes are known."""
-    if model.family == 'vgg':
-        return ()
-    if model.family == 'cifar':
-        return ('shortcuts of option A, not a plain network',) if model.shortcut == 'A' else ()
-    stride = (f'stride {model.stride_in} (see --stride_in)',) if (
-        model.depth >= 50 and not stride_in) else ()
-    return (*stride, 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
-            'tensors, and would be wrong)')
 
 
 def write_torchvision(path: pathlib.Path, weights: Weights) -> None:

@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from resnet_jax.errors import UserError
+from resnet_jax.weights import foreign
 
-# timm's architectures that are networks of the paper, with older names of theirs: every ResNet and
-# VGG of timm 1.0 was compared by names and shapes, and what these do not show by its arguments.
-_TIMM = re.compile(r'(?:tv_|ssl_|swsl_)?resnet(?:18|34|50|101|152)'
-                   r'|gluon_resnet(?:18|34|50|101|152)_v1b|vgg(?:16|19)(?:_bn)?')
 _HUGGING_FACE = ('ResNetForImageClassification', 'resnet')
 _BLURRED = re.compile(r'blur|aa\d')
 # What timm's create_model may be given without another network coming out.
@@ -62,7 +59,7 @@ def _timm_problem(name: str, config: Mapping[str, Any]) -> str | None:
     if _BLURRED.search(name):
         return ('blurs where it down-samples (anti-aliasing), although its tensors look like those '
                 'of a plain network')
-    if not _TIMM.fullmatch(name):
+    if not any(re.fullmatch(family.timm, name) for family in foreign.FAMILIES.values()):
         return 'is not known to be a network of the paper'
     arguments = config.get('model_args') or {}
     if not isinstance(arguments, dict):

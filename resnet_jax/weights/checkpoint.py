@@ -7,6 +7,9 @@ This module alone knows the layout:
   checkpoints/<step>/recalibrated/      running statistics for evaluation, with their digests
   checkpoints/<step>/evaluation.json    results of the evaluation of the state
 
+Arrays that an older version wrote under other names are verified under these, and come back under
+today's; see `resnet_jax.weights.renames`.
+
 The last two are written after the state, atomically, and deleted with it.
 """
 
@@ -23,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from resnet_jax.errors import UserError
 from resnet_jax.weights.digests import by_path, checksum, description, digests
+from resnet_jax.weights.renames import current_path, current_tree
 
 FOLDER = 'checkpoints'  # in the workdir
 STATE, RECALIBRATED, EVALUATION = 'default', 'recalibrated', 'evaluation.json'
@@ -97,7 +101,7 @@ def read_weights(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     if (checkpoint / RECALIBRATED).is_dir():
         recalibrated = _read(checkpoint, RECALIBRATED, _tree(checkpoint, RECALIBRATED))
         variables = {**variables, 'batch_stats': recalibrated}
-    return variables, normalization
+    return current_tree(variables), normalization
 
 
 def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
@@ -108,7 +112,8 @@ def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     """
     tree = _tree(checkpoint, item)
     _check_fits(checkpoint, item, like, tree)
-    arrays = by_path(_read(checkpoint, item, tree))
+    arrays = {current_path(name): array
+              for name, array in by_path(_read(checkpoint, item, tree)).items()}
     placed = [jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
               for name, leaf in by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), placed)
@@ -175,6 +180,7 @@ def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> No
         held = {name: description(leaf) for name, leaf in by_path(tree).items()}
     else:
         held = {name: digest.partition(' ')[0] for name, digest in stored.items()}
+    held = {current_path(name): leaf for name, leaf in held.items()}
     needed = {name: description(leaf) for name, leaf in by_path(like).items()}
     other = [name for name in {**needed, **held} if needed.get(name) != held.get(name)]
     if other:

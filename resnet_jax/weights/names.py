@@ -1,8 +1,7 @@
 """Maps between torchvision's parameter names and the variables of a network, both ways.
 
-All other formats are first translated to torchvision's names and layouts: conv1, bn1,
-layer1.0.conv1, …, fc; convolutions are OIHW, dense layers [outputs, inputs]. The blocks of a stage
-after the first, which are stacked in our variables, are separate tensors there.
+The blocks of a stage after the first, which are stacked in our variables, are separate tensors
+there. What the tensors of each family are called is registered; see `resnet_jax.weights.foreign`.
 """
 
 from collections.abc import Mapping
@@ -14,13 +13,8 @@ import numpy as np
 
 from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models import vgg
+from resnet_jax.weights import foreign
 
-PARTS = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
-         'var': 'running_var'}
-MODULES = {'stem/conv': 'conv1', 'stem/norm': 'bn1', 'head': 'fc', 'shortcut/conv': 'downsample.0',
-           'shortcut/norm': 'downsample.1'}
-VGG_DENSE = {'dense1': 'classifier.0', 'dense2': 'classifier.3', 'head': 'classifier.6'}
 LISTED = 6  # names that an error spells out
 
 
@@ -28,25 +22,25 @@ class Leaf(NamedTuple):
     """One array of the tree, and the tensors that it is made of.
 
     Attributes:
-      path: such as ('params', 'stage1', 'rest', 'conv1', 'kernel').
+      path: such as ('params', 'stage1', 'blocks', 'conv1', 'kernel').
       shape: of the array.
       tensors: torchvision's names: one, or one for each block of a stack.
+      stacked: whether the first axis is that of blocks.
+      flattened: whether torchvision flattens a feature map, channels first, in front of this layer.
     """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     tensors: tuple[str, ...]
-
-    @property
-    def stacked(self) -> bool:
-        return 'rest' in self.path
+    stacked: bool
+    flattened: bool
 
     def torch_shape(self) -> tuple[int, ...]:
         """The shape of each of the tensors."""
         shape = self.shape[1:] if self.stacked else self.shape
         if self.path[-1] != 'kernel':
             return shape
-        if self._flattened:
+        if self.flattened:
             return (shape[3], shape[2] * shape[0] * shape[1])
         return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
 
@@ -62,11 +56,6 @@ class Leaf(NamedTuple):
         array = np.stack(blocks) if self.stacked else blocks[0]
         return np.ascontiguousarray(array, np.float32)
 
-    @property
-    def _flattened(self) -> bool:
-        """Whether torchvision flattens a feature map, channels first, in front of this layer."""
-        return self.path[-2] == 'dense1'
-
     def _block_to_torch(self, block):
         if self.path[-1] != 'kernel':
             return block
@@ -77,7 +66,7 @@ class Leaf(NamedTuple):
     def _block_from_torch(self, tensor):
         if self.path[-1] != 'kernel':
             return tensor
-        if tensor.ndim == 2 and not self._flattened:
+        if tensor.ndim == 2 and not self.flattened:
             return tensor.T
         height, width, inputs, outputs = self.shape[-4:]
         return tensor.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
@@ -93,42 +82,22 @@ def leaves(fields: Mapping[str, Any], channels: int) -> list[Leaf]:
     Raises:
       models.ConfigError: a field is out of its range.
     """
-    size = vgg.MIN_IMAGE_SIZE if fields['family'] == 'vgg' else 32
+    size = models.family_of(fields).least_size
     image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
     model = models.create(fields)
     tree = jax.eval_shape(
         lambda image: model.init(jax.random.key(0), image, train=False), image)
     flat = flax.traverse_util.flatten_dict(tree)
-    return [Leaf(path, leaf.shape, _tensor_names(path, leaf.shape, fields))
-            for path, leaf in flat.items()]
+    return [_leaf(path, leaf.shape, fields) for path, leaf in flat.items()]
 
 
-def _tensor_names(path: tuple[str, ...], shape: tuple[int, ...],
-                  fields: Mapping[str, Any]) -> tuple[str, ...]:
+def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, Any]) -> Leaf:
+    known = foreign.of(fields)
     _, *module, part = path
-    part = PARTS[part]
-    if fields['family'] == 'vgg':
-        return (f'{_vgg_module(module[0], fields)}.{part}',)
-    if not module[0].startswith('stage'):
-        return (f'{MODULES["/".join(module)]}.{part}',)
-    stage, position, *inner = module
-    inner = '/'.join(inner)
-    inner = MODULES.get(inner, inner.replace('norm', 'bn'))
-    blocks = [0] if position == 'first' else range(1, shape[0] + 1)
-    layer = stage.replace('stage', 'layer')
-    return tuple(f'{layer}.{block}.{inner}.{part}' for block in blocks)
-
-
-def _vgg_module(module: str, fields: Mapping[str, Any]) -> str:
-    """torchvision numbers convolutions, normalisations, ReLUs and poolings in one sequence."""
-    if module in VGG_DENSE:
-        return VGG_DENSE[module]
-    stage, layer = module.removeprefix('stage').split('_')
-    kind, position = layer[:-1], int(layer[-1])
-    per_conv = 3 if fields['batch_norm'] else 2
-    before = vgg.STAGE_SIZES[fields['depth']][:int(stage) - 1]
-    index = sum(before) * per_conv + len(before) + (position - 1) * per_conv
-    return f'features.{index + (kind == "norm")}'
+    stacked = models.STACKED in path
+    tensors = known.tensors_of(tuple(module), shape[0] if stacked else 1, fields)
+    return Leaf(path, shape, tuple(f'{name}.{foreign.PARTS[part]}' for name in tensors), stacked,
+                module[-1] in known.flattened)
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,
@@ -163,28 +132,18 @@ def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], cha
     }
     listed = [f'{len(names)} {kind}: {_list(names)}' for kind, names in problems.items() if names]
     if listed:
-        raise UserError(f'the tensors do not fit the {fields["family"]} network of depth '
-                        f'{fields["depth"]}: {"; ".join(listed)}.')
+        raise UserError(f'the tensors do not fit {models.title(fields)}: {"; ".join(listed)}.')
     return flax.traverse_util.unflatten_dict(
         {leaf.path: leaf.from_torch(tensors) for leaf in wanted})
 
 
 def to_torch(variables: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A network's variables under torchvision's names; the inverse of `from_torch`.
-
-    The convolutions of torchvision's VGG with batch normalisation have a bias, which ours have not:
-    it is zero.
-    """
+    """A network's variables under torchvision's names; the inverse of `from_torch`."""
     flat = flax.traverse_util.flatten_dict(dict(variables))
     tensors = {}
     for path, array in flat.items():
-        names = _tensor_names(path, array.shape, fields)
-        tensors |= Leaf(path, array.shape, names).to_torch(np.asarray(array))
-    if fields['family'] == 'vgg' and fields['batch_norm']:
-        for name in [name for name in tensors if name.endswith('running_mean')]:
-            conv = f'features.{int(name.split(".")[1]) - 1}.bias'
-            tensors[conv] = np.zeros_like(tensors[name])
-    return tensors
+        tensors |= _leaf(path, array.shape, fields).to_torch(np.asarray(array))
+    return tensors | foreign.of(fields).idle_biases(tensors)
 
 
 def _list(names: list[str]) -> str:

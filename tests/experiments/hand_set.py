@@ -25,7 +25,7 @@ def network() -> Classifier:
     for norms, value in ((params, 0.0), (stats, 0.0)):
         for stage in ('stage1', 'stage2', 'stage3'):
             for name in ('norm1', 'norm2'):
-                for part in norms[stage]['first'][name].values():
+                for part in norms[stage]['block1'][name].values():
                     part[...] = value
     params['stem']['norm']['scale'][...] = 1
     params['stem']['norm']['bias'][...] = stats['stem']['norm']['mean'][...] = 0

@@ -196,7 +196,7 @@ def by_hand(variables, x):
     x = jax.nn.relu(layer(('stem',), '', x))
     for stage in (1, 2, 3):
         for block in range(2):
-            path = (f'stage{stage}', 'rest' if block else 'first')
+            path = (f'stage{stage}', 'blocks' if block else 'block1')
             index, stride = (block - 1 if block else None), 2 if stage > 1 and not block else 1
             y = jax.nn.relu(layer(path, 1, x, stride, index))
             y = layer(path, 2, y, 1, index)
@@ -207,8 +207,8 @@ def by_hand(variables, x):
 
 
 def test_layers_are_put_in_the_order_of_the_network():
-    deviations = {'stage2/first/norm1': np.array(6.0), 'stage1/rest/norm1': np.array([2.0, 4.0]),
-                  'stage1/rest/norm2': np.array([3.0, 5.0]), 'stage1/first/norm2': np.array(1.0),
+    deviations = {'stage2/block1/norm1': np.array(6.0), 'stage1/blocks/norm1': np.array([2.0, 4.0]),
+                  'stage1/blocks/norm2': np.array([3.0, 5.0]), 'stage1/block1/norm2': np.array(1.0),
                   'stem/norm': np.array(0.0)}
     assert responses.in_order(deviations) == [0, 1, 2, 3, 4, 5, 6]
 

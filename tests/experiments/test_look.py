@@ -75,8 +75,8 @@ def test_a_deleted_block_is_one_whose_last_normalisation_gives_zero(networks):
     x = pixels(network)
     blocks = blocks_lib.blocks(network)
     stem = network.features(x, 'stem')
-    for number, (stage, part, i) in ((1, ('stage1', 'rest', 0)), (2, ('stage2', 'first', ...)),
-                                     (5, ('stage3', 'rest', 0))):
+    for number, (stage, part, i) in ((1, ('stage1', 'blocks', 0)), (2, ('stage2', 'block1', ...)),
+                                     (5, ('stage3', 'blocks', 0))):
         params = {**network.variables['params']}
         params[stage] = {**params[stage], part: {**params[stage][part]}}
         params[stage][part]['norm2'] = {

@@ -105,20 +105,20 @@ def test_noise_is_as_long_as_the_images(weights):
 
 def test_directions_are_as_long_as_the_filters():
     rng = np.random.default_rng(0)
-    params = {'stage1': {'first': {'conv1': {'kernel': rng.normal(size=(3, 3, 4, 8))},
-                                   'norm1': {'scale': np.ones(8), 'bias': np.ones(8)}},
-                         'rest': {'conv1': {'kernel': rng.normal(size=(2, 3, 3, 8, 8))}}},
+    params = {'stage1': {'block1': {'conv1': {'kernel': rng.normal(size=(3, 3, 4, 8))},
+                                    'norm1': {'scale': np.ones(8), 'bias': np.ones(8)}},
+                         'blocks': {'conv1': {'kernel': rng.normal(size=(2, 3, 3, 8, 8))}}},
               'head': {'kernel': rng.normal(size=(8, 10)), 'bias': np.ones(10)}}
     params = jax.tree.map(jnp.float32, params)
     found = jax.jit(loss_surface.filter_normalized)(jax.random.key(0), params)
     assert jax.tree.structure(found) == jax.tree.structure(params)
-    for name, axes in (('first', (0, 1, 2)), ('rest', (1, 2, 3))):
+    for name, axes in (('block1', (0, 1, 2)), ('blocks', (1, 2, 3))):
         lengths = [np.sqrt(np.square(tree['stage1'][name]['conv1']['kernel']).sum(axes))
                    for tree in (found, params)]
         np.testing.assert_allclose(*lengths, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found['head']['kernel'], axis=0),
                                np.linalg.norm(params['head']['kernel'], axis=0), rtol=1e-5)
-    for still in (*found['stage1']['first']['norm1'].values(), found['head']['bias']):
+    for still in (*found['stage1']['block1']['norm1'].values(), found['head']['bias']):
         assert (still == 0).all()
 
 

@@ -6,22 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_jax.models import conv as conv_lib
-from resnet_jax.models.conv import Conv, conv2d, space_to_depth_conv2d
+from resnet_jax.models.conv import Conv, conv2d
 
 
-@pytest.mark.parametrize('parts', [1, 2, 6])
-@pytest.mark.parametrize('size', [8, 9])
+@pytest.mark.parametrize(('size', 'parts'), [(8, (1, 2, 6)), (9, (1,))])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('kernel_size', [1, 3, 7])
 def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size, parts, monkeypatch):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.normal(size=(6, size, size + 3, 4)))
-        monkeypatch.setattr(conv_lib, 'CACHE_BYTES', {1: 2**20, 2: x.nbytes, 6: 1}[parts])
         kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)))
 
         def autodiff(x, kernel):
@@ -33,15 +31,58 @@ def test_gradients_equal_autodiff_in_float64(kernel_size, stride, size, parts, m
             return lambda x, kernel: jnp.sin(convolution(x, kernel)).sum()
 
         expected = jax.jit(jax.grad(loss(autodiff), (0, 1)))(x, kernel)
-        got = jax.jit(jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1)))(x, kernel)
-        for a, b in zip(got, expected, strict=True):
-            assert a.dtype == jnp.float64
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+        for count in parts:
+            monkeypatch.setattr(conv_lib, 'CACHE_BYTES', {1: 2**20, 2: x.nbytes, 6: 1}[count])
+            got = jax.jit(jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1))).trace(
+                x, kernel)
+            assert str(got.jaxpr).count('scan[') == (count > 1 and kernel_size > 1)
+            for a, b in zip(got.lower().compile()(x, kernel), expected, strict=True):
+                assert a.dtype == jnp.float64
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
         dy = jnp.cos(autodiff(x, kernel))
         np.testing.assert_allclose(  # as on TPU: 1x1 kernels too
-            conv_lib._correlate(x, dy, kernel_size, stride, 1), got[1], rtol=1e-10, atol=1e-10)
-        gradient = jax.make_jaxpr(jax.grad(loss(lambda x, k: conv2d(x, k, stride)), (0, 1)))
-        assert str(gradient(x, kernel)).count('scan[') == (parts > 1 and kernel_size > 1)
+            conv_lib._correlate(x, dy, kernel_size, stride, 1), expected[1], rtol=1e-10,
+            atol=1e-10)
+
+
+def grouped_case(stride):
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(2, 9, 8, 6)), rng.normal(size=(3, 3, 2, 9)),
+            rng.normal(size=(2, -(-9 // stride), 8 // stride, 9)))
+
+
+@pytest.mark.parametrize(('stride', 'dilation'), [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_groups_and_dilation_are_pytorchs_forward_and_backward(stride, dilation):
+    torch = pytest.importorskip('torch', reason='parity needs PyTorch: pip install .[test-torch]')
+    x, kernel, dy = grouped_case(stride)
+    with jax.enable_x64(True):
+        y, gradients = jax.vjp(
+            lambda *args: conv2d(*args, stride, groups=3, dilation=dilation), x, kernel)
+        got = (y, *gradients(jnp.asarray(dy)))
+
+    inputs, weight = (torch.from_numpy(array.transpose(axes).copy()).requires_grad_()
+                      for array, axes in ((x, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1))))
+    theirs = torch.nn.functional.conv2d(
+        inputs, weight, stride=stride, padding=dilation, dilation=dilation, groups=3)
+    theirs.backward(torch.from_numpy(dy.transpose(0, 3, 1, 2).copy()))
+    expected = (theirs.detach().numpy().transpose(0, 2, 3, 1),
+                inputs.grad.numpy().transpose(0, 2, 3, 1),
+                weight.grad.numpy().transpose(2, 3, 1, 0))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_layer_with_groups_and_dilation_is_xlas_convolution():
+    x, _, _ = grouped_case(1)
+    layer = Conv(9, 3, 2, groups=3, dilation=2)
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    kernel = variables['params']['kernel']
+    assert kernel.shape == (3, 3, 2, 9)
+    np.testing.assert_allclose(y, jax.lax.conv_general_dilated(
+        x.astype(np.float32), kernel, (2, 2), [(2, 2)] * 2, rhs_dilation=(2, 2),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=3), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='4 groups must divide the 6 channels and the 9 features'):
+        Conv(9, 3, groups=4).init(jax.random.key(0), x)
 
 
 @given(images=st.integers(1, 60), nbytes=st.integers(1, 2000))
@@ -54,32 +95,6 @@ def test_the_parts_of_a_filter_gradient_are_equal_fit_and_are_as_large_as_they_c
     fitting = [n for n in range(1, images + 1)
                if images % n == 0 and images // n * 2 * nbytes <= 4000]
     assert parts == min(fitting)
-
-
-@settings(max_examples=10, deadline=None)
-@given(n=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 20), channels=st.integers(1, 4))
-def test_a_7x7_convolution_of_stride_2_is_a_4x4_one_on_blocks_at_every_size(n, h, w, channels):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(n)
-        x = jnp.asarray(rng.normal(size=(n, h, w, channels)))
-        kernel = jnp.asarray(rng.normal(size=(7, 7, channels, 2)))
-        expected = conv2d(x, kernel, 2)
-        got = space_to_depth_conv2d(x, kernel)
-        assert got.shape == (n, -(-h // 2), -(-w // 2), 2)
-        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize('size', [8, 9])
-def test_gradients_on_blocks_equal_those_of_the_7x7_convolution_in_float64(size):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, size, size + 3, 3)))
-        kernel = jnp.asarray(rng.normal(size=(7, 7, 3, 4)))
-        got, expected = (
-            jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1))(x, kernel)
-            for f in (space_to_depth_conv2d, lambda x, kernel: conv2d(x, kernel, 2)))
-        for a, b in zip(got, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 2), (3, 1), (3, 2), (7, 2)])

@@ -29,9 +29,9 @@ def test_every_group_is_normalised_by_itself(
     rng = np.random.default_rng(groups * 100 + size)
     x = rng.normal(offset, 3, (groups * size, pixels, pixels, channels)).astype(np.float32)
     start = variables(channels, rng)
-    norm = BatchNorm(train=True, virtual_batch_size=size, momentum=momentum,
+    norm = BatchNorm(virtual_batch_size=size, momentum=momentum,
                      unbiased_variance=unbiased)
-    y, updates = norm.apply(start, x, mutable=['batch_stats'])
+    y, updates = norm.apply(start, x, train=True, mutable=['batch_stats'])
 
     grouped = x.astype(np.float64).reshape(groups, size, pixels, pixels, channels)
     mean = grouped.mean((1, 2, 3), keepdims=True)
@@ -53,11 +53,12 @@ def test_the_whole_batch_equals_flax():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
     start = variables(3, rng)
-    ours = BatchNorm(train=True, unbiased_variance=False)
-    theirs = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON)
+    ours = BatchNorm(unbiased_variance=False)
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=EPSILON)
 
     def loss(norm, params, x):
-        y, updates = norm.apply({**start, 'params': params}, x, mutable=['batch_stats'])
+        mode = {'train': True} if norm is ours else {'use_running_average': False}
+        y, updates = norm.apply({**start, 'params': params}, x, mutable=['batch_stats'], **mode)
         return jnp.sin(y).sum(), (y, updates)
 
     for got, expected in zip(
@@ -100,8 +101,8 @@ def test_evaluation_uses_the_running_statistics_and_changes_nothing():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 2, 2, 3)).astype(np.float32)
     start = variables(3, rng)
-    y, updates = BatchNorm(train=False, virtual_batch_size=4).apply(
-        start, x, mutable=['batch_stats'])
+    y, updates = BatchNorm(virtual_batch_size=4).apply(
+        start, x, train=False, mutable=['batch_stats'])
     stats, params = start['batch_stats'], start['params']
     expected = ((x - stats['mean']) / np.sqrt(stats['var'] + EPSILON) * params['scale']
                 + params['bias'])
@@ -112,26 +113,27 @@ def test_evaluation_uses_the_running_statistics_and_changes_nothing():
 
 def test_statistics_are_float32_when_the_computation_is_bfloat16():
     x = jnp.full((4, 8, 8, 2), 3.0, jnp.bfloat16) + jnp.arange(2, dtype=jnp.bfloat16)
-    norm = BatchNorm(train=True, dtype=jnp.bfloat16, momentum=0.0)
-    y, updates = norm.init_with_output(jax.random.key(0), x)
+    norm = BatchNorm(dtype=jnp.bfloat16, momentum=0.0)
+    y, updates = norm.init_with_output(jax.random.key(0), x, train=True)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype('float32')}
     np.testing.assert_array_equal(updates['batch_stats']['mean'], [3.0, 4.0])
 
 
 def test_a_batch_that_the_virtual_batch_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match='6 images is not a multiple of the virtual batch of 4'):
-        BatchNorm(train=True, virtual_batch_size=4).init(
-            jax.random.key(0), jnp.zeros((6, 2, 2, 1)))
+    with pytest.raises(ValueError, match='6 images, which must be a multiple of '):
+        BatchNorm(virtual_batch_size=4).init(
+            jax.random.key(0), jnp.zeros((6, 2, 2, 1)), train=True)
 
 
 def test_a_batch_smaller_than_the_virtual_batch_is_one_group():
     x = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
     outputs = []
     for size in (32, None):
-        norm = BatchNorm(train=True, virtual_batch_size=size)
-        variables = norm.init(jax.random.key(0), x)
-        outputs.append(jax.tree.leaves(norm.apply(variables, x, mutable=['batch_stats'])))
+        norm = BatchNorm(virtual_batch_size=size)
+        variables = norm.init(jax.random.key(0), x, train=False)
+        outputs.append(jax.tree.leaves(norm.apply(
+            variables, x, train=True, mutable=['batch_stats'])))
     for small, whole in zip(*outputs, strict=True):
         np.testing.assert_array_equal(small, whole)
     # Over the four images: each channel has mean 0 and variance 1.

@@ -173,7 +173,7 @@ def test_a_published_cifar_network_needs_its_mean_and_std():
         weights.read(path)
     found = weights.read(path, mean=(.485, .456, .406), std=(.229, .224, .225))
     assert found.describe().startswith(
-        'cifar network of depth 20, 10 classes, shortcut A: 269,722 parameters, from the names of '
+        'ResNet-20, 10 classes, shortcut A: 269,722 parameters, from the names of '
         'CIFAR\ninput: RGB in [0, 1], less 0.485 0.456 0.406, divided by 0.229 0.224 0.225\n')
 
 

@@ -76,7 +76,7 @@ def test_prefixes_and_other_names_are_understood(tmp_path):
     named['module.bn1.num_batches_tracked'] = np.array(7)
     found = weights.read(write(tmp_path, named), **CIFAR)
     assert (found.origin, found.config.model.shortcut) == ('CIFAR', 'B')
-    assert found.describe().startswith('cifar network of depth 8, 7 classes, shortcut B: ')
+    assert found.describe().startswith('ResNet-8, 7 classes, shortcut B: ')
 
     vgg = random_weights.tensors(
         random_weights.fields(family='vgg', depth=16, batch_norm=False, width=2))

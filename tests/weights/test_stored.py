@@ -105,7 +105,7 @@ def test_features_lead_to_the_scores(changes, tmp_path):
 def test_a_network_is_shown_in_one_line(tmp_path):
     store(tmp_path, width=16)
     assert repr(resnet_jax.load(tmp_path)) == (
-        'Classifier(cifar, depth 8, 10 classes, 75,290 parameters, input 32 x 32 x 3)')
+        'Classifier(ResNet-8, 10 classes, 75,290 parameters, input 32 x 32 x 3)')
 
 
 @pytest.mark.parametrize('wrong', [

@@ -17,10 +17,11 @@ from resnet_jax.data import Normalization
 from resnet_jax.data.classes import imagenet_classes
 from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
-from resnet_jax.models.pool import max_pool
+from resnet_jax.models.backbone import average
 from resnet_jax.weights import Weights, stored
 
 BATCH_SIZE = 64  # images that a device computes at once
+POOL = 'pool'  # the last feature map, averaged over all positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Classifier:
         """One line, without the weights."""
         model, data = self.config.model, self.config.data
         size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
-        return (f'Classifier({model.family}, depth {model.depth}, {model.num_classes} classes, '
+        return (f'Classifier({models.title(model)}, {model.num_classes} classes, '
                 f'{size:,} parameters, input {data.image_size} x {data.image_size} x '
                 f'{data.channels})')
 
@@ -62,9 +63,7 @@ class Classifier:
     @property
     def stages(self) -> tuple[str, ...]:
         """What `features` takes for its `stage`."""
-        if self.config.model.family == 'vgg':
-            return (*(f'stage{i + 1}' for i in range(len(self.model.stage_sizes))), 'pool')
-        return ('stem', *(f'stage{i + 1}' for i in range(len(self.model.stage_sizes))), 'pool')
+        return (*self.model.stages, POOL)
 
     def predict(self, images: Any) -> np.ndarray:
         """The probability of each class: float32 [N, classes], or [classes] for one image."""
@@ -74,17 +73,17 @@ class Classifier:
         """The scores before the softmax: float32 [N, classes], or [classes] for one image."""
         return self._apply(self._logits, images)
 
-    def features(self, images: Any, stage: str | int = 'pool') -> np.ndarray:
+    def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
         """What the network has computed behind a stage.
 
         Args:
           images: see the class.
           stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': what the last
-            layer sees, averaged over all positions. See `stages`.
+            layer sees, averaged over all positions; VGG also has 'dense'. See `stages`.
 
         Returns:
-          [N, H', W', channels], or [N, channels] of 'pool'; without N for one image. In the
-          network's dtype.
+          [N, H', W', channels] in the network's dtype; for 'pool' [N, channels], float32. Without
+          N for one image.
 
         Raises:
           ValueError: the network has no such stage.
@@ -182,26 +181,8 @@ def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
 
 
 def _features_of(model, weights, images, *, stage):
-    name, sees_input = stage, stage == 'pool'
-    is_vgg = hasattr(model, 'dropout_rate')
-    if sees_input:
-        name = 'head'
-    elif is_vgg:
-        number = int(stage.removeprefix('stage'))
-        kind = 'norm' if model.batch_norm else 'conv'
-        name = f'{stage}_{kind}{model.stage_sizes[number - 1]}'
-    found = []
-
-    def listen(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        if context.module.path == (name,) and context.method_name == '__call__':
-            found.append(args[0] if sees_input else output)
-        return output
-
-    with nn.intercept_methods(listen):
-        logits(model, weights, images)
-    features = found[0]
-    if is_vgg and not sees_input:
-        # What closes a stage there is not a module of its own.
-        features = max_pool(nn.relu(features), 2, 2)
-    return features
+    variables, normalization = weights
+    upto = model.stages[-1] if stage == POOL else stage
+    maps = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
+                       method='features')
+    return average(maps[upto]) if stage == POOL else maps[stage]

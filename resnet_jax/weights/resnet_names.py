@@ -1,0 +1,129 @@
+"""Residual networks in torchvision, timm, Hugging Face and CIFAR projects."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import ConfigError, resnet
+from resnet_jax.weights.differences import differences
+from resnet_jax.weights.foreign import Foreign, Tensors, register
+
+_MODULES = {'stem/conv': 'conv1', 'stem/norm': 'bn1', 'head': 'fc',
+            'shortcut/conv': 'downsample.0', 'shortcut/norm': 'downsample.1'}
+_HF = (
+    (r'^(?:resnet\.)?embedder\.embedder\.convolution\.', 'conv1.'),
+    (r'^(?:resnet\.)?embedder\.embedder\.normalization\.', 'bn1.'),
+    (r'^classifier\.1\.', 'fc.'),
+)
+_HF_BLOCK = re.compile(r'^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)$')
+_HF_LAYER = re.compile(r'^layer\.(\d)\.(convolution|normalization)\.(.*)$')
+_BLOCK = re.compile(r'^layer(\d+)\.(\d+)\.')
+
+
+def _naming(names):
+    if any(_HF_BLOCK.match(name) for name in names):
+        return _from_hf, 'Hugging Face'
+    if 'layer1.0.conv1.weight' in names and any(name.startswith('conv1.') for name in names):
+        cifar = 'linear.weight' in names or len(_stages(names)) == 3
+        return _from_cifar, 'CIFAR' if cifar else 'torchvision or timm'
+    return None
+
+
+def _from_hf(name: str) -> str:
+    for pattern, new in _HF:
+        name = re.sub(pattern, new, name)
+    match = _HF_BLOCK.match(name)
+    if match is None:
+        return name
+    stage, block, inner = int(match[1]) + 1, match[2], match[3]
+    inner = inner.replace('shortcut.convolution', 'downsample.0').replace(
+        'shortcut.normalization', 'downsample.1')
+    layer = _HF_LAYER.match(inner)
+    if layer:
+        kind = 'conv' if layer[2] == 'convolution' else 'bn'
+        inner = f'{kind}{int(layer[1]) + 1}.{layer[3]}'
+    return f'layer{stage}.{block}.{inner}'
+
+
+def _from_cifar(name: str) -> str:
+    """torchvision's own names stay as they are."""
+    return name.replace('linear.', 'fc.').replace('.shortcut.', '.downsample.')
+
+
+def _fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
+    """Neither where a bottleneck has its stride nor missing shortcuts show in names or shapes.
+
+    A network without projections is taken to have shortcuts of option A.
+    """
+    if different := differences(tensors, original):
+        raise UserError(f'this is not a network of the paper: it has {"; ".join(different)}.')
+    stem, head = tensors.get('conv1.weight'), tensors.get('fc.weight')
+    if stem is None or stem.ndim != 4 or head is None or head.ndim != 2:
+        raise UserError('the tensors do not make a classifier: there must be a first convolution, '
+                        'conv1, and a dense layer fc (or linear, or classifier.1).')
+    sizes = _stages(tensors)
+    family = {(4, 7): 'imagenet', (3, 3): 'cifar'}.get((len(sizes), stem.shape[-1]))
+    if family is None:
+        raise UserError(f'a network of {len(sizes)} stages behind a {stem.shape[-1]}x'
+                        f'{stem.shape[-1]} convolution is not in the paper: its networks have four '
+                        'behind a 7x7, or three behind a 3x3.')
+    bottleneck = 'layer1.0.conv3.weight' in tensors
+    depth = sum(sizes) * (3 if bottleneck else 2) + 2
+    try:
+        block, expected = resnet.architecture(family, depth)
+        fits = expected == sizes and (block.expansion == 4) == bottleneck
+    except ConfigError:
+        fits = False
+    if not fits:
+        raise UserError(f'{"bottleneck" if bottleneck else "basic"} blocks in stages of '
+                        f'{", ".join(map(str, sizes))} do not make a network of the paper.')
+    projected = {match.group() for name in tensors
+                 if '.downsample.' in name and (match := _BLOCK.match(name))}
+    shortcut = 'A' if not projected else 'C' if len(projected) == sum(sizes) else 'B'
+    return {'family': family, 'depth': depth, 'num_classes': len(head), 'width': len(stem),
+            'shortcut': shortcut}
+
+
+def _stages(names: Iterable[str]) -> tuple[int, ...]:
+    """Blocks in each stage, in order."""
+    blocks = {(int(match[1]), int(match[2])) for name in names if (match := _BLOCK.match(name))}
+    stages = sorted({stage for stage, _ in blocks})
+    return tuple(sum(stage == s for s, _ in blocks) for stage in stages)
+
+
+def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any]) -> tuple[str, ...]:
+    stage, *inner = module
+    if not stage.startswith('stage'):
+        return (_MODULES['/'.join(module)],)
+    position, *inner = inner
+    inner = '/'.join(inner)
+    inner = _MODULES.get(inner, inner.replace('norm', 'bn'))
+    numbers = range(1, blocks + 1) if position == resnet.STACKED else [0]
+    layer = stage.replace('stage', 'layer')
+    return tuple(f'{layer}.{number}.{inner}' for number in numbers)
+
+
+def _imagenet_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
+    traits = [] if stride_given else [
+        f'{trait} (see --stride_in)' for trait in resnet.strides(config)]
+    return (*traits, 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
+            'tensors, and would be wrong)')
+
+
+def _cifar_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
+    return ('shortcuts of option A, not a plain network',) if config['shortcut'] == 'A' else ()
+
+
+# Every ResNet of timm 1.0 was compared by names and shapes, and what these do not show by its
+# arguments.
+_imagenet = Foreign(
+    naming=_naming, recognises=lambda tensors: any(_BLOCK.match(name) for name in tensors),
+    fields=_fields, tensors_of=_tensors_of, image_size=(224, 256), first='conv1.weight',
+    timm=(r'(?:tv_|ssl_|swsl_)?resnet(?:18|34|50|101|152)'
+          r'|gluon_resnet(?:18|34|50|101|152)_v1b'),
+    assumed=_imagenet_assumed)
+register('imagenet', _imagenet)
+register('cifar', dataclasses.replace(
+    _imagenet, timm='', image_size=(32, 32), convention=False, assumed=_cifar_assumed))

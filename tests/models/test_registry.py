@@ -1,0 +1,106 @@
+"""A family of networks needs a registration and nothing else; networks have names."""
+
+import doctest
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import models
+from resnet_jax.errors import UserError
+from resnet_jax.models import registry
+from resnet_jax.models.backbone import Backbone, Classifier
+from resnet_jax.models.conv import Conv
+from resnet_jax.tasks.classification.classifier import load
+from resnet_jax.training import loop
+from resnet_jax.training.costs import summarize
+from resnet_jax.weights import stored, write_torchvision
+
+
+class ToyBackbone(Backbone):
+    """One convolution of stride 4."""
+
+    stages = ('grid',)
+
+    def setup(self):
+        self.conv = Conv(self.width, 3, 4, use_bias=True)
+
+    def run(self, stage, x, *, train):
+        return nn.relu(self.conv(x))
+
+
+class Toy(Classifier, ToyBackbone):
+    pass
+
+
+@pytest.fixture
+def toy_config(tiny_config, monkeypatch):
+    monkeypatch.setattr(registry, '_FAMILIES', dict(registry._FAMILIES))
+    models.register('toy', models.Family(
+        create=lambda config: Toy(**models.common_fields(config)),
+        title=lambda config: f'Toy-{config["depth"]}', normalises=lambda config: False,
+        named=lambda name: Toy() if name == 'toy' else None, names=('toy',)))
+    tiny_config.model.update(family='toy', depth=1)
+    tiny_config.num_steps = 2
+    tiny_config.eval.every_steps = tiny_config.checkpoint.every_steps = None
+    return tiny_config
+
+
+def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
+        toy_config, tmp_path, capsys):
+    summary = summarize(toy_config)
+    assert summary['stages'] == [{'name': 'grid', 'shape': [2, 2, 8]},
+                                 {'name': 'head', 'shape': [10]}]
+    assert summary['parameters'] == 9 * 8 + 8 + 8 * 10 + 10
+    assert summary['multiply_adds'] == 2 * 2 * 9 * 8 + 8 * 10
+
+    values = loop.train(toy_config, tmp_path)
+    assert values['eval/count'] == 297
+    assert 'Toy-1: 170 parameters; ' in capsys.readouterr().out
+    network = load(tmp_path)
+    assert repr(network).startswith('Classifier(Toy-1, 10 classes, ')
+    assert network.stages == ('grid', 'pool')
+    assert network.features(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 8)
+
+    with pytest.raises(UserError, match='family toy cannot be converted'):
+        write_torchvision(tmp_path / 'out.safetensors', stored.read(tmp_path))
+    toy_config.eval.recalibrate_batches = 1
+    with pytest.raises(UserError, match='must be 0 for a network without batch normalisation'):
+        loop.train(toy_config, tmp_path / 'again')
+
+
+@pytest.mark.parametrize(('name', 'blocks', 'fields'), [
+    ('resnet18', (2, 2, 2, 2), {'width': 64, 'shortcut': 'B', 'num_classes': 1000}),
+    ('plain34', (3, 4, 6, 3), {'plain': True, 'stem_kind': 'imagenet'}),
+    ('resnet50', (3, 4, 6, 3), {'stride_in': 'v1', 'stem_kind': 'imagenet'}),
+    ('resnet1202', (200, 200, 200), {'width': 16, 'shortcut': 'A', 'num_classes': 10}),
+    ('plain8', (1, 1, 1), {'plain': True, 'stem_kind': 'cifar'}),
+    ('vgg19', (2, 2, 4, 4, 4), {'batch_norm': False}),
+    ('vgg16_bn', (2, 2, 3, 3, 3), {'batch_norm': True}),
+])
+def test_networks_are_made_by_name_with_the_papers_fields(name, blocks, fields):
+    network = resnet_jax.create(name)
+    assert network.stage_sizes == blocks
+    assert {field: getattr(network, field) for field in fields} == fields
+    assert resnet_jax.create(name, num_classes=3, width=2) == network.clone(num_classes=3, width=2)
+
+
+def test_every_name_that_is_suggested_is_one():
+    for family in registry._FAMILIES.values():
+        assert family.names and all(family.named(name) is not None for name in family.names)
+
+
+@pytest.mark.parametrize(('name', 'nearest'), [
+    ('resnet51', 'resnet50'), ('ResNet50', 'resnet50'), ('vgg17', 'vgg16'), ('plain9', 'plain')])
+def test_a_name_that_is_not_there_is_one_sentence_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"^there is no network '{name}'; .*{nearest}.*\\.$"):
+        resnet_jax.create(name)
+
+
+def test_the_example_of_create_is_true():
+    test = doctest.DocTestFinder().find(
+        resnet_jax.create, globs={'resnet_jax': resnet_jax, 'np': np, 'jax': jax})
+    assert len(test) == 1 and test[0].examples
+    assert doctest.DocTestRunner().run(test[0]).failed == 0
