@@ -83,7 +83,8 @@ def default() -> ConfigDict:
     init.freeze_bn = False  # normalise by the running statistics, unchanged, in training too
 
     data = config.data = ConfigDict()
-    data.source = placeholder(str)  # 'folder', 'tfds', 'shards', 'digits', 'synthetic'
+    # A name in resnet_jax/data/registry.py, or a module: 'my_package.my_source'.
+    data.source = placeholder(str)
     data.path = ''  # folder of the dataset, if the source needs one
     data.tfds_name = ''  # ('tfds' only) 'cifar10', 'imagenet2012:5.1.0', ...
     data.class_list = ''  # ('folder' only) file of class names in label order; '': by name
@@ -92,10 +93,13 @@ def default() -> ConfigDict:
     data.eval_split = 'test'  # or 'holdout': the held-out training images
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
     data.resident_bytes = 2**30  # ('auto' only) largest split that is copied to every device
-    # Height and width of the network's input. If not set, and init.checkpoint is: as its weights.
-    data.image_size = placeholder(int)
+    # The network's input: the side of a square, or (height, width). If not set, and init.checkpoint
+    # is: as its weights.
+    data.image_size = placeholder(object)
     data.channels = 3  # 1 or 3
-    data.eval_resize = placeholder(int)  # shorter side before the central crop; None: image_size
+    # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
+    # the central crop; None: that of image_size.
+    data.eval_resize = placeholder(int)
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # ('random_resized' only) share of the area
@@ -190,7 +194,7 @@ OPTIONAL_FIELDS = (
 )
 # Fields with a lower bound.
 LEAST = {
-    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.image_size': 1, 'data.channels': 1,
+    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
     'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
@@ -219,6 +223,9 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
             fields.update(leaves(value, f'{prefix}{name}.'))
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
+    size = fields.get('data.image_size')
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        fields['data.image_size'] = size[0]  # the same square
     return fields
 
 

@@ -157,12 +157,15 @@ def check_networks(networks, paths, num_classes: int) -> None:
 
 def views_of(config, network):
     """The views that the flags ask for, of the size that the config or the network says."""
+    from resnet_jax.data.sizes import image_size, text
     from resnet_jax.data.views import Views
 
-    size = config.data.image_size or network.config.data.image_size
-    resize = RESIZE.value or config.data.eval_resize or size
-    if resize < size:
-        raise UserError(f'--resize ({resize}) must not be less than data.image_size ({size}).')
+    fitted = config if config.data.image_size else network.config
+    size = image_size(fitted.data)
+    resize = RESIZE.value or config.data.eval_resize or min(size)
+    if resize < min(size):
+        raise UserError(f'--resize ({resize}) must not be less than data.image_size '
+                        f'({text(size)}).')
     try:
         scales = tuple(int(scale) for scale in SCALES.value)
     except ValueError as error:

@@ -29,6 +29,7 @@ IMAGE_SIZE = cli.flag(
 
 def main(_) -> None:
     from resnet_jax import weights
+    from resnet_jax.data import image_size
     from resnet_jax.tasks.classification import classifier as pretrained
     from resnet_jax.weights import stored
 
@@ -43,20 +44,21 @@ def main(_) -> None:
         weights.write_torchvision(output, stored.read(path))
     else:
         network = pretrained.load(path)
-        size = IMAGE_SIZE.value or network.config.data.image_size
+        side = IMAGE_SIZE.value
+        size = (side, side) if side else image_size(network.config.data)
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')
 
 
-def stablehlo(network, image_size: int) -> bytearray:
+def stablehlo(network, size: tuple[int, int]) -> bytearray:
     """The network as a serialised `jax.export.Exported` with a symbolic batch size.
 
     Args:
       network: a `resnet_jax.tasks.classification.classifier.Classifier`.
-      image_size: height and width of its images.
+      size: (height, width) of its images.
 
     Returns:
-      What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
+      What `jax.export.deserialize` takes. Its function is uint8 [b, *size, C] ->
       float32 [b, classes].
 
     Raises:
@@ -68,18 +70,19 @@ def stablehlo(network, image_size: int) -> bytearray:
     import numpy as np
     from jax import export
 
+    from resnet_jax.data.sizes import text
     from resnet_jax.models import ConfigError
     from resnet_jax.tasks.classification.classifier import logits
 
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(
-        f'b, {image_size}, {image_size}, {network.config.data.channels}')
+        f'b, {size[0]}, {size[1]}, {network.config.data.channels}')
     function = jax.jit(functools.partial(logits, network.model, weights))
     try:
         exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
             jax.ShapeDtypeStruct(shape, np.uint8))
     except ConfigError as error:
-        raise UserError(f'--image_size={image_size}: {error}') from error
+        raise UserError(f'--image_size={text(size)}: {error}') from error
     return exported.serialize()
 
 

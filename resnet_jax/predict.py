@@ -124,10 +124,11 @@ def predictions(networks, files) -> Iterator[tuple[str, object]]:
     """
     import numpy as np
 
+    from resnet_jax.data import image_size
     from resnet_jax.data.transforms import EvalTransform
 
     data = networks[0].config.data
-    transform = EvalTransform(data.image_size, data.eval_resize or data.image_size)
+    transform = EvalTransform(image_size(data), data.eval_resize)
     size = min(BATCH_SIZE, 1 << (len(files) - 1).bit_length())
     with ThreadPoolExecutor() as pool:
         def start(position):
@@ -151,11 +152,12 @@ def load(file: tuple[str, bytes | None], transform, channels: int):
     """uint8 [H, W, channels] as the network sees it, or the error that says what is wrong."""
     import numpy as np
 
-    from resnet_jax.data.sources import Item
+    from resnet_jax.data import Item
 
     name, data = file
     try:
-        image = transform(Item(pathlib.Path(name).read_bytes() if data is None else data, 0, name))
+        data = pathlib.Path(name).read_bytes() if data is None else data
+        image = transform.pixels(Item(data, {}, name))
     except OSError as error:
         return UserError(f'{name} cannot be read: {os.strerror(error.errno)}.')
     except UserError as error:

@@ -147,11 +147,11 @@ def create_model(config: ConfigDict) -> nn.Module:
     config_lib.check_ranges({
         name: value for name, value in config_lib.leaves(config).items()
         if name.startswith('model.') or name in ('data.image_size', 'data.channels')})
-    size = config.data.image_size
+    image_shape = (*data.image_size(config.data), config.data.channels)
     try:
         model = models.create(config.model)
         jax.eval_shape(lambda: model.init(
-            jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
+            jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
     except models.ConfigError as error:
         raise UserError(str(error)) from error
     return model.clone(bn_frozen=config.init.freeze_bn)
@@ -241,11 +241,11 @@ def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _check_data(config: ConfigDict, pipeline: data.Pipeline) -> None:
-    expected = (config.data.image_size, config.data.image_size, config.data.channels)
+    expected = (*data.image_size(config.data), config.data.channels)
     if pipeline.image_shape != expected:
         raise UserError(
             f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '
             f'and data.channels say {expected}.')
-    if pipeline.num_classes != config.model.num_classes:
+    if pipeline.num_classes not in (None, config.model.num_classes):
         raise UserError(f'{config.data.source} has {pipeline.num_classes} classes, but '
                         f'model.num_classes is {config.model.num_classes}.')
