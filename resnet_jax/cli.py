@@ -1,5 +1,6 @@
 """Shared by all commands: flags, --help, and one-line errors instead of tracebacks."""
 
+import ast
 import difflib
 import functools
 import itertools
@@ -43,6 +44,25 @@ class OptionalParser(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
+class SizeParser(flags.ArgumentParser):
+    """Parses the side of a square, or '(height, width)'; of equal sides a square."""
+
+    syntactic_help = "a number, or '(height, width)'"
+
+    def parse(self, argument):
+        if not isinstance(argument, str):
+            return argument
+        try:
+            size = ast.literal_eval(argument)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f'must be {self.syntactic_help}') from error
+        sides = set(size) if isinstance(size, tuple) else ()
+        return sides.pop() if len(sides) == 1 and len(size) == 2 else size
+
+    def flag_type(self) -> str:
+        return 'size'
+
+
 def flag(define: Callable[..., flags.FlagHolder], name: str, *args, **kwargs) -> flags.FlagHolder:
     """Defines a flag of the calling command, which --help lists.
 
@@ -73,6 +93,8 @@ def config_flag() -> flags.FlagHolder:
 def _let_numbers_be_empty() -> None:
     config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))
     config_flags.register_flag_parser_for_type(float, OptionalParser(flags.FloatParser()))
+    # data.image_size is the one field of two types.
+    config_flags.register_flag_parser_for_type(object, OptionalParser(SizeParser()))
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:

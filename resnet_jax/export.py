@@ -29,6 +29,7 @@ IMAGE_SIZE = cli.flag(
 def main(_) -> None:
     import resnet_jax
     from resnet_jax import weights
+    from resnet_jax.data import image_size
     from resnet_jax.tasks.classification.stablehlo import stablehlo
     from resnet_jax.weights import stored
 
@@ -45,7 +46,8 @@ def main(_) -> None:
         weights.write_torchvision(output, stored.read(path))
     else:
         network = resnet_jax.load(path)
-        size = IMAGE_SIZE.value or network.config.data.image_size
+        side = IMAGE_SIZE.value
+        size = (side, side) if side else image_size(network.config.data)
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')
 

@@ -208,7 +208,7 @@ def test_the_shapes_compiled_for_are_those_of_real_batches(tiny_config, pipeline
     mesh = sharding.create_mesh(tiny_config)
     real = build(tiny_config, mesh)
     inputs = next(real.train_data.inputs(0))
-    blank = build(tiny_config, mesh, data.blank_pipelines)
+    blank = build(tiny_config, mesh, blank=True)
 
     def described(tree):
         return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype), x.sharding), tree)

@@ -7,7 +7,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax import models, weights
-from resnet_jax.data.sources import ArraySource
+from resnet_jax.data.sources import labelled
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock
@@ -22,7 +22,7 @@ def test_a_bug_in_a_block_keeps_its_traceback(tiny_config, tmp_path, monkeypatch
     path = write(tmp_path, random_weights.tensors(random_weights.fields()))
     store(tmp_path / 'stored')
     network = resnet_jax.load(tmp_path / 'stored')
-    source = ArraySource(images(4, 32, 32, 3), np.zeros(4, int), 10, 'test')
+    source = labelled(images(4, 32, 32, 3), np.zeros(4, int), 10, 'test')
 
     def broken(self, x):
         _batch, _height, width = x.shape[:2]
@@ -50,7 +50,7 @@ def test_a_wrong_field_is_one_sentence(tiny_config, tmp_path):
 def test_images_too_small_for_the_network_are_one_sentence(tmp_path):
     store(tmp_path, family='vgg', depth=16, width=1, batch_norm=False, size=224)
     network = resnet_jax.load(tmp_path)
-    source = ArraySource(images(1, 40, 40, 3), np.zeros(1, int), 10, 'test')
+    source = labelled(images(1, 40, 40, 3), np.zeros(1, int), 10, 'test')
     with pytest.raises(UserError, match='of 40 x 40 pixels: VGG needs images of at least 224'):
         inference.predict([network], source, Views('multi_scale', 40, 40, (40,)), 1)
 

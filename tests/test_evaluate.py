@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data.sources import ArraySource, Item
+from resnet_jax.data import Item
+from resnet_jax.data.sources import labelled
 from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import inference, protocols
@@ -34,7 +35,7 @@ def networks(tmp_path_factory):
 def source():
     """37 images of 40 x 40 pixels."""
     labels = np.random.default_rng(1).integers(10, size=37)
-    return ArraySource(images(37, 40, 40, 3), labels, 10, 'test')
+    return labelled(images(37, 40, 40, 3), labels, 10, 'test')
 
 
 def log_probabilities(networks, source, *views, **options):
@@ -96,7 +97,7 @@ class Shapes:
 
     def __getitem__(self, i):
         image = b'no image' if i == self.broken else self.images[i]
-        return Item(image, int(self.labels[i]), f'{i}')
+        return Item(image, {'label': self.labels[i]}, f'{i}')
 
 
 def test_images_of_any_shape_keep_their_place(networks):

@@ -49,9 +49,9 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder):
 
     network = resnet_jax.load(folder / 'weights')
     x = np.asarray(Image.open(folder / 'images' / 'a.png'))
-    from resnet_jax.data.sources import Item
+    from resnet_jax.data import Item
     from resnet_jax.data.transforms import EvalTransform
-    expected = network.predict(EvalTransform(32, 32)(Item(x, 0, 'a')))
+    expected = network.predict(EvalTransform(32, 32).pixels(Item(x, {}, 'a')))
     best = told[0]['classes']
     assert [guess['index'] for guess in best] == list(expected.argsort()[::-1][:3])
     assert best[0]['name'] == f'class {best[0]["index"]}'

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import resnet_jax
 from resnet_jax import config as config_lib
 from resnet_jax import data
-from resnet_jax.data.sources import digits
+from resnet_jax.data.digits import digits
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop as train

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import cifar10_r1202
-from resnet_jax import data
 from resnet_jax.distributed import sharding
 from resnet_jax.models import conv, vgg
 from resnet_jax.training import step as steps
@@ -193,7 +192,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(
     texts = []
     for seed in (0, 7):
         tiny_config.seed = seed
-        program = build(tiny_config, sharding.create_mesh(tiny_config), data.blank_pipelines)
+        program = build(tiny_config, sharding.create_mesh(tiny_config), blank=True)
         texts.append(program.lower_train_steps(
             program.state, (program.train_data.input_shapes,), 1).as_text())
     assert texts[0] == texts[1]

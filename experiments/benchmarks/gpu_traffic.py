@@ -62,7 +62,6 @@ def compile_step(config):
     import jax
     from jax.experimental import topologies
 
-    from resnet_jax import data
     from resnet_jax.distributed import sharding
     from resnet_jax.training.program import build
 
@@ -74,7 +73,7 @@ def compile_step(config):
         raise UserError(f'XLA cannot compile for a GPU here ({" ".join(str(error).split())}): '
                         "pip install -e '.[cuda]'.") from error
     jax.config.update('jax_platforms', 'cpu')  # for all that is computed
-    program = build(config, sharding.create_mesh(config, devices), data.blank_pipelines)
+    program = build(config, sharding.create_mesh(config, devices), blank=True)
     pipeline, steps = program.train_data, config.steps_per_call
     inputs = (pipeline.input_shapes,) * (1 if pipeline.shares_inputs else steps)
     return program.lower_train_steps(program.state, inputs, steps).compile()

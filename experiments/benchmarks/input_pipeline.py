@@ -43,7 +43,9 @@ def ours(source: str, path: str, cores: int):
 
     from resnet_jax import config as config_lib
     from resnet_jax import data as data_lib
+    from resnet_jax.data.augment import augmentation
     from resnet_jax.data.host import Host
+    from resnet_jax.data.transforms import train_transform
 
     config = config_lib.default()
     data = config.data
@@ -51,7 +53,7 @@ def ours(source: str, path: str, cores: int):
     data.train_crop, data.flip = 'random_resized', True
     pipeline = Host(
         data_lib.create_source(config, 'test'), Mesh(jax.devices(), 'data'), BATCH,
-        data_lib.train_transform(config), data_lib.augmentation(config), threads=cores, workers=0,
+        train_transform(config), augmentation(config), seed=0, threads=cores, workers=0,
         chunk_size=data.chunk_size, batches_ahead=data.batches_ahead, skip_unreadable=False)
     return (inputs['image'] for inputs in pipeline.inputs(0))
 

@@ -99,6 +99,8 @@ def pytorch(config_json: str, compiled: bool, num_threads: int):
     import torch
     from torch.nn import functional
 
+    from resnet_jax.data.sizes import pair
+
     torch.set_num_threads(num_threads)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
@@ -108,7 +110,7 @@ def pytorch(config_json: str, compiled: bool, num_threads: int):
         network.parameters(), 0.01, config['optimizer']['momentum'],
         weight_decay=config['optimizer']['weight_decay'])
     batch_size, size = config['batch_size'], config['data']['image_size']
-    images = torch.randn(batch_size, config['data']['channels'], size, size, device=device).to(
+    images = torch.randn(batch_size, config['data']['channels'], *pair(size), device=device).to(
         memory_format=torch.channels_last)
     labels = torch.randint(config['model']['num_classes'], (batch_size,), device=device)
     autocast = torch.autocast(device, torch.bfloat16,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import models
+from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import STACKED, Shortcut
 from resnet_jax.tasks.classification.classifier import Classifier
@@ -73,8 +74,7 @@ def blocks(network: Classifier) -> tuple[Block, ...]:
         return output
 
     data = network.config.data
-    size = data.image_size or 32
-    images = np.zeros((1, size, size, data.channels), np.float32)
+    images = np.zeros((1, *pair(data.image_size or 32), data.channels), np.float32)
     with nn.intercept_methods(listen):
         jax.eval_shape(functools.partial(network.model.apply, train=False), network.variables,
                        images)

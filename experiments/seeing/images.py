@@ -56,17 +56,17 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
                         f'{source.num_classes}: give the data that it was trained on.')
     # Spread over all classes, since neighbours in the list are often alike.
     chosen = set(np.unique(np.linspace(0, known - 1, MOST_CLASSES).round().astype(int)).tolist())
-    size = config.data.image_size or network.config.data.image_size
-    transform = EvalTransform(size, config.data.eval_resize or size)
+    fitted = config if config.data.image_size else network.config
+    transform = EvalTransform(data.image_size(fitted.data), config.data.eval_resize)
     pixels, labels = [], []
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(source))
     for index in order.tolist():
         if len(pixels) == count:
             break
         item = source[index]
-        if item.label in chosen:
-            pixels.append(transform(item))
-            labels.append(item.label)
+        if (label := int(item.target['label'])) in chosen:
+            pixels.append(transform.pixels(item))
+            labels.append(label)
     if len(set(labels)) < 2:
         raise UserError('there are images of fewer than two classes; nothing can be told apart.')
     names = getattr(source, 'class_names', ())

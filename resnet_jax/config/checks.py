@@ -7,7 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config.fields import CHOICES, LEAST, MOST, OPTIONAL_FIELDS, POSITIVE, SHARES
+from resnet_jax.config.fields import (
+    CHOICES,
+    LEAST,
+    MOST,
+    MOST_PIXELS,
+    OPTIONAL_FIELDS,
+    POSITIVE,
+    SHARES,
+)
 from resnet_jax.config.stored import leaves
 from resnet_jax.errors import UserError
 
@@ -91,6 +99,13 @@ def _problem(name: str, value: Any) -> str | None:
     return None
 
 
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    return len(sides) == 2 and all(
+        isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MOST_PIXELS
+        for side in sides)
+
+
 def _are_steps(value: Any) -> bool:
     return all(isinstance(step, int) for step in value) and list(value) == sorted(set(value))
 
@@ -111,6 +126,8 @@ def _are_rules(value: Any) -> bool:
 FORMS = {
     'mesh.data': (lambda value: value == -1 or value >= 1, '-1 or at least 1'),
     'mesh.rules': (_are_rules, 'pairs such as ("head/kernel", (None, "model"))'),
+    'data.image_size': (_is_size, 'at least 1 and at most '
+                        f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
     'init.freeze': (_are_patterns, 'regular expressions'),
 }

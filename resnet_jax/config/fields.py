@@ -78,7 +78,8 @@ def default() -> ConfigDict:
     init.freeze_bn = False  # normalise by the running statistics, unchanged, in training too
 
     data = config.data = ConfigDict()
-    data.source = placeholder(str)  # 'folder', 'tfds', 'shards', 'digits', 'synthetic'
+    # A name in resnet_jax/data/registry.py, or a module: 'my_package.my_source'.
+    data.source = placeholder(str)
     data.path = ''  # folder of the dataset, if the source needs one
     data.tfds_name = ''  # ('tfds' only) 'cifar10', 'imagenet2012:5.1.0', ...
     data.class_list = ''  # ('folder' only) file of class names in label order; '': by name
@@ -87,10 +88,13 @@ def default() -> ConfigDict:
     data.eval_split = 'test'  # or 'holdout': the held-out training images
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
     data.resident_bytes = 2**30  # ('auto' only) largest split that is copied to every device
-    # Height and width of the network's input. If not set, and init.checkpoint is: as its weights.
-    data.image_size = placeholder(int)
+    # The network's input: the side of a square, or (height, width). If not set, and init.checkpoint
+    # is: as its weights.
+    data.image_size = placeholder(object)
     data.channels = 3  # 1 or 3
-    data.eval_resize = placeholder(int)  # shorter side before the central crop; None: image_size
+    # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
+    # the central crop; None: that of image_size.
+    data.eval_resize = placeholder(int)
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # ('random_resized' only) share of the area
@@ -195,7 +199,7 @@ CHOICES = {
 # Fields with a lower bound.
 LEAST = {
     'seed': 0, 'model.width': 1, 'model.num_classes': 1,
-    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.image_size': 1, 'data.channels': 1,
+    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
     'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
@@ -219,12 +223,12 @@ SHARES = (
 POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')
 # Fields with an upper bound: steps are counted in 32 bits, and a machine that is asked for absurdly
 # many images, threads or processes ends without an error message.
-STEPS, IMAGES = 2**31 - 1, 2**20
+STEPS, IMAGES, MOST_PIXELS = 2**31 - 1, 2**20, 2**14
 MOST = {
     'seed': 2**32 - 1, 'num_steps': STEPS, 'steps_per_call': 10_000,
     'batch_size': IMAGES, 'eval.batch_size': IMAGES, 'model.virtual_batch_size': IMAGES,
     'model.width': 2**14, 'model.num_classes': 2**24,
-    'data.image_size': 2**14, 'data.eval_resize': 2**14, 'data.holdout': 2**30,
+    'data.eval_resize': MOST_PIXELS, 'data.holdout': 2**30,
     'data.randaugment_layers': 100, 'data.workers': 1024, 'data.threads': 1024,
     'data.chunk_size': IMAGES, 'data.batches_ahead': 1024,
     'optimizer.accumulation_steps': IMAGES, 'schedule.plateau_window': STEPS,

@@ -24,6 +24,9 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
             fields.update(leaves(value, f'{prefix}{name}.'))
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
+    size = fields.get('data.image_size')
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        fields['data.image_size'] = size[0]  # the same square
     return fields
 
 

@@ -1,7 +1,7 @@
 """Augmentation and normalisation on the device, inside the jitted step, for both pipelines.
 
-Everything is a function of the batch, the step and the seed. Each image has its own random key, so
-the result does not depend on how the batch is sharded over devices.
+Everything is a function of the batch and its key. Each image has its own key, so the result does
+not depend on how the batch is sharded over devices.
 """
 
 from typing import NamedTuple
@@ -9,10 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from resnet_jax.data.normalization import Normalization, exact, normalize
-
-Batch = dict[str, jax.Array]
+from resnet_jax.data import crops
+from resnet_jax.data.crops import Crop
+from resnet_jax.data.decode import Region
+from resnet_jax.data.normalization import exact, normalize
+from resnet_jax.data.types import Batch, Normalization
+from resnet_jax.errors import UserError
 
 # Principal components of the colours of ImageNet's training pixels, in units of the full range
 # (Krizhevsky et al., 2012, section 4.1; the figures of the fb.resnet.torch reference).
@@ -24,75 +28,109 @@ BYTES_A_NORMAL = 16
 
 
 class Augmentation(NamedTuple):
-    """What is done to training images on the device; the fields of `config.data` of these names.
+    """What is done to images on the device; the fields of `config.data` of these names."""
 
-    A pipeline hands the seed to the step among its inputs, as `seed_input`: a constant would make
-    every seed another program to compile.
-    """
-
-    seed: int | jax.Array
     crop_padding: int
     flip: bool
     color_noise: float
     mixup_alpha: float
     cutmix_alpha: float
 
+    def __call__(self, examples: Batch, key: jax.Array | None,
+                 normalization: Normalization) -> Batch:
+        """Normalises; in training it also adds colour noise, pads, crops and flips, and mixes.
 
-def seed_input(settings: Augmentation) -> np.ndarray:
-    """The seed as the pipelines of training hand it to the step: uint32 []."""
-    return np.array(settings.seed & 0xFFFFFFFF, np.uint32)
+        Args:
+          examples: 'image' uint8 [N, H, W, C], and targets [N, …].
+          key: of the batch; None in an evaluation.
+          normalization: see `normalize`.
+
+        Returns:
+          'image' float32 [N, H, W, C], and the targets, of which 'boxes' and 'points' follow the
+          pixels. With mixup or CutMix also 'mix_label' int32 [N], the label of the image that was
+          mixed in, and 'mix_weight' float32 [N], the share of the image's own label:
+          loss = weight * loss(label) + (1 - weight) * loss(mix_label).
+
+        Raises:
+          UserError: targets other than class labels cannot be mixed.
+        """
+        if key is None:
+            return examples | {'image': normalize(examples['image'], normalization)}
+        mixes = self.mixup_alpha or self.cutmix_alpha
+        if mixes and ('label' not in examples or crops.has_coordinates(examples)):
+            raise UserError('data.mixup_alpha and data.cutmix_alpha must be 0 for images without '
+                            'class labels, or with boxes or points.')
+        images = examples['image']
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+        if self.color_noise:
+            shift = jax.vmap(lambda key: color_noise(jax.random.fold_in(key, 2),
+                                                     self.color_noise))(keys)
+            normalization = normalization | {'mean': normalization['mean'] - shift[:, None, None]}
+        images = normalize(images, normalization)
+
+        def one(example, key):
+            crop = random_crop(key, example['image'].shape, self.crop_padding, self.flip)
+            image = pad_and_crop(example['image'], crop, self.crop_padding)
+            if self.flip:
+                image = jnp.where(crop.mirrored, image[:, ::-1], image)
+            return crop.target(example) | {'image': image}
+
+        batch = jax.vmap(one)(examples | {'image': images}, keys)
+        if mixes:
+            # No row has this number.
+            batch = mix(batch, jax.random.fold_in(key, 2**32 - 1), self.mixup_alpha,
+                        self.cutmix_alpha)
+        return batch
 
 
-def augment(images: jax.Array, labels: jax.Array, step: jax.Array, normalization: Normalization,
-            settings: Augmentation) -> Batch:
-    """Adds colour noise, normalises, pads, crops and flips, and mixes.
+def augmentation(config: ConfigDict) -> Augmentation:
+    """What the config says of training images, except what `transforms` does on the host."""
+    data = config.data
+    on_device = data.train_crop == 'pad'
+    return Augmentation(data.crop_padding if on_device else 0, data.flip and on_device,
+                        data.color_noise, data.mixup_alpha, data.cutmix_alpha)
 
-    Args:
-      images: uint8 [N, H, W, C].
-      labels: int32 [N].
-      step: of training.
-      normalization: see `normalize`.
-      settings: what to do, with which seed.
 
-    Returns:
-      'image' float32 [N, H, W, C] and 'label' int32 [N]. With mixup or CutMix also 'mix_label'
-      int32 [N], the label of the image that was mixed in, and 'mix_weight' float32 [N], the share
-      of the image's own label: loss = weight * loss(label) + (1 - weight) * loss(mix_label).
+def seed_input(seed: int) -> np.ndarray:
+    """The seed as the pipelines of training hand it to the step: uint32 [].
+
+    A constant would make every seed another program to compile.
     """
-    num_images = len(images)
-    key = jax.random.fold_in(jax.random.key(settings.seed), step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_images))
-    if settings.color_noise:
-        shift = jax.vmap(lambda key: color_noise(jax.random.fold_in(key, 2),
-                                                 settings.color_noise))(keys)
-        normalization = normalization | {'mean': normalization['mean'] - shift[:, None, None]}
-    images = normalize(images, normalization)
-
-    def one(image, key):
-        crop_key, flip_key = jax.random.split(key)
-        image = pad_and_crop(image, crop_key, settings.crop_padding)
-        if settings.flip:
-            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-        return image
-
-    batch = {'image': jax.vmap(one)(images, keys), 'label': labels}
-    if settings.mixup_alpha or settings.cutmix_alpha:
-        # No row has this number.
-        batch = mix(batch, jax.random.fold_in(key, 2**32 - 1), settings.mixup_alpha,
-                    settings.cutmix_alpha)
-    return batch
+    return np.array(seed & 0xFFFFFFFF, np.uint32)
 
 
-def pad_and_crop(image: jax.Array, key: jax.Array, padding: int) -> jax.Array:
-    """Pads each side with zeros, and crops at random to the size before (section 4.2).
+def examples_of(inputs: Batch) -> Batch:
+    """A pipeline's inputs without what it has added to the examples."""
+    return {name: value for name, value in inputs.items() if name not in ('mask', 'seed')}
+
+
+def key_of(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of a training batch."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def random_crop(key: jax.Array, shape: tuple[int, ...], padding: int, flip: bool) -> Crop:
+    """A crop of the size before, anywhere in the image padded on each side (section 4.2)."""
+    crop_key, flip_key = jax.random.split(key)
+    top, left = 0, 0
+    if padding:
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+    mirrored = jax.random.bernoulli(flip_key) if flip else False
+    height, width = shape[:2]
+    region = Region(top - padding, left - padding, height, width, closed=True)
+    return Crop(region, (height, width), mirrored)
+
+
+def pad_and_crop(image: jax.Array, crop: Crop, padding: int) -> jax.Array:
+    """The region of a `random_crop`, not yet mirrored; zeros outside of the image.
 
     The image is normalised already: the zeros are the mean image. float32 [H, W, C] in and out.
     """
     if not padding:
         return image
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+    start = crop.region.top + padding, crop.region.left + padding, 0
+    return jax.lax.dynamic_slice(padded, start, image.shape)
 
 
 def color_noise(key: jax.Array, deviation: float) -> jax.Array:

@@ -1,33 +1,47 @@
 """Blank images in place of a dataset, for compiling steps without the data."""
 
-from collections.abc import Callable
-
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import ArraySource, Source
+from resnet_jax.data.registry import find
+from resnet_jax.data.sizes import image_size
+from resnet_jax.data.sources import ArraySource
+from resnet_jax.data.types import Source, as_arrays
 
-# Images of the TFDS datasets that are small enough to lie on the devices.
-SIZES = {name: {'train': 50_000, 'test': 10_000} for name in ('cifar10', 'cifar100')}
+
+def is_known(config: ConfigDict) -> bool:
+    """Whether the examples of `config.data.source` are known without its data, but their number."""
+    source = find(config.data.source)
+    return getattr(source, 'ON_DISK', False) and hasattr(source, 'example_target')
 
 
 def blank(num_images: int, config: ConfigDict) -> ArraySource:
-    """So many times the same black image, which takes the memory of one."""
-    size = config.data.image_size
+    """So many times the same black image with a target of zeros, which take the memory of one.
+
+    Args:
+      num_images: how many.
+      config: `is_known`.
+    """
+    def repeated(shape: tuple[int, ...], dtype) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), (num_images, *shape))
+
+    target = as_arrays(find(config.data.source).example_target(config))
     return ArraySource(
-        np.broadcast_to(np.uint8(0), (num_images, size, size, config.data.channels)),
-        np.zeros(num_images, np.int32), config.model.num_classes, 'blank', 'blank')
+        repeated((*image_size(config.data), config.data.channels), np.uint8),
+        jax.tree.map(lambda leaf: repeated(leaf.shape, leaf.dtype), target),
+        'blank', num_classes=config.model.num_classes, fingerprint='blank')
 
 
-def stand_in(config: ConfigDict, split: str, create: Callable[[ConfigDict, str], Source]) -> Source:
+def stand_in(config: ConfigDict, split: str) -> Source:
     """Blank images in the number of a split's, or the split itself where that is not known.
 
     Args:
       config: the field `data` is read, and the number of classes.
       split: 'train' or 'test'.
-      create: opens the split.
     """
-    name = config.data.tfds_name.split(':')[0]
-    if config.data.source == 'tfds' and name in SIZES:
-        return blank(SIZES[name][split], config)
-    return create(config, split)
+    source = find(config.data.source)
+    num_images = source.num_images(config, split) if hasattr(source, 'num_images') else None
+    if num_images is None or not is_known(config):
+        return source.create(config, split)
+    return blank(num_images, config)

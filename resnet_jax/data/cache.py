@@ -5,13 +5,17 @@ import pathlib
 import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import jax
 import numpy as np
 
 from resnet_jax.data import decode
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.sizes import text
 from resnet_jax.data.skips import Skips
-from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
+from resnet_jax.data.sources import ArraySource, cache_key, digest
+from resnet_jax.data.types import Source, Tree, as_arrays
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 from resnet_jax.output import warn
@@ -54,36 +58,61 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def decoded(source: Source, size: int, folder: str, *, skip_unreadable: bool) -> ArraySource:
+def decoded(source: Source, size: tuple[int, int], folder: str, *,
+            skip_unreadable: bool) -> ArraySource:
     """All images of a split, decoded once in parallel, and from then on read from the cache.
 
     Args:
       source: whose images are encoded and all of one size.
-      size: their height and width.
+      size: their (height, width).
       folder: of the cache; '': none.
       skip_unreadable: leave out images that cannot be decoded, with a warning, instead of an error.
 
     Raises:
-      UnequalSizesError: an image has another size.
+      UnequalSizesError: an image has another size, or the targets have several shapes.
       UnreadableImageError: an image cannot be decoded.
     """
-    key = digest(cache_key(source), size, skip_unreadable)
+    key = digest(cache_key(source), size[0] if size[0] == size[1] else size, skip_unreadable)
     path = pathlib.Path(folder).expanduser() / f'images-{key}.npz' if folder else None
     arrays = load(path) if path else None
-    if arrays is None:
-        arrays = _decode_all(source, size, skip_unreadable)
+    if arrays is None or 'labels' in arrays:  # as caches were before targets had names
+        images, targets = _decode_all(source, size, skip_unreadable)
         if path:
-            save(path, **arrays)
-    if skipped := len(source) - len(arrays['labels']):
+            save(path, images=images, **_flat(targets))
+    else:
+        images, targets = arrays.pop('images'), _nested(arrays)
+    if skipped := len(source) - len(images):
         warn(f'unreadable images left out: {skipped:,} of {len(source):,}.')
-    return ArraySource(arrays['images'], arrays['labels'], source.num_classes, 'cached images',
-                       source.fingerprint, key, skipped)
+    return ArraySource(images, targets, 'cached images',
+                       num_classes=getattr(source, 'num_classes', None),
+                       class_names=getattr(source, 'class_names', ()),
+                       fingerprint=source.fingerprint, cache_key=key, skipped=skipped)
 
 
-def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, np.ndarray]:
-    images = np.empty((len(source), size, size, 3), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    good, skips = np.ones(len(source), bool), Skips()
+def _flat(targets: Tree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by path, such as 'target/label'."""
+    return {'target/' + jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree.leaves_with_path(targets)}
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> Tree:
+    """The inverse of `_flat`."""
+    targets: dict[str, Any] = {}
+    for path, leaf in arrays.items():
+        _, *parents, name = path.split('/')
+        tree = targets
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+        tree[name] = leaf
+    return targets
+
+
+def _decode_all(source: Source, size: tuple[int, int],
+                skip_unreadable: bool) -> tuple[np.ndarray, Tree]:
+    """Images uint8 [N, *size, 3] and targets [N, …]."""
+    images = np.empty((len(source), *size, 3), np.uint8)
+    targets: list[Tree | None] = [None] * len(source)  # None: not readable
+    skips = Skips()
 
     def fill(start: int) -> None:
         for i in range(start, min(start + CHUNK, len(source))):
@@ -93,20 +122,23 @@ def _decode_all(source: Source, size: int, skip_unreadable: bool) -> dict[str, n
             except UnreadableImageError as error:
                 if not skip_unreadable:
                     raise
-                good[i] = False
                 skips.add(str(error))
                 continue
-            if pixels.shape != (size, size, 3):
-                raise UnequalSizesError(
-                    f'{item.name} has {pixels.shape[1]} x {pixels.shape[0]} pixels')
-            images[i], labels[i] = pixels, item.label
+            if pixels.shape[:2] != size:
+                raise UnequalSizesError(f'{item.name} is of size {text(pixels.shape[:2])}')
+            images[i], targets[i] = pixels, as_arrays(item.target)
 
     with ThreadPoolExecutor(available_cores()) as pool:
         # Consumed, so that an error in a thread is raised here.
         for _ in pool.map(fill, range(0, len(source), CHUNK)):
             pass
+    good = np.array([target is not None for target in targets])
     if not good.any():
         raise UserError('none of the images can be read.')
     if not good.all():
-        images, labels = images[good], labels[good]
-    return {'images': images, 'labels': labels}
+        images = images[good]
+    try:
+        return images, jax.tree.map(lambda *leaves: np.stack(leaves),
+                                    *(target for target in targets if target is not None))
+    except ValueError as error:  # of stack
+        raise UnequalSizesError('the targets of the images differ in shape') from error

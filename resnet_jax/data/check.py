@@ -20,7 +20,7 @@ from tqdm import tqdm
 from resnet_jax import cli
 from resnet_jax.data import command, decode
 from resnet_jax.data.decode import UnreadableImageError
-from resnet_jax.data.sources import Source
+from resnet_jax.data.types import Source
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
@@ -31,7 +31,7 @@ CHUNK = 64  # images a thread takes at a time
 
 
 class Found(NamedTuple):
-    """One image: its label, its size, its format; or, instead, what is wrong with it."""
+    """One image: its label, or -1 without one, its size, its format; or what is wrong with it."""
 
     label: int
     height: int
@@ -46,13 +46,14 @@ def examine(source: Source, index: int) -> Found:
         item = source[index]
     except UserError as error:
         return Found(-1, 0, 0, '', str(error))
+    label = int(item.target.get('label', -1))
     if isinstance(item.image, np.ndarray):
-        return Found(item.label, *item.image.shape[:2], 'pixels', '')
+        return Found(label, *item.image.shape[:2], 'pixels', '')
     try:
         pixels = decode.decode(item.image, item.name, strict=True)
     except UnreadableImageError as error:
-        return Found(item.label, 0, 0, '', str(error))
-    return Found(item.label, *pixels.shape[:2], decode.image_format(item.image), '')
+        return Found(label, 0, 0, '', str(error))
+    return Found(label, *pixels.shape[:2], decode.image_format(item.image), '')
 
 
 def check(source: Source, threads: int) -> dict[str, Any]:
@@ -61,10 +62,12 @@ def check(source: Source, threads: int) -> dict[str, Any]:
     found = list(tqdm(_examine_all(source, threads), total=len(source), unit=' images'))
     seconds = time.perf_counter() - begin
     good = [x for x in found if not x.error]
-    counts = np.bincount([x.label for x in found if x.label >= 0], minlength=source.num_classes)
-    report = {
-        'images': len(found), 'classes': source.num_classes,
-        'images_per_class': {'least': int(counts.min()), 'most': int(counts.max())},
+    report = {'images': len(found)}
+    if classes := getattr(source, 'num_classes', None):
+        counts = np.bincount([x.label for x in found if x.label >= 0], minlength=classes)
+        report |= {'classes': classes, 'images_per_class': {
+            'least': int(counts.min()), 'most': int(counts.max())}}
+    report |= {
         'formats': dict(collections.Counter(x.kind for x in good)),
         'unreadable': [x.error for x in found if x.error],
         'images_per_second': round(len(found) / seconds, 1), 'fingerprint': source.fingerprint,

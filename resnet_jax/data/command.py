@@ -4,11 +4,14 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax import config as config_lib
-from resnet_jax.data import SOURCES, Source, create_source
+from resnet_jax.data.registry import SOURCES, create_source
+from resnet_jax.data.types import Source
 from resnet_jax.errors import UserError
 
 SOURCE = cli.flag(
-    flags.DEFINE_enum, 'source', 'folder', SOURCES[:3], 'Where the images come from.')
+    flags.DEFINE_string, 'source', 'folder',
+    f'Where the images come from: {", ".join(SOURCES)}, or a module with a function '
+    'create(config, split).')
 PATH = cli.flag(
     flags.DEFINE_string, 'path', '', 'Folder of the dataset; for tfds its data_dir.')
 TFDS_NAME = cli.flag(flags.DEFINE_string, 'tfds_name', '', 'TFDS builder, such as cifar10.')
@@ -29,7 +32,7 @@ def source_from_flags(split: str) -> Source:
     Raises:
       UserError: it is missing or damaged.
     """
-    if not PATH.value and SOURCE.value != 'tfds':
+    if not PATH.value and not flags.FLAGS['source'].present:
         raise UserError(cli.give('--path=FOLDER, or --source=tfds with --tfds_name=NAME',
                                  '__main__'))
     config = config_lib.default()

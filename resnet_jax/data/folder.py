@@ -11,13 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import Item, digest
+from resnet_jax.data.sources import digest
+from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
 LISTING_THREADS = 16  # the folders of a network file system are listed side by side
+ON_DISK = True
 
 
 class File(NamedTuple):
@@ -57,10 +60,27 @@ class Folder:
         name = readable(path)
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once
-                return Item(file.read(), int(self.labels[index]), name)
+                return Item(file.read(), {'label': self.labels[index]}, name)
         except OSError as error:
             raise UserError(f'{name} cannot be read: {error.strerror}; the data changed since '
                             'this run listed it.') from error
+
+
+def create(config: ConfigDict, split: str) -> Folder:
+    """See `resnet_jax.data.registry`; reads `path`, `class_list` and `label_file`."""
+    data = config.data
+    return open_folder(data.path, split, data.class_list, data.label_file)
+
+
+def count_classes(config: ConfigDict) -> int:
+    """Without listing the images."""
+    return len(class_names(config.data.path, config.data.class_list))
+
+
+def example_target(config: ConfigDict) -> Tree:
+    """A class."""
+    del config
+    return {'label': np.int32(0)}
 
 
 def open_folder(path: str, split: str, class_list: str = '', label_file: str = '') -> Folder:

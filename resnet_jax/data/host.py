@@ -5,10 +5,9 @@ step. No iterator has state that must be saved: a batch is a function of the ste
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -16,13 +15,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.data.augment import Augmentation, Batch, augment, seed_input
+from resnet_jax.data import crops
+from resnet_jax.data.augment import examples_of, key_of, seed_input
 from resnet_jax.data.decode import UnreadableImageError
-from resnet_jax.data.normalization import normalize
 from resnet_jax.data.order import image_index
 from resnet_jax.data.skips import Skips
-from resnet_jax.data.sources import Source
-from resnet_jax.data.transforms import EvalTransform, TrainTransform
+from resnet_jax.data.types import Batch, Example, Item, Source, check_names
 from resnet_jax.errors import UserError
 
 ENDLESS = 2**48  # chunks of a training sequence
@@ -36,23 +34,26 @@ class Chunks:
     Chunk i is part i % parts of the batch of step start_step + i // parts.
     """
 
-    def __init__(self, source: Source, transform: TrainTransform | EvalTransform,
-                 batch_size: int, rows: np.ndarray, chunk_size: int, start_step: int, *,
+    def __init__(self, source: Source, transform: Callable, batch_size: int, rows: np.ndarray,
+                 chunk_size: int, start_step: int, *, seed: int | None, filler: Example,
                  skip_unreadable: bool):
-        """See `Host`; rows are this process's rows of every batch, ascending."""
+        """See `Host`; rows are this process's rows of every batch, ascending.
+
+        The filler is an example that takes the place of images that do not count.
+        """
         self._source, self._transform = source, transform
         self._batch_size, self._start_step = batch_size, start_step
         self._rows = np.split(rows, range(chunk_size, len(rows), chunk_size))
-        self._train = isinstance(transform, TrainTransform)
+        self._seed, self._filler = seed, filler
         self._skip = skip_unreadable
 
     @property
     def parts(self) -> int:
-        """Chunks a batch."""
+        """Chunks per batch."""
         return len(self._rows)
 
     def __len__(self) -> int:
-        if self._train:
+        if self._seed is not None:
             return ENDLESS
         steps = -(-len(self._source) // self._batch_size)
         return max(0, steps - self._start_step) * self.parts
@@ -62,38 +63,33 @@ class Chunks:
         rows = self._rows[i % self.parts]
         positions = step * self._batch_size + rows
         indices = positions
-        if self._train:
-            indices = _order(step, self._batch_size, len(self._source), self._transform.seed)[rows]
+        if self._seed is not None:
+            indices = _order(step, self._batch_size, len(self._source), self._seed)[rows]
         skipped = []
         examples = [self._example(int(position), int(index), skipped)
                     for position, index in zip(positions, indices, strict=True)]
-        images = [image for image, _, _ in examples]
-        shape = next((image.shape for image in images if image is not None), (
-            self._transform.size, self._transform.size, 3))
-        filler = np.zeros(shape, np.uint8)
         return {
-            'image': np.stack([filler if image is None else image for image in images]),
-            'label': np.array([label for _, label, _ in examples], np.int32),
-            'mask': np.array([mask for _, _, mask in examples], np.float32),
+            'examples': _stack([self._filler if example is None else example
+                                for example in examples]),
+            'mask': np.array([example is not None for example in examples], np.float32),
             'skipped': skipped,
         }
 
-    def _example(self, position: int, index: int,
-                 skipped: list[str]) -> tuple[np.ndarray | None, int, float]:
-        """(image or none, label, mask) at a position of the sequence; names what it skips."""
+    def _example(self, position: int, index: int, skipped: list[str]) -> Example | None:
+        """The example at a position of the sequence, if there is one; names what it skips."""
         num_images = len(self._source)
         if index >= num_images:  # only fills the last batch of an evaluation
-            return None, 0, 0.0
+            return None
         for attempt in range(MAX_UNREADABLE_RUN):
             item = self._source[(index + attempt) % num_images]
             try:
-                return self._transform(item, position), item.label, 1.0
+                return _transformed(self._transform, item, self._seed, position)
             except UnreadableImageError as error:
                 if not self._skip:
                     raise
                 skipped.append(str(error))
-                if not self._train:
-                    return None, item.label, 0.0
+                if self._seed is None:
+                    return None
         raise UserError(f'{MAX_UNREADABLE_RUN} unreadable images in a row, the last one: '
                         f'{skipped[-1]}')
 
@@ -103,33 +99,35 @@ class Host:
 
     shares_inputs = False
 
-    def __init__(self, source: Source, mesh: Mesh, batch_size: int,
-                 transform: TrainTransform | EvalTransform, augmentation: Augmentation | None, *,
-                 threads: int, workers: int, chunk_size: int, batches_ahead: int,
-                 skip_unreadable: bool):
-        """Opens nothing yet.
+    def __init__(self, source: Source, mesh: Mesh, batch_size: int, transform: Callable,
+                 augment: Callable, *, seed: int | None, threads: int, workers: int,
+                 chunk_size: int, batches_ahead: int, skip_unreadable: bool):
+        """Makes one example, to know its shape.
 
         Args:
           source: the split.
           mesh: with an axis 'data', along which batches are spread.
-          batch_size: images a batch, over all processes.
-          transform: from an item to an image, for training or for evaluation.
-          augmentation: of training batches on the device; none: an evaluation.
+          batch_size: images per batch, over all processes.
+          transform, augment: see `resnet_jax.data.pipelines.create_pipelines`.
+          seed: of the order and of all that is random in training; None: an evaluation.
           threads: that decode, in each process that decodes.
           workers: processes that decode; 0: this one.
           chunk_size: images that a thread decodes before it looks for other work.
           batches_ahead: that are decoded, and as many that lie on the devices, before their step.
           skip_unreadable: leave out images that cannot be decoded, instead of an error.
+
+        Raises:
+          UserError: the first image cannot be decoded.
         """
         self.source = source
         self.num_images = len(source)
-        self.num_classes = source.num_classes
-        first = source[0].image
-        channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
-        self.image_shape = (transform.size, transform.size, channels)
+        self.num_classes = getattr(source, 'num_classes', None)
         self.batch_size = batch_size
         self._skips = Skips()
-        self._transform, self._augmentation = transform, augmentation
+        self._transform, self._augment, self._seed = transform, augment, seed
+        self._filler = jax.tree.map(np.zeros_like, _first(source, transform, seed, skip_unreadable))
+        check_names(self._filler)
+        self.image_shape = self._filler['image'].shape
         self._sharding = NamedSharding(mesh, P('data'))
         self._everywhere = NamedSharding(mesh, P())
         self._threads, self._workers = threads, workers
@@ -147,18 +145,21 @@ class Host:
 
     @property
     def input_shapes(self) -> Any:
-        shapes = {name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
-                                             sharding=self._sharding)
-                  for name, shape, dtype in (('image', self.image_shape, np.uint8),
-                                             ('label', (), np.int32), ('mask', (), np.float32))}
-        if self._augmentation is not None:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape), x.dtype,
+                                           sharding=self._sharding),
+            {**self._filler, 'mask': np.float32(0)})
+        if self._seed is not None:
             shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32, sharding=self._everywhere)
         return shapes
 
     def inputs(self, start_step: int) -> Iterator[Any]:
+        import grain
+
         rows = _local_rows(self._sharding, self.batch_size)
-        chunks = Chunks(self.source, self._transform, self.batch_size, rows,
-                        self._chunk_size, start_step, skip_unreadable=self._skip_unreadable)
+        chunks = Chunks(self.source, self._transform, self.batch_size, rows, self._chunk_size,
+                        start_step, seed=self._seed, filler=self._filler,
+                        skip_unreadable=self._skip_unreadable)
         ahead = self._batches_ahead * chunks.parts
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(
             grain.ReadOptions(num_threads=self._threads,
@@ -180,30 +181,42 @@ class Host:
             iterator.close()
 
     def batch(self, inputs, step, normalization) -> Batch:
-        if self._augmentation is not None:
-            batch = augment(inputs['image'], inputs['label'], step, normalization,
-                            self._augmentation._replace(seed=inputs['seed']))
-        else:
-            batch = {'image': normalize(inputs['image'], normalization),
-                     'label': inputs['label']}
+        key = None if self._seed is None else key_of(inputs['seed'], step)
+        batch = self._augment(examples_of(inputs), key, normalization)
         return jax.lax.with_sharding_constraint(batch | {'mask': inputs['mask']}, self._sharding)
 
-    def _put(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
+    def _put(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Spreads this process's rows over its devices, as a part of the batch of all processes."""
-        for error in rows.pop('skipped'):
+        for error in rows['skipped']:
             self._skips.add(error)
-        arrays = {name: jax.make_array_from_process_local_data(
-                      self._sharding, array, (self.batch_size, *array.shape[1:]))
-                  for name, array in rows.items()}
-        return arrays if self._seed is None else arrays | {'seed': self._seed}
+        arrays = jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(
+                self._sharding, array, (self.batch_size, *array.shape[1:])),
+            rows['examples'] | {'mask': rows['mask']})
+        return arrays if self._seed is None else arrays | {'seed': self._seed_on_devices}
 
     @functools.cached_property
-    def _seed(self) -> jax.Array | None:
-        """The seed on every device, of a training pipeline; all batches share it."""
-        if self._augmentation is None:
-            return None
-        seed = seed_input(self._augmentation)
-        return jax.make_array_from_callback((), self._everywhere, seed.__getitem__)
+    def _seed_on_devices(self) -> jax.Array:
+        """The seed on every device; all batches share it."""
+        return jax.make_array_from_callback((), self._everywhere,
+                                            seed_input(self._seed).__getitem__)
+
+
+def _transformed(transform: Callable, item: Item, seed: int | None, position: int) -> Example:
+    return transform(item) if seed is None else transform(item, crops.generator(seed, position))
+
+
+def _first(source: Source, transform: Callable, seed: int | None,
+           skip_unreadable: bool) -> Example:
+    """The example of the first image that can be read."""
+    for index in range(min(len(source), MAX_UNREADABLE_RUN)):
+        try:
+            return _transformed(transform, source[index], seed, index)
+        except UnreadableImageError as error:
+            if not skip_unreadable:
+                raise
+            last = error
+    raise UserError(f'{MAX_UNREADABLE_RUN} unreadable images in a row, the last one: {last}')
 
 
 @functools.lru_cache(maxsize=64)
@@ -213,10 +226,27 @@ def _order(step: int, batch_size: int, num_images: int, seed: int) -> np.ndarray
     return image_index(positions.astype(np.uint32), num_images, seed & 0xFFFFFFFF)
 
 
+def _stack(examples: Sequence[Example]) -> Example:
+    """The examples of a chunk as arrays [n, …].
+
+    Raises:
+      UserError: they are not alike.
+    """
+    shapes = [{jax.tree_util.keystr(path, simple=True, separator='/'): np.shape(leaf)
+               for path, leaf in jax.tree.leaves_with_path(example)} for example in examples]
+    for other in shapes:
+        if other != shapes[0]:
+            raise UserError('the images of a batch must have targets of one shape, and there are '
+                            f'{shapes[0]} and {other}: this task cannot use this data.')
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+
 def _concatenate(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    batch = {name: np.concatenate([chunk[name] for chunk in chunks])
-             for name in ('image', 'label', 'mask')}
-    return batch | {'skipped': [error for chunk in chunks for error in chunk['skipped']]}
+    examples, mask = jax.tree.map(
+        lambda *arrays: np.concatenate(arrays),
+        *((chunk['examples'], chunk['mask']) for chunk in chunks))
+    return {'examples': examples, 'mask': mask,
+            'skipped': [error for chunk in chunks for error in chunk['skipped']]}
 
 
 def _local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

@@ -1,15 +1,13 @@
 """Input normalisation: the mean and standard deviation of the training split, or constants."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data import statistics
-from resnet_jax.data.sources import Source
-from resnet_jax.data.transforms import EvalTransform
+from resnet_jax.data.types import Normalization, Source
 from resnet_jax.errors import UserError
-
-Normalization = dict[str, jax.Array]
 
 KINDS = ('per_channel', 'per_pixel_mean', 'imagenet', 'none')
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,8 +35,8 @@ def exact(x: jax.Array) -> jax.Array:
     return jnp.minimum(x, jnp.finfo(jnp.float32).max)
 
 
-def measure(source: Source, kind: str, transform: EvalTransform | None = None,
-            cache_folder: str = '', *, skip_unreadable: bool = False) -> Normalization:
+def measure(source: Source, kind: str, transform: Any = None, cache_folder: str = '', *,
+            skip_unreadable: bool = False) -> Normalization:
     """The normalisation that a training split calls for, in float32, from exact integer sums.
 
     All processes of a job call it, and get the same.
@@ -48,16 +46,18 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
       kind: 'per_pixel_mean', the paper's: the mean image [H, W, C] is subtracted and the scale is
         left at the full range. 'per_channel': mean and standard deviation [C]. 'imagenet': the
         constants that most published weights go with. 'none'.
-      transform: makes the source's images one size; none: they are already.
+      transform: an `EvalTransform`, which makes the source's images one size; None: they are
+        already.
       cache_folder: where the statistics of images that must be decoded are kept; '': nowhere.
       skip_unreadable: leave out images that cannot be decoded, instead of an error.
 
     Raises:
-      UserError: there is no such kind, it does not suit the images, or one cannot be decoded.
+      UserError: the kind does not suit the images, or one cannot be decoded.
     """
-    first = source[0].image
-    channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
-    _check(kind, channels)
+    # With what reads images, which normalising does not need.
+    from resnet_jax.data import statistics, transforms
+
+    channels = transforms.channels(source[0])
     if kind in ('imagenet', 'none'):
         mean, std = np.zeros(channels), np.ones(channels)
         if kind == 'imagenet':
@@ -73,23 +73,10 @@ def measure(source: Source, kind: str, transform: EvalTransform | None = None,
 
 
 def identity(kind: str, image_shape: tuple[int, int, int]) -> Normalization:
-    """One that changes nothing, in the shapes that `measure` gives for images [H, W, C].
-
-    Raises:
-      UserError: there is no such kind.
-    """
-    _check(kind, image_shape[-1])
+    """One that changes nothing, in the shapes that `measure` gives for images [H, W, C]."""
     channels = image_shape[-1:]
     mean_shape = image_shape if kind == 'per_pixel_mean' else channels
     return {'mean': np.zeros(mean_shape, np.float32), 'std': np.ones(channels, np.float32)}
-
-
-def _check(kind: str, channels: int) -> None:
-    if kind not in KINDS:
-        raise UserError(f'data.normalization must be one of {", ".join(KINDS)}, got {kind!r}.')
-    if kind == 'imagenet' and channels != 3:
-        raise UserError("data.normalization 'imagenet' is for colour images, and these "
-                        f'have {channels} channel.')
 
 
 def _check_deviation(mean: np.ndarray, std: np.ndarray) -> None:

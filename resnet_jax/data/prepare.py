@@ -50,11 +50,12 @@ def main(argv: Sequence[str]) -> None:
                 images_per_shard=IMAGES_PER_SHARD.value, processes=processes,
                 skip_unreadable=SKIP_UNREADABLE.value)
         counts, skipped = info['class_counts'], [x for s in info['shards'] for x in s['skipped']]
+        classes = counts and f'{len(counts)} classes of {min(counts)} to {max(counts)} images, '
         for error in skipped:
             print(f'skipped: {error}')
         print(f'{split}: {info["num_images"]} images in {len(info["shards"])} shards, '
-              f'{sum(s["bytes"] for s in info["shards"]) / 1e6:.1f} MB, {len(counts)} classes of '
-              f'{min(counts)} to {max(counts)} images, {len(skipped)} skipped; verified.')
+              f'{sum(s["bytes"] for s in info["shards"]) / 1e6:.1f} MB, {classes or ""}'
+              f'{len(skipped)} skipped; verified.')
 
 
 if __name__ == '__main__':

@@ -21,9 +21,10 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tqdm import tqdm
 
-from resnet_jax.data import crops, decode, shards
+from resnet_jax.data import crops, decode, records, shards
 from resnet_jax.data.decode import Region, UnreadableImageError
-from resnet_jax.data.sources import Item, Source, digest
+from resnet_jax.data.sources import digest
+from resnet_jax.data.types import Item, Source
 from resnet_jax.errors import UserError
 
 UNFINISHED = '.unfinished-'  # of shards that are being written
@@ -58,11 +59,12 @@ def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, short
     """Writes the items [start, stop) of a source; the file is there whole or not at all.
 
     Returns:
-      The shard's description: name, num_images, bytes, checksum, class_counts, skipped.
+      The shard's description: name, num_images, bytes, checksum, class_counts ([] without
+      classes), skipped.
     """
     temporary = path.with_name(UNFINISHED + path.name)
     writer = ArrayRecordWriter(str(temporary), shards.WRITER_OPTIONS)
-    checksum, counts, skipped = 0, np.zeros(source.num_classes, int), []
+    checksum, count, counts, skipped = 0, 0, _no_counts(source), []
     for i in range(start, stop):
         item = source[i]
         if isinstance(item.image, np.ndarray):
@@ -74,20 +76,21 @@ def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, short
                 raise
             skipped.append(str(error))
             continue
-        record = shards.pack(item)
+        record = records.pack(item)
         writer.write(record)
-        checksum = zlib.crc32(record, checksum)
-        counts[item.label] += 1
+        checksum, count = zlib.crc32(record, checksum), count + 1
+        if len(counts):
+            counts[item.target['label']] += 1
     writer.close()
     os.replace(temporary, path)
-    return {'name': path.name, 'num_images': int(counts.sum()), 'bytes': path.stat().st_size,
+    return {'name': path.name, 'num_images': count, 'bytes': path.stat().st_size,
             'checksum': checksum, 'class_counts': counts.tolist(), 'skipped': skipped}
 
 
-def verify_shard(folder: pathlib.Path, shard: dict[str, Any]) -> str:
+def verify_shard(folder: pathlib.Path, shard: dict[str, Any], record_format: int) -> str:
     """Reads a shard and compares it with its description: '' or what is wrong."""
-    path = folder / shard['name']
-    checksum, counts = 0, np.zeros(len(shard['class_counts']), int)
+    path, unpack = folder / shard['name'], records.READERS[record_format]
+    checksum, count, counts = 0, 0, np.zeros(len(shard['class_counts']), int)
     try:
         if path.stat().st_size != shard['bytes']:
             return f'{path} has {path.stat().st_size} bytes and not {shard["bytes"]}'
@@ -95,11 +98,14 @@ def verify_shard(folder: pathlib.Path, shard: dict[str, Any]) -> str:
         for start in range(0, reader.num_records(), READ_AT_ONCE):
             for record in reader.read(range(start, min(start + READ_AT_ONCE,
                                                        reader.num_records()))):
-                checksum = zlib.crc32(record, checksum)
-                counts[shards.unpack(record).label] += 1
+                checksum, count = zlib.crc32(record, checksum), count + 1
+                target = unpack(record).target
+                if len(counts):
+                    counts[target['label']] += 1
     except Exception as error:  # the reader raises whatever the damage leads to
         return f'{path} cannot be read: {error}'
-    if checksum != shard['checksum'] or counts.tolist() != shard['class_counts']:
+    if (checksum, count, counts.tolist()) != (
+            shard['checksum'], shard['num_images'], shard['class_counts']):
         return f'{path} does not hold what was written'
     return ''
 
@@ -127,7 +133,11 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
     for leftover in output.glob(f'{UNFINISHED}{split}-*'):
         leftover.unlink()
     num_shards = -(-len(source) // images_per_shard)
-    job = digest(source.fingerprint, shorter_side, quality, images_per_shard, skip_unreadable)
+    settings = (source.fingerprint, shorter_side, quality, images_per_shard, skip_unreadable)
+    if info := _prepared_in_format_1(output, split, digest(*settings)):
+        verify(info, split, output, processes)
+        return info
+    job = digest(*settings, records.FORMAT)
     journal = output / f'.{split}-{job}.jsonl'
     done = _done(output, split, job, journal)
     tasks = {}
@@ -149,12 +159,14 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
             file.flush()
             bar.update(tasks[name].args[3] - tasks[name].args[2])
     ordered = [done[shards.shard_name(split, i, num_shards)] for i in range(num_shards)]
-    counts = np.sum([shard['class_counts'] for shard in ordered], axis=0)
+    counts = np.sum([shard['class_counts'] for shard in ordered], axis=0, dtype=int)
     info = {
-        'format': shards.FORMAT, 'job': job, 'source_fingerprint': source.fingerprint,
+        'format': records.FORMAT, 'job': job, 'source_fingerprint': source.fingerprint,
         'shorter_side': shorter_side, 'quality': quality,
-        'num_images': int(counts.sum()), 'class_names': list(source.class_names),
-        'class_counts': counts.tolist(), 'shards': ordered,
+        'num_images': sum(shard['num_images'] for shard in ordered),
+        'num_classes': getattr(source, 'num_classes', None),
+        'class_names': list(getattr(source, 'class_names', ())), 'class_counts': counts.tolist(),
+        'shards': ordered,
     }
     verify(info, split, output, processes)
     if info['num_images'] + sum(len(x['skipped']) for x in ordered) != len(source):
@@ -172,7 +184,7 @@ def verify(info: dict[str, Any], split: str, output: pathlib.Path, threads: int)
     Raises:
       UserError: a shard is not as it was written; it is named, and deleted to be written anew.
     """
-    tasks = {shard['name']: functools.partial(verify_shard, output, shard)
+    tasks = {shard['name']: functools.partial(verify_shard, output, shard, info['format'])
              for shard in info['shards']}
     problems = {}
     with (tqdm(total=len(tasks), desc=f'{split}: verify', unit=' shards') as bar,
@@ -193,11 +205,8 @@ def _done(output: pathlib.Path, split: str, job: str,
           journal: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Descriptions of the shards of this very job that are there in full, by name."""
     described = []
-    description = output / f'{split}.json'
-    if description.is_file():
-        info = json.loads(description.read_text())
-        if info.get('job') == job:
-            described += info['shards']
+    if (info := _description(output, split)).get('job') == job:
+        described += info['shards']
     if journal.is_file():
         for line in journal.read_text(encoding='utf-8').splitlines():
             try:
@@ -207,6 +216,30 @@ def _done(output: pathlib.Path, split: str, job: str,
     return {shard['name']: shard for shard in described
             if (output / shard['name']).is_file()
             and (output / shard['name']).stat().st_size == shard['bytes']}
+
+
+def _description(output: pathlib.Path, split: str) -> dict[str, Any]:
+    path = output / f'{split}.json'
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _prepared_in_format_1(output: pathlib.Path, split: str, job: str) -> dict[str, Any] | None:
+    """The description of a split that an earlier version prepared, if all of it is there.
+
+    It is left as it is: runs that started with these shards would not find them unchanged.
+    """
+    info = _description(output, split)
+    if info.get('format') != 1 or info.get('job') != job:
+        return None
+    there = all((output / shard['name']).is_file()
+                and (output / shard['name']).stat().st_size == shard['bytes']
+                for shard in info['shards'])
+    return info if there else None
+
+
+def _no_counts(source: Source) -> np.ndarray:
+    """A zero for each class."""
+    return np.zeros(getattr(source, 'num_classes', None) or 0, int)
 
 
 def _each(tasks: dict[str, Callable[[], Any]], processes: int) -> Iterator[tuple[str, Any]]:

@@ -1,40 +1,39 @@
 """ArrayRecord shards: the encoded images of a split in a few large files, with random access.
 
 All splits of a dataset share a folder: `train-00003-of-00016.array_record`, … and `train.json`,
-which describes them. A record is the label (int32, little-endian), the length of the image's name
-(uint16), the name in UTF-8 and the encoded image. ArrayRecord stores a checksum with every record,
-so damage is detected on reading.
+which describes them; `resnet_jax.data.records` has the format of a record. ArrayRecord stores a
+checksum with every record, so damage is detected on reading.
 """
 
 import json
 import pathlib
-import struct
 
-import grain
 import numpy as np
+from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import Item, digest
+from resnet_jax.data.records import READERS
+from resnet_jax.data.sources import digest
+from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError
 
-FORMAT = 1
-HEADER = struct.Struct('<iH')
-# One image a group: a random read then decompresses nothing but that image, which is compressed
+# One image per group: a random read then decompresses nothing but that image, which is compressed
 # already.
 WRITER_OPTIONS = 'group_size:1,uncompressed'
 PREPARE = 'python -m resnet_jax.data.prepare'
+ON_DISK = True
 
 
-def pack(item: Item) -> bytes:
-    """A record of an item whose image is encoded."""
-    name = item.name.encode()[-65535:]
-    return HEADER.pack(item.label, len(name)) + name + item.image
+def create(config: ConfigDict, split: str) -> 'Shards':
+    """See `resnet_jax.data.registry`; reads `path`."""
+    return Shards(config.data.path, split)
 
 
-def unpack(record: bytes) -> Item:
-    """The item of a record."""
-    label, length = HEADER.unpack_from(record)
-    start = HEADER.size + length
-    return Item(record[start:], label, record[HEADER.size:start].decode(errors='replace'))
+def example_target(config: ConfigDict) -> Tree:
+    """That of the first record, or a class where the shards are not there."""
+    try:
+        return create(config, 'train')[0].target
+    except UserError:
+        return {'label': np.int32(0)}
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
@@ -45,13 +44,15 @@ class Shards:
     """One prepared split; items hold the encoded images.
 
     Attributes:
-      num_classes: labels are in [0, num_classes).
-      class_names: of the labels, in order.
+      num_classes: labels are in [0, num_classes); None without classes.
+      class_names: of the labels, in order, where they are known.
       fingerprint: of the shards' checksums.
       info: the description in `split.json`.
     """
 
     def __init__(self, path: str, split: str):
+        import grain
+
         root = pathlib.Path(path).expanduser()
         file = root / f'{split}.json'
         if not path or not file.is_file():
@@ -60,14 +61,17 @@ class Shards:
         try:
             self.info = json.loads(file.read_text())
             shards = self.info['shards']
-            if self.info['format'] != FORMAT:
-                raise UserError(f'{file} has format {self.info["format"]}, and this version '
-                                f'reads {FORMAT}: prepare it again with `{PREPARE}`.')
+            self._unpack = READERS.get(self.info['format'])
             self.class_names = tuple(self.info['class_names'])
-            self.num_classes = len(self.class_names)
+            # Format 1 names every class.
+            self.num_classes = self.info.get('num_classes', len(self.class_names) or None)
             self.fingerprint = digest(self.class_names, [x['checksum'] for x in shards])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{file} is damaged: prepare it again with `{PREPARE}`.') from error
+        if self._unpack is None:
+            raise UserError(f'{file} has format {self.info["format"]}, and this version reads '
+                            f'{" and ".join(map(str, READERS))}: prepare it again with '
+                            f'`{PREPARE}`.')
         self._files = [root / shard['name'] for shard in shards]
         for shard, path in zip(shards, self._files, strict=True):
             size = path.stat().st_size if path.is_file() else 0
@@ -89,11 +93,12 @@ class Shards:
         shard = int(np.searchsorted(self._starts, index, 'right')) - 1
         name = f'{self._files[shard]}[{index - self._starts[shard]}]'
         try:
-            item = unpack(self._records[index])
+            item = self._unpack(self._records[index])
         except Exception as error:
             raise UserError(f'{name} cannot be read: the shard is damaged; run `{PREPARE} '
                             '--verify` to see which are.') from error
-        if not 0 <= item.label < self.num_classes:
-            raise UserError(f'{name} has the label {item.label}, which is not in '
+        label = item.target.get('label', 0)
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise UserError(f'{name} has the label {label}, which is not in '
                             f'[0, {self.num_classes}).')
         return item._replace(name=f'{name} ({item.name})')

@@ -17,9 +17,11 @@ from jax.experimental import multihost_utils
 
 from resnet_jax.data import cache
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.sizes import pair
 from resnet_jax.data.skips import Skips
-from resnet_jax.data.sources import ArraySource, Source, cache_key, digest
-from resnet_jax.data.transforms import EvalTransform
+from resnet_jax.data.sources import ArraySource, cache_key, digest
+from resnet_jax.data.transforms import EvalTransform, channels
+from resnet_jax.data.types import Source
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 from resnet_jax.output import say
@@ -59,7 +61,8 @@ def measure(source: Source, transform: EvalTransform | None, cache_folder: str, 
     """
     path = None
     if cache_folder and cache_key(source):
-        key = digest('sums', cache_key(source), tuple(transform or ()), skip_unreadable)
+        key = digest('sums', cache_key(source), transform.key if transform else (),
+                     skip_unreadable)
         path = pathlib.Path(cache_folder).expanduser() / f'statistics-{key}.npz'
     # Where the images lie in memory, adding them up is quicker than asking others.
     shared = jax.process_count() > 1 and not _at_hand(source, transform)
@@ -117,7 +120,7 @@ def add_up(source: Source, transform: EvalTransform | None, rows: range,
     """
     def readable(row: int) -> np.ndarray | None:
         try:
-            return transform(source[row])
+            return transform.pixels(source[row])
         except UnreadableImageError as error:
             if skips is None:
                 raise
@@ -173,23 +176,21 @@ def unpack(packed: np.ndarray, shape: tuple[int, int, int]) -> Sums | None:
     numbers = np.ascontiguousarray(packed).view(np.uint64)
     if not numbers[0]:
         return None
-    channels = shape[-1]
-    return Sums(numbers[1 + channels:].reshape(shape), numbers[1:1 + channels], int(numbers[0]))
+    start = 1 + shape[-1]  # of the images, behind a square for each channel
+    return Sums(numbers[start:].reshape(shape), numbers[1:start], int(numbers[0]))
 
 
 def _shape(source: Source, transform: EvalTransform | None) -> tuple[int, int, int]:
     """(H, W, C) of the images that are added up."""
     if _at_hand(source, transform):
         return source.images.shape[1:]
-    first = source[0].image
-    channels = first.shape[-1] if isinstance(first, np.ndarray) else 3
-    return transform.size, transform.size, channels
+    return *pair(transform.size), channels(source[0])
 
 
 def _at_hand(source: Source, transform: EvalTransform | None) -> bool:
     """Whether the images lie in memory in the size that they are added up in."""
     return isinstance(source, ArraySource) and (
-        transform is None or source.images.shape[1:3] == (transform.size, transform.size))
+        transform is None or source.images.shape[1:3] == pair(transform.size))
 
 
 def _from_first_process(packed: np.ndarray) -> np.ndarray:

@@ -3,11 +3,32 @@
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import Item, digest
+from resnet_jax.data.sources import digest
+from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError
 
 SPLIT_NAMES = {'train': ('train',), 'test': ('test', 'validation', 'val')}
+ON_DISK = True
+# Images of the datasets that are small enough to lie on the devices.
+IMAGES = {name: {'train': 50_000, 'test': 10_000} for name in ('cifar10', 'cifar100')}
+
+
+def create(config: ConfigDict, split: str) -> 'Tfds':
+    """See `resnet_jax.data.registry`; reads `tfds_name` and `path`."""
+    return Tfds(config.data.tfds_name, config.data.path, split)
+
+
+def num_images(config: ConfigDict, split: str) -> int | None:
+    """Of the CIFAR datasets."""
+    return IMAGES.get(config.data.tfds_name.split(':')[0], {}).get(split)
+
+
+def example_target(config: ConfigDict) -> Tree:
+    """A class."""
+    del config
+    return {'label': np.int32(0)}
 
 
 class Tfds:
@@ -76,7 +97,8 @@ class Tfds:
         if not 0 <= label < self.num_classes:
             raise UserError(f'{name} has the label {label}, which is not in '
                             f'[0, {self.num_classes}).')
-        return Item(image if isinstance(image, np.ndarray) else bytes(image), label, name)
+        return Item(image if isinstance(image, np.ndarray) else bytes(image),
+                    {'label': np.int32(label)}, name)
 
 
 def _builder(tfds, name: str, data_dir: str, prepare: str):

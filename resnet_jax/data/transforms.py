@@ -1,27 +1,57 @@
-"""Host-side transforms from a raw item to the uint8 image sent to the device; pure functions."""
+"""Host-side transforms from a raw item to the example sent to the device; pure functions.
 
+An example is a dict: 'image' uint8 [H, W, C], and the target of the item as arrays, whose 'boxes'
+and 'points' follow the pixels.
+"""
+
+import math
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resnet_jax.data import crops, decode
+from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
 from resnet_jax.data.randaugment import rand_augment
-from resnet_jax.data.sources import Item
+from resnet_jax.data.sizes import image_size, pair
+from resnet_jax.data.types import Example, Item, as_arrays
+from resnet_jax.errors import UserError
+
+EDGE = 1e-6  # pixels that rounding may move the edge of an image by
 
 
 class EvalTransform(NamedTuple):
-    """Resizes the shorter side to `resize` pixels, and crops the central square of `size`."""
+    """Scales the image to cover a rectangle of the shape of `size`, and crops its centre.
 
-    size: int
-    resize: int
+    Attributes:
+      size: of the crop: the side of a square, or (height, width).
+      resize: the shorter side of the rectangle, which is the image's own where it is square; None:
+        that of `size`.
+    """
 
-    def __call__(self, item: Item, position: int = 0) -> np.ndarray:
-        """uint8 [size, size, C] of an item. The position does not count."""
-        height, width = _size(item)
-        region = crops.center_crop(height, width, self.resize, self.size)
+    size: int | tuple[int, int]
+    resize: int | None = None
+
+    def __call__(self, item: Item) -> Example:
+        """'image' uint8 [*size, C] of an item, and its target."""
+        return _example(item, self._crop(item), reduce=False)
+
+    def pixels(self, item: Item) -> np.ndarray:
+        """uint8 [*size, C]: the image alone."""
         # Exact to the pixel, since reported errors rest on it: never at reduced scale.
-        return _cut(item, region, self.size, reduce=False)
+        return cut(item, self._crop(item), reduce=False)
+
+    @property
+    def key(self) -> tuple:
+        """What caches know the transform by: of a square, its side."""
+        height, width = pair(self.size)
+        return height if height == width else (height, width), self.resize
+
+    def _crop(self, item: Item) -> Crop:
+        shorter = min(pair(self.size)) if self.resize is None else self.resize
+        region = crops.center_crop(*image_shape(item), shorter, self.size)
+        return Crop(region, pair(self.size))
 
 
 class TrainTransform(NamedTuple):
@@ -30,8 +60,7 @@ class TrainTransform(NamedTuple):
     The crop 'pad' leaves crop and flip to the device; see `augment`.
     """
 
-    size: int
-    seed: int
+    size: int | tuple[int, int]
     crop: str
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
@@ -40,23 +69,102 @@ class TrainTransform(NamedTuple):
     randaugment_layers: int
     randaugment_magnitude: int
 
-    def __call__(self, item: Item, position: int) -> np.ndarray:
-        """uint8 [size, size, C] of an item at a position of the endless training sequence."""
-        rng = crops.generator(self.seed, position)
-        height, width = _size(item)
+    def __call__(self, item: Item, rng: np.random.Generator) -> Example:
+        """'image' uint8 [*size, C] of an item, and its target.
+
+        Raises:
+          UserError: RandAugment would move pixels away from coordinates.
+        """
+        if self.randaugment_layers and crops.has_coordinates(item.target):
+            raise UserError('data.randaugment_layers must be 0 for images with boxes or points, '
+                            'which it would leave where they are.')
+        example = _example(item, self._crop(item, rng), reduce=self.crop != 'pad')
+        if self.randaugment_layers:
+            example['image'] = rand_augment(
+                example['image'], rng, self.randaugment_layers, self.randaugment_magnitude)
+        return example
+
+    def _crop(self, item: Item, rng: np.random.Generator) -> Crop:
+        height, width = image_shape(item)
         if self.crop == 'random_resized':
             region = crops.random_resized_crop(height, width, rng, self.crop_scale,
                                                self.crop_ratio)
         elif self.crop == 'scale_jitter':
             region = crops.scale_jitter(height, width, rng, self.jitter_sides, self.size)
         else:
-            region = crops.center_crop(height, width, self.size, self.size)
-        image = _cut(item, region, self.size, reduce=self.crop != 'pad')
-        if self.flip and self.crop != 'pad' and rng.integers(2):
-            image = mirror(image)
-        if self.randaugment_layers:
-            image = rand_augment(image, rng, self.randaugment_layers, self.randaugment_magnitude)
-        return image
+            region = crops.center_crop(height, width, min(pair(self.size)), self.size)
+            return Crop(region, pair(self.size))
+        return Crop(region, pair(self.size), bool(self.flip and rng.integers(2)))
+
+
+def eval_transform(config: ConfigDict) -> EvalTransform:
+    """What is done to images of an evaluation on the host.
+
+    Raises:
+      UserError: `data.image_size` is not set, or wrong.
+    """
+    size = image_size(config.data)
+    return EvalTransform(size, config.data.eval_resize or min(size))
+
+
+def train_transform(config: ConfigDict) -> TrainTransform:
+    """What is done to training images on the host.
+
+    Raises:
+      UserError: as `eval_transform`.
+    """
+    data = config.data
+    return TrainTransform(image_size(data), data.train_crop, tuple(data.crop_scale),
+                          tuple(data.crop_ratio), tuple(data.jitter_sides), data.flip,
+                          data.randaugment_layers, data.randaugment_magnitude)
+
+
+def image_shape(item: Item) -> tuple[int, int]:
+    """(height, width) of an item's image, without decoding it.
+
+    Raises:
+      UnreadableImageError: the image has no header.
+    """
+    if isinstance(item.image, np.ndarray):
+        return item.image.shape[:2]
+    return decode.image_size(item.image, item.name)
+
+
+def channels(item: Item) -> int:
+    """Of an item's image as it is decoded."""
+    return item.image.shape[-1] if isinstance(item.image, np.ndarray) else 3
+
+
+def cut(item: Item, crop: Crop, *, reduce: bool) -> np.ndarray:
+    """The pixels of a crop.
+
+    Args:
+      item: an image, encoded or not.
+      crop: what to see of it.
+      reduce: whether a JPEG may be decoded at a reduced scale; see `decode.decode_region`.
+
+    Returns:
+      uint8 [*crop.size, C]; zeros outside of the image.
+
+    Raises:
+      UnreadableImageError: what the crop needs of the image is damaged.
+    """
+    rows, y = _inside(crop.region.top, crop.region.height, crop.size[0], image_shape(item)[0])
+    columns, x = _inside(crop.region.left, crop.region.width, crop.size[1], image_shape(item)[1])
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    region = Region(y[0], x[0], y[1], x[1], crop.region.closed)
+    if min(size) <= 0:
+        seen = np.zeros((0, 0, channels(item)), np.uint8)
+        rows = columns = slice(0, 0)
+    elif isinstance(item.image, np.ndarray):
+        seen = decode.resample(item.image, region, size)
+    else:
+        seen = decode.decode_region(item.image, region, size, item.name, reduce=reduce)
+    pixels = seen
+    if seen.shape[:2] != crop.size:
+        pixels = np.zeros((*crop.size, seen.shape[-1]), np.uint8)
+        pixels[rows, columns] = seen
+    return mirror(pixels) if crop.mirrored else pixels
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
@@ -67,13 +175,20 @@ def mirror(image: np.ndarray) -> np.ndarray:
     return result
 
 
-def _size(item: Item) -> tuple[int, int]:
-    if isinstance(item.image, np.ndarray):
-        return item.image.shape[:2]
-    return decode.image_size(item.image, item.name)
+def _inside(start: float, length: float, size: int, side: int,
+            ) -> tuple[slice, tuple[float, float]]:
+    """Along one axis: pixels of the result inside of the image; their start and length there.
+
+    A pixel of the result that lies in the image only partly is left out.
+    """
+    if start >= 0 and start + length <= side + EDGE:
+        return slice(0, size), (start, length)
+    scale = length / size
+    first = max(0, math.ceil(-start / scale - EDGE))
+    last = min(size, math.floor((side - start) / scale + EDGE))
+    begin = max(0.0, start + first * scale)
+    return slice(first, last), (begin, min(side, start + last * scale) - begin)
 
 
-def _cut(item: Item, region: Region, size: int, *, reduce: bool) -> np.ndarray:
-    if isinstance(item.image, np.ndarray):
-        return decode.resample(item.image, region, (size, size))
-    return decode.decode_region(item.image, region, (size, size), item.name, reduce=reduce)
+def _example(item: Item, crop: Crop, *, reduce: bool) -> Example:
+    return as_arrays(crop.target(item.target)) | {'image': cut(item, crop, reduce=reduce)}

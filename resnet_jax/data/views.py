@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data import crops, decode
-from resnet_jax.data.sources import Item
+from resnet_jax.data.sizes import pair
 from resnet_jax.data.transforms import EvalTransform
+from resnet_jax.data.types import Item
 
 STRIDE = 32  # pixels of the image that one position of the last feature map stands for
 MAX_ASPECT = 2  # longer over shorter side; of a longer image the middle is seen
@@ -17,13 +18,13 @@ class Views(NamedTuple):
 
     Attributes:
       protocol: 'center_crop', 'ten_crop' or 'multi_scale'.
-      size: of the crops, in pixels.
-      resize: the shorter side before cropping.
+      size: of the crops, in pixels: the side of a square, or (height, width).
+      resize: of the image before cropping; see `EvalTransform`.
       scales: of 'multi_scale', the shorter sides.
     """
 
     protocol: str
-    size: int
+    size: int | tuple[int, int]
     resize: int
     scales: tuple[int, ...] = ()
 
@@ -34,31 +35,38 @@ class Views(NamedTuple):
           UnreadableImageError: the image is damaged.
         """
         if self.protocol == 'center_crop':
-            return [EvalTransform(self.size, self.resize)(item)[None]]
+            return [EvalTransform(self.size, self.resize).pixels(item)[None]]
         pixels = item.image
         if not isinstance(pixels, np.ndarray):
             pixels = decode.decode(pixels, item.name)
         if self.protocol == 'ten_crop':
-            return [ten_crop(resize(pixels, self.resize), self.size)]
+            box = crops.enlarged(self.size, self.resize)
+            return [ten_crop(_scaled(pixels, box), self.size)]
         return [fully_convolutional(resize(pixels, scale))[None] for scale in self.scales]
 
 
 def resize(pixels: np.ndarray, shorter: int) -> np.ndarray:
     """The whole image with its shorter side made `shorter`: uint8 [H, W, C] in and out."""
+    return _scaled(pixels, (shorter, shorter))
+
+
+def _scaled(pixels: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+    """The whole image, scaled to cover a box: uint8 [H, W, C] in and out."""
     height, width = pixels.shape[:2]
     return decode.resample(pixels, decode.Region(0, 0, height, width, closed=True),
-                           crops.resized(height, width, shorter))
+                           crops.covering(height, width, box))
 
 
-def ten_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The four corners and the centre, then their mirror images: uint8 [10, size, size, C].
+def ten_crop(pixels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The four corners and the centre, then their mirror images: uint8 [10, *size, C].
 
     A. Krizhevsky et al., "ImageNet Classification with Deep CNNs", 2012, section 4.1.
     """
-    bottom, right = (x - size for x in pixels.shape[:2])
+    height, width = pair(size)
+    bottom, right = pixels.shape[0] - height, pixels.shape[1] - width
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right),
                (round(bottom / 2), round(right / 2))]
-    views = np.stack([pixels[top:top + size, left:left + size] for top, left in corners])
+    views = np.stack([pixels[top:top + height, left:left + width] for top, left in corners])
     return np.concatenate([views, views[:, :, ::-1]])
 
 

@@ -62,9 +62,9 @@ def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
     in front. The first rule whose regular expression matches part of the path applies. Its axes,
     one per dimension from the first, are names of mesh axes or None; arrays under 'blocks' have a
     leading dimension of blocks. If no rule matches, 'fsdp' splits arrays of at least FSDP_MIN_SIZE
-    elements along their largest dimension that the size of the axis 'data' divides; everything else is
-    replicated. The arrays of the optimizer and the moving averages have the paths and shapes of the
-    parameters, so they are sharded alike.
+    elements along their largest dimension that the size of the axis 'data' divides; everything else
+    is replicated. The arrays of the optimizer and the moving averages have the paths and shapes of
+    the parameters, so they are sharded alike.
 
     Args:
       config: `config.mesh` holds the rules.

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from resnet_jax.data import Item
 from resnet_jax.data.decode import image_format
 from resnet_jax.data.folder import EXTENSIONS
-from resnet_jax.data.sources import Item
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.task import Answer, Predictor
 
@@ -90,7 +90,7 @@ def _load(file: File, predictor: Predictor) -> np.ndarray | Exception:
     name, content = file
     try:
         return predictor.load(
-            Item(pathlib.Path(name).read_bytes() if content is None else content, 0, name))
+            Item(pathlib.Path(name).read_bytes() if content is None else content, {}, name))
     except OSError as error:
         return UserError(f'{name} cannot be read: {os.strerror(error.errno)}.')
     except UserError as error:

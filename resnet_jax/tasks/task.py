@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import models
-from resnet_jax.data.sources import Source
+from resnet_jax.data import Source
 from resnet_jax.errors import UserError
 from resnet_jax.weights import Weights
 
@@ -127,6 +127,8 @@ class Task:
       load: (weights, path) -> the network of the weights that were read from a path: a frozen
         dataclass with at least their `config`, `variables` and `normalization`. Raises UserError.
       create_model: (config) -> the Flax module. Raises `models.ConfigError`.
+      transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
+        `resnet_jax.data.create_pipelines`, where they differ from classification's.
       complete: (config) -> the config with what this task takes from the data.
       check: (config, train, test): raises UserError where one of these sources does not suit the
         config.
@@ -146,6 +148,7 @@ class Task:
     watched: Callable[[Any], jax.Array]
     load: Callable[[Weights, pathlib.Path], Any]
     create_model: Callable[[ConfigDict], nn.Module] = lambda config: models.create(config.model)
+    transforms: Callable[[ConfigDict], dict[str, Any]] = lambda config: {}
     complete: Callable[[ConfigDict], ConfigDict] = _unchanged
     check: Callable[[ConfigDict, Source, Source], None] = _no_check
     test: Callable[..., Report] | None = None

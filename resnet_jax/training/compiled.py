@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import data, models
+from resnet_jax import models
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.training.costs import summarize
@@ -48,7 +48,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     Raises:
       UserError: a field of the config is wrong, or does not fit the devices.
     """
-    program = build(config, sharding.create_mesh(config, devices.devices), data.blank_pipelines)
+    program = build(config, sharding.create_mesh(config, devices.devices), blank=True)
     count = program.mesh.size
     memory = dict.fromkeys(('arguments', 'outputs', 'temporaries', 'code', 'total'))
     result = {

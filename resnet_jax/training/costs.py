@@ -11,6 +11,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from resnet_jax.data import image_size
 from resnet_jax.training import optimizers
 from resnet_jax.training.program import completed, create_model
 
@@ -53,8 +54,8 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
 def shapes(config: ConfigDict) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
     """The network, and the shapes of its variables and of one image."""
     model = create_model(config)
-    size = config.data.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct(
+        (1, *image_size(config.data), config.data.channels), jnp.float32)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
     return model, variables, images

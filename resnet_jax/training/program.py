@@ -163,11 +163,11 @@ def create_model(config: ConfigDict) -> nn.Module:
     config_lib.check_ranges({
         name: value for name, value in config_lib.leaves(config).items()
         if name.startswith('model.') or name in ('data.image_size', 'data.channels')})
-    size = config.data.image_size
+    image_shape = (*data.image_size(config.data), config.data.channels)
     try:
         model = tasks.get(config.task).create_model(config)
         jax.eval_shape(lambda: model.init(
-            jax.random.key(0), jnp.zeros((1, size, size, config.data.channels)), train=False))
+            jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
     except models.ConfigError as error:
         raise UserError(str(error)) from error
     return model.clone(bn_frozen=config.init.freeze_bn)
@@ -202,14 +202,13 @@ def completed(config: ConfigDict) -> ConfigDict:
     return tasks.get(config.task).complete(config)
 
 
-def build(config: ConfigDict, mesh: Mesh,
-          create_pipelines: Callable = data.create_pipelines) -> Program:
+def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:
     """Builds the program that a config describes; compiles nothing.
 
     Args:
       config: see `resnet_jax.config`.
       mesh: see `sharding.create_mesh`.
-      create_pipelines: `data.blank_pipelines` for a program that is compiled but not run.
+      blank: for a program that is compiled but not run, whose data need not be there.
 
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
@@ -223,7 +222,9 @@ def build(config: ConfigDict, mesh: Mesh,
                         'normalisation.')
     optimizer = optimizers.create(config)
     schedule = schedules.create(config)
-    train_data, eval_data, normalization = create_pipelines(config, mesh)
+    create_pipelines = data.blank_pipelines if blank else data.create_pipelines
+    train_data, eval_data, normalization = create_pipelines(
+        config, mesh, **task.transforms(config))
     _check_shape(config, train_data)
     task.check(config, train_data.source, eval_data.source)
     epoch = math.ceil(train_data.num_images / config.batch_size)
@@ -255,7 +256,7 @@ def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _check_shape(config: ConfigDict, pipeline: data.Pipeline) -> None:
-    expected = (config.data.image_size, config.data.image_size, config.data.channels)
+    expected = (*data.image_size(config.data), config.data.channels)
     if pipeline.image_shape != expected:
         raise UserError(
             f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '

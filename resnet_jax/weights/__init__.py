@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from resnet_jax import config as config_lib
 from resnet_jax import models
+from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
 from resnet_jax.weights import beside, caffe, files, foreign, names, recognise
@@ -195,7 +196,8 @@ def _own_settings(metadata: Mapping[str, str], path: pathlib.Path) -> dict[str, 
         settings = json.loads(metadata[SETTINGS_KEY])
         settings['model'].keys(), settings['mean'], settings['std']
         size, resize = settings['image_size']
-        settings['image_size'] = (int(size), resize if resize is None else int(resize))
+        pair(size)
+        settings['image_size'] = (size, resize if resize is None else int(resize))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: the settings in its metadata are damaged.') from error
     return settings

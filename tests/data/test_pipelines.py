@@ -162,10 +162,10 @@ def test_the_image_cache_leaves_out_unreadable_images(tiny, tmp_path, capsys):
 
 
 def test_workers_hand_on_the_error_that_names_the_file(config, folder):
-    (folder / 'test' / 'a' / '0000.jpg').write_bytes(b'')
+    (folder / 'test' / 'a' / '0001.jpg').write_bytes(b'')
     config.data.normalization, config.data.workers = 'none', 1
     _, test, norm = create_pipelines(config, mesh())
-    with pytest.raises(UnreadableImageError, match=r'0000.jpg cannot be read: it is empty'):
+    with pytest.raises(UnreadableImageError, match=r'0001.jpg cannot be read: it is empty'):
         list(batches(test, norm, 1))
 
 
@@ -234,7 +234,7 @@ def test_transfers_are_explicit(config):
     ('normalization', 'mean', 'data.normalization must be one of'),
     ('holdout', 30, 'data.holdout must be from 0 to 29'),
     ('eval_split', 'holdout', 'needs data.holdout'),
-    ('eval_resize', 20, 'data.eval_resize must not be less'),
+    ('eval_resize', 20, 'data.eval_resize=20 must not be less than data.image_size=24'),
     ('pipeline', 'resident', 'set data.pipeline to host'),
     ('path', '/nowhere', 'data.path must be the folder of the dataset'),
     ('crop_padding', 1000, 'data.crop_padding=1000 must be less than data.image_size=24'),

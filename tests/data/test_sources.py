@@ -31,7 +31,7 @@ def test_labels_follow_the_names_of_the_classes_or_the_list(folder, tmp_path):
         listed = open_folder(str(folder), 'test', str(tmp_path / 'classes.tsv'))
         assert listed.class_names == ('c', 'a', 'b')
         assert listed[0].name.endswith('test/c/0000.jpg')
-        assert listed[0].label == 0
+        assert listed[0].target == {'label': 0}
 
 
 @pytest.mark.parametrize('name', ['test', 'val', 'validation'])
@@ -78,7 +78,7 @@ def test_shards_hold_the_same_images_smaller(folder, tmp_path):
     source, original = Shards(str(tmp_path / 'out'), 'train'), open_folder(str(folder), 'train')
     assert len(source) == 30
     for i in (0, 7, 8, 29):
-        assert source[i].label == original[i].label
+        assert source[i].target == original[i].target
         assert original[i].name in source[i].name
         small = Image.open(io.BytesIO(source[i].image))
         large = Image.open(io.BytesIO(original[i].image))
@@ -169,7 +169,7 @@ def test_files_whose_names_are_not_utf_8_are_read_reported_and_prepared(folder, 
 def test_a_label_out_of_range_is_an_error(folder, tmp_path):
     info = prepare(folder, tmp_path / 'out')
     description = tmp_path / 'out' / 'train.json'
-    info['class_names'] = ['a', 'b']
+    info['num_classes'] = 2
     description.write_text(json.dumps(info))
     with pytest.raises(UserError, match=r'has the label 2, which is not in \[0, 2\)'):
         Shards(str(tmp_path / 'out'), 'train')[25]
@@ -237,7 +237,7 @@ for split, count in (('train', 12), ('test', 6)):
                          images_per_shard=5, processes=1, skip_unreadable=False)
     copy = Shards(sys.argv[2], split)
     for i in range(count):
-        assert copy[i].image == source[i].image and copy[i].label == source[i].label
+        assert copy[i].image == source[i].image and copy[i].target == source[i].target
     assert sorted(decode.decode(source[i].image, 'x')[0, 0, 0] for i in range(count)) == [
         10 * i for i in range(count)]
 assert 'tensorflow' not in sys.modules

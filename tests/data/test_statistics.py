@@ -11,8 +11,9 @@ from resnet_jax.data import normalization, statistics
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.folder import open_folder
 from resnet_jax.data.skips import Skips
-from resnet_jax.data.sources import ArraySource, Item
+from resnet_jax.data.sources import labelled
 from resnet_jax.data.transforms import EvalTransform
+from resnet_jax.data.types import Item
 from resnet_jax.errors import UserError
 
 TRANSFORM = EvalTransform(8, 8)
@@ -33,7 +34,7 @@ class Counted:
 
     def __getitem__(self, index):
         self.reads[index] += 1
-        return Item(self.images[index], 0, f'image {index}')
+        return Item(self.images[index], {}, f'image {index}')
 
 
 def expected(images):
@@ -179,13 +180,13 @@ def test_ten_thousand_unreadable_images_are_seven_lines(capsys):
 def test_a_constant_channel_is_an_error_that_names_it(value):
     images = np.random.default_rng(0).integers(0, 256, (300, 7, 9, 3), dtype=np.uint8)
     images[..., 1] = value
-    source = ArraySource(images, np.zeros(300), 1, 'made up')
+    source = labelled(images, np.zeros(300), 1, 'made up')
     with pytest.raises(UserError, match=(
             rf'the green channel of the training images is constant, {value} of 255 .* set '
             r'data.normalization to per_pixel_mean, imagenet or none\.')):
         normalization.measure(source, 'per_channel')
     assert np.isfinite(normalization.measure(source, 'per_pixel_mean')['mean']).all()
-    grey = ArraySource(images[..., 1:2], np.zeros(300), 1, 'made up')
+    grey = labelled(images[..., 1:2], np.zeros(300), 1, 'made up')
     with pytest.raises(UserError, match=r'the only channel .* set data.normalization to '
                                         r'per_pixel_mean or none\.'):
         normalization.measure(grey, 'per_channel')

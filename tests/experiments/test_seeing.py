@@ -16,13 +16,13 @@ from experiments.seeing import (
     maximisation,
 )
 from experiments.seeing.activations import looped, on_device
-from resnet_jax.data import sources
+from resnet_jax.data.digits import digits
 from resnet_jax.tasks.classification.classifier import logits, normalized
 from resnet_jax.training.loop import train
 from tests import tiny
 
-TEST = sources.digits('test')
-TRAIN = sources.digits('train')
+TEST = digits('test')
+TRAIN = digits('train')
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ from tests import tiny
 def get_config():
     config = tiny.config()
     config.task = 'tests.tasks.brightness'
+    config.data.source = 'tests.tasks.lamps'
     config.model.num_classes = 1
     config.num_steps = 60
     config.log.every_steps = 10

@@ -57,7 +57,7 @@ def test_a_run_is_loaded_and_says_what_it_was_evaluated_to(ema, tiny_config, tmp
     tiny_config.model.virtual_batch_size = None
     values = train.train(tiny_config, tmp_path)
     network = resnet_jax.load(tmp_path)
-    from resnet_jax.data.sources import digits
+    from resnet_jax.data.digits import digits
     test = digits('test')
     error = 100 * np.mean(network.predict(test.images).argmax(1) != test.labels)
     assert error == pytest.approx(values['eval/top1_error'], abs=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import models
-from resnet_jax.data import Normalization
+from resnet_jax.data import Normalization, image_size
 from resnet_jax.data.classes import imagenet_classes
 from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
@@ -50,9 +50,10 @@ class Classifier:
     def __repr__(self) -> str:
         """One line, without the weights."""
         model, data = self.config.model, self.config.data
+        height, width = image_size(data)
         size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
         return (f'Classifier({models.title(model)}, {model.num_classes} classes, '
-                f'{size:,} parameters, input {data.image_size} x {data.image_size} x '
+                f'{size:,} parameters, input {height} x {width} x '
                 f'{data.channels})')
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """Predicts every image of a split, averaging views and networks, on any mesh."""
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.data.decode import UnreadableImageError
+from resnet_jax.data.sizes import pair
 from resnet_jax.data.skips import Skips
-from resnet_jax.data.sources import Source
+from resnet_jax.data.types import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
@@ -123,12 +125,12 @@ def _batches(source, indices, views, labels, batch_size, num_devices, skip_unrea
     compiled = set()  # shapes of which there has been a full batch
 
     def size_of(shape):
-        share = batch_size * views.size ** 2 // int(np.prod(shape[:3]))
+        share = batch_size * math.prod(pair(views.size)) // int(np.prod(shape[:3]))
         return max(1, share // num_devices) * num_devices
 
     def load(row):
         item = source[indices[row]]
-        labels[row] = item.label
+        labels[row] = item.target['label']
         try:
             return row, views(item)
         except UnreadableImageError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.sources import Item
+from resnet_jax.data import Item, image_size
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification.classifier import Classifier
@@ -25,10 +25,10 @@ def predictor(networks: Sequence[Classifier], flags: Mapping[str, Any]) -> Predi
       UserError: the networks know different classes.
     """
     classes, config = class_names(networks), networks[0].config.data
-    transform = EvalTransform(config.image_size, config.eval_resize or config.image_size)
+    transform = EvalTransform(image_size(config), config.eval_resize)
 
     def load(item: Item) -> np.ndarray:
-        image = transform(item)
+        image = transform.pixels(item)
         if config.channels == 3:
             return image
         return np.round(image.astype(np.float32) @ GREY).astype(np.uint8)[:, :, None]

@@ -8,7 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import data
-from resnet_jax.data import Source
+from resnet_jax.data import Source, image_size
+from resnet_jax.data.sizes import text
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
@@ -83,10 +84,11 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
     Raises:
       UserError: a flag is wrong.
     """
-    size = config.data.image_size or network.config.data.image_size
-    resize = flags['resize'] or config.data.eval_resize or size
-    if resize < size:
-        raise UserError(f'--resize ({resize}) must not be less than data.image_size ({size}).')
+    size = image_size((config if config.data.image_size else network.config).data)
+    resize = flags['resize'] or config.data.eval_resize or min(size)
+    if resize < min(size):
+        raise UserError(f'--resize ({resize}) must not be less than data.image_size '
+                        f'({text(size)}).')
     try:
         scales = tuple(int(scale) for scale in flags['scales'])
     except ValueError as error:

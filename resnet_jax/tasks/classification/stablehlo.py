@@ -6,20 +6,21 @@ import jax
 import numpy as np
 from jax import export
 
+from resnet_jax.data.sizes import text
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
 from resnet_jax.tasks.classification.classifier import Classifier, logits
 
 
-def stablehlo(network: Classifier, image_size: int) -> bytearray:
+def stablehlo(network: Classifier, size: tuple[int, int]) -> bytearray:
     """The network as a serialised `jax.export.Exported` with a symbolic batch size.
 
     Args:
       network: see `Classifier`.
-      image_size: height and width of its images.
+      size: (height, width) of its images.
 
     Returns:
-      What `jax.export.deserialize` takes. Its function is uint8 [b, image_size, image_size, C] ->
+      What `jax.export.deserialize` takes. Its function is uint8 [b, *size, C] ->
       float32 [b, classes].
 
     Raises:
@@ -27,11 +28,11 @@ def stablehlo(network: Classifier, image_size: int) -> bytearray:
     """
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(
-        f'b, {image_size}, {image_size}, {network.config.data.channels}')
+        f'b, {size[0]}, {size[1]}, {network.config.data.channels}')
     function = jax.jit(functools.partial(logits, network.model, weights))
     try:
         exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
             jax.ShapeDtypeStruct(shape, np.uint8))
     except ConfigError as error:
-        raise UserError(f'--image_size={image_size}: {error}') from error
+        raise UserError(f'--image_size={text(size)}: {error}') from error
     return exported.serialize()

@@ -89,11 +89,11 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     """Raises UserError where the data has other classes than the network."""
-    for source, fits in ((train, train.num_classes == config.model.num_classes),
-                         (test, test.num_classes <= config.model.num_classes)):
-        if not fits:
-            raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
-                            f'model.num_classes is {config.model.num_classes}.')
+    known, (train, test) = config.model.num_classes, (
+        getattr(source, 'num_classes', 0) for source in (train, test))
+    if train != known or test > known:
+        raise UserError(f'{config.data.source} has {max(train, test)} classes, but '
+                        f'model.num_classes is {known}.')
 
 
 TASK = Task(

@@ -1,0 +1,95 @@
+"""The table of data sources. A new source is one file and one line here, or no line at all.
+
+A source is a module with a function
+
+    create(config, split) -> Source
+
+that opens the split 'train' or 'test' (see `resnet_jax.data.types`) and raises UserError where
+fields of the config are wrong or data is missing. It may also have
+
+    ON_DISK = True                  the user provides the data, which may be missing where a config
+                                    is only compiled
+    example_target(config) -> Tree  the target of any item, known without the data; ON_DISK only
+    num_images(config, split) -> int | None
+                                    images of the split, where known without the data; ON_DISK only
+    count_classes(config) -> int | None
+                                    the number of classes, found without opening the split; None
+                                    where the config chooses it
+"""
+
+import importlib
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from resnet_jax.data.sources import hold_out
+from resnet_jax.data.types import Source
+from resnet_jax.errors import UserError
+
+# Modules and not functions, so that only the one in use is imported.
+SOURCES = {
+    'folder': 'resnet_jax.data.folder',
+    'tfds': 'resnet_jax.data.tfds',
+    'shards': 'resnet_jax.data.shards',
+    'digits': 'resnet_jax.data.digits',
+    'synthetic': 'resnet_jax.data.synthetic',
+}
+
+
+def find(name: str | None) -> ModuleType:
+    """The module of a source.
+
+    Args:
+      name: from the table, or a module that Python can import, such as 'my_package.my_source'.
+
+    Raises:
+      UserError: there is no such source.
+    """
+    path = SOURCES.get(name, name)
+    if not isinstance(path, str) or '.' not in path:
+        raise UserError(f'data.source must be one of {", ".join(SOURCES)}, or a module with a '
+                        f'function create(config, split) such as my_package.my_source; '
+                        f'got {name!r}.')
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
+            raise  # the module is there, and what it imports is not
+        raise UserError(f'data.source names the module {path}, and Python finds no {error.name}: '
+                        'add its folder to PYTHONPATH.') from error
+    if not hasattr(module, 'create'):
+        raise UserError(f'data.source names the module {path}, which has no function '
+                        'create(config, split).')
+    return module
+
+
+def create_source(config: ConfigDict, split: str) -> Source:
+    """The split 'train' or 'test' of `config.data.source`.
+
+    Raises:
+      UserError: there is no such source, or its data is missing; the sentence says what to do.
+    """
+    return find(config.data.source).create(config, split)
+
+
+def create_eval_source(config: ConfigDict) -> Source:
+    """The split that `config.data.eval_split` names: 'test', or the held-out training images.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    if config.data.eval_split == 'holdout':
+        return hold_out(create_source(config, 'train'), config.data.holdout, True)
+    return create_source(config, 'test')
+
+
+def count_classes(config: ConfigDict) -> int | None:
+    """The classes of `config.data.source`, or None where it has none or the config chooses.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    source = find(config.data.source)
+    if hasattr(source, 'count_classes'):
+        return source.count_classes(config)
+    return getattr(source.create(config, 'train'), 'num_classes', None)

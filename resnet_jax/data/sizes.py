@@ -1,0 +1,44 @@
+"""Image sizes: the config has one number for a square, or a pair (height, width)."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size as configs have it: the side of a square, or a pair.
+
+    Raises:
+      ValueError: it is neither, or below 1.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(
+            isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f'{size!r} is not an image size')
+    return tuple(sides)
+
+
+def image_size(data: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the network's input.
+
+    Args:
+      data: the section `data` of a config.
+
+    Raises:
+      UserError: `data.image_size` is not set, or is neither a number nor a pair.
+    """
+    if data.image_size is None:
+        raise UserError('data.image_size is not set; pass --config.data.image_size=VALUE.')
+    try:
+        return pair(data.image_size)
+    except ValueError as error:
+        raise UserError('data.image_size must be at least 1, one number or a pair '
+                        f"'(height, width)'; got {data.image_size!r}.") from error
+
+
+def text(size: Any) -> str:
+    """For messages: '224' of a square, otherwise '224 x 320', the height first."""
+    height, width = pair(size)
+    return str(height) if height == width else f'{height} x {width}'
