@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.tasks.classification.classifier import Classifier, normalized
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.network import normalized
 
 SCORES = 'head'  # the stage whose channels are the classes
 

@@ -16,7 +16,8 @@ import numpy as np
 from experiments.seeing import deletion, pictures
 from experiments.seeing.activations import looped, on_device
 from experiments.seeing.section import Picture, Section
-from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.network import outputs
 
 POINTS = 16  # Gauss-Legendre nodes of a piece of the path
 PIECES = (4, 16, 64, 256)  # tried one after the other, until the attributions are complete
@@ -55,7 +56,7 @@ class ClassScore:
 
     def __call__(self, weights: tuple[Any, Any], classes: jax.Array, images: jax.Array):
         """((variables, normalisation), int [N], float32 [N, H, W, C]) -> float32 [N]."""
-        scores = logits(self.model.clone(dtype=jnp.float32), weights, images)
+        scores = outputs(self.model.clone(dtype=jnp.float32), weights, images)
         return jnp.take_along_axis(scores, classes[:, None], 1)[:, 0]
 
 

@@ -20,8 +20,9 @@ from jax.flatten_util import ravel_pytree
 from experiments.seeing.activations import looped, on_device
 from experiments.seeing.lines import lines
 from experiments.seeing.section import Section
-from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
+from resnet_jax.tasks.network import outputs
 
 POINTS = 21  # a side, odd: the middle one is the network
 RADIUS = 1.0  # of the slice, in filters' norms
@@ -111,7 +112,7 @@ def _surface(model, weights, images, labels, key, positions):
     def at(point):
         params = jax.tree.map(lambda p, a, b: p + point[0] * a + point[1] * b,
                               variables['params'], first, second)
-        scores = logits(model, ({**variables, 'params': params}, normalization), images)
+        scores = outputs(model, ({**variables, 'params': params}, normalization), images)
         wrong = scores.argmax(-1) != labels
         return cross_entropy(scores, labels, 0.0).mean(), 100 * wrong.mean()
 

@@ -18,7 +18,8 @@ import optax
 from experiments.seeing import pictures
 from experiments.seeing.activations import SCORES, channel_means, looped, on_device
 from experiments.seeing.section import Picture, Section
-from resnet_jax.tasks.classification.classifier import BATCH_SIZE, Classifier, normalized
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.network import BATCH_SIZE, normalized
 
 STEPS = 128
 RATE = 0.05  # of Adam

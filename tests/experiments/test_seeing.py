@@ -17,7 +17,7 @@ from experiments.seeing import (
 )
 from experiments.seeing.activations import looped, on_device
 from resnet_jax.data.digits import digits
-from resnet_jax.tasks.classification.classifier import logits, normalized
+from resnet_jax.tasks.network import normalized, outputs
 from resnet_jax.training.loop import train
 from tests import tiny
 
@@ -129,7 +129,7 @@ def test_the_centre_of_the_surface_is_the_network(model, weights):
                               radius=0.3)
     found = loss_surface.loss_surface(model, weights, images, labels, key, points=3, radius=0.5)
     assert loss_surface._surface._cache_size() == compilations + 1
-    scores = jax.jit(functools.partial(logits, model))
+    scores = jax.jit(functools.partial(outputs, model))
 
     def mean_loss(variables):
         probabilities = jax.nn.softmax(scores((variables, weights[1]), images))

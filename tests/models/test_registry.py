@@ -13,7 +13,6 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import registry
 from resnet_jax.models.backbone import Backbone, Classifier
 from resnet_jax.models.conv import Conv
-from resnet_jax.tasks.classification.classifier import load
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.weights import stored, write_torchvision
@@ -59,7 +58,7 @@ def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
     values = loop.train(toy_config, tmp_path)
     assert values['eval/count'] == 297
     assert 'Toy-1: 170 parameters; ' in capsys.readouterr().out
-    network = load(tmp_path)
+    network = resnet_jax.load(tmp_path)
     assert repr(network).startswith('Classifier(Toy-1, 10 classes, ')
     assert network.stages == ('grid', 'pool')
     assert network.features(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 8)

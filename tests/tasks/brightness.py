@@ -1,33 +1,18 @@
 """A task of somebody else's: a network predicts how bright an image is on average."""
 
-import dataclasses
-import functools
-from typing import Any
-
-import jax
 import numpy as np
 
-from resnet_jax import models
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.tasks import Answer, Headline, Predictor, Task
-from resnet_jax.tasks.classification.classifier import logits
+from resnet_jax.tasks.network import Network
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Photometer:
+class Photometer(Network):
     """A trained network."""
 
-    config: Any
-    variables: Any
-    normalization: Any
-
-    @functools.cached_property
-    def _function(self):
-        return jax.jit(functools.partial(logits, models.create(self.config.model)))
-
     def predict(self, images):
-        """uint8 [N, H, W, C] -> brightness, float32 [N]."""
-        return np.asarray(self._function((self.variables, self.normalization), images))[:, 0]
+        """Images as of `Network` -> brightness from 0 to 1, float32 [N]."""
+        return self.outputs(images)[..., 0]
 
 
 def _measured(batch, outputs):
@@ -66,7 +51,7 @@ def predictor(networks, flags):
     size = networks[0].config.data.image_size
 
     def load(item):
-        return EvalTransform(size, size)(item)[:, :, :1]
+        return EvalTransform(size).pixels(item)[:, :, :1]
 
     def answer(images):
         return [Answer({'brightness': float(value)}, [f'brightness {value:.3f}'])

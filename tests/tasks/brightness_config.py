@@ -8,8 +8,9 @@ def get_config():
     config.task = 'tests.tasks.brightness'
     config.data.source = 'tests.tasks.lamps'
     config.model.num_classes = 1
-    config.num_steps = 60
-    config.log.every_steps = 10
-    config.eval.every_steps = 10
+    config.num_steps = 150
+    config.log.every_steps = 50
+    config.eval.every_steps = 30
+    config.schedule.name = 'cosine'
     config.checkpoint.keep_last = 1
     return config

@@ -1,136 +1,44 @@
-"""Python interface to trained classifiers: predictions and features; see `resnet_jax.load`."""
+"""Python interface to trained classifiers; see `resnet_jax.load`."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from resnet_jax import models
-from resnet_jax.data import Normalization, image_size
 from resnet_jax.data.classes import imagenet_classes
-from resnet_jax.data.normalization import normalize
 from resnet_jax.errors import UserError
-from resnet_jax.models.backbone import average
+from resnet_jax.tasks.network import Network, outputs
 from resnet_jax.weights import Weights, stored
 
-BATCH_SIZE = 64  # images that a device computes at once
-POOL = 'pool'  # the last feature map, averaged over all positions
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Classifier:
-    """A trained network. Made by `resnet_jax.load`.
-
-    Images are uint8, or float in units of the full range (0 to 1): [N, H, W, C], or [H, W, C] for
-    one. They are normalised as the network was trained. H and W may be any that the network takes;
-    the features are averaged over all positions.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Classifier(Network):
+    """A trained classifier, made by `resnet_jax.load`; see `Network` for its images and features.
 
     Attributes:
-      config: what the network was trained or converted with; see `resnet_jax.config`.
-      variables: {'params': …, 'batch_stats': …}, float32.
-      normalization: 'mean' and 'std' of the input, float32, in units of the full range.
       classes: the names of the classes in label order.
       named: whether these are stored with the weights; otherwise they are ImageNet's, of a network
         of 1000 classes, or numbers.
     """
 
-    config: ConfigDict
-    variables: Mapping[str, Any]
-    normalization: Normalization
     classes: tuple[str, ...]
     named: bool = False
 
-    def __repr__(self) -> str:
-        """One line, without the weights."""
-        model, data = self.config.model, self.config.data
-        height, width = image_size(data)
-        size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
-        return (f'Classifier({models.title(model)}, {model.num_classes} classes, '
-                f'{size:,} parameters, input {height} x {width} x '
-                f'{data.channels})')
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The Flax module."""
-        return models.create(self.config.model)
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """What `features` takes for its `stage`."""
-        return (*self.model.stages, POOL)
-
     def predict(self, images: Any) -> np.ndarray:
         """The probability of each class: float32 [N, classes], or [classes] for one image."""
-        return self._apply(self._probabilities, images)
+        return self.apply(self._probabilities, images)
 
     def logits(self, images: Any) -> np.ndarray:
         """The scores before the softmax: float32 [N, classes], or [classes] for one image."""
-        return self._apply(self._logits, images)
-
-    def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
-        """What the network has computed behind a stage.
-
-        Args:
-          images: see the class.
-          stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': what the last
-            layer sees, averaged over all positions; VGG also has 'dense'. See `stages`.
-
-        Returns:
-          [N, H', W', channels] in the network's dtype; for 'pool' [N, channels], float32. Without
-          N for one image.
-
-        Raises:
-          ValueError: the network has no such stage.
-        """
-        name = stage if isinstance(stage, str) else f'stage{stage}'
-        if name not in self.stages:
-            raise ValueError(f'stage must be one of {", ".join(self.stages)}, or the number of a '
-                             f'stage; got {stage!r}.')
-        return self._apply(functools.partial(self._features, stage=name), images)
-
-    def _apply(self, function, images) -> np.ndarray:
-        """Calls a compiled function on batches of one size, a power of two.
-
-        There are then few sizes to compile for.
-        """
-        images = np.asarray(images)
-        channels = self.config.data.channels
-        if images.ndim not in (3, 4) or images.shape[-1] != channels or not images.size:
-            raise ValueError(f'images must be [N, height, width, {channels}] or [height, width, '
-                             f'{channels}], got {list(images.shape)}.')
-        if images.dtype != np.uint8 and images.dtype.kind != 'f':
-            raise ValueError(f'images must be uint8, or float from 0 to 1, got {images.dtype}.')
-        if images.ndim == 3:
-            return self._apply(function, images[None])[0]
-        size, outputs = min(BATCH_SIZE, 1 << (len(images) - 1).bit_length()), []
-        for start in range(0, len(images), size):
-            batch = images[start:start + size]
-            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-            outputs.append(np.asarray(function(self._on_device, padded))[:len(batch)])
-        return np.concatenate(outputs)
-
-    @functools.cached_property
-    def _on_device(self) -> tuple[Any, Any]:
-        return jax.device_put((dict(self.variables), dict(self.normalization)))
-
-    @functools.cached_property
-    def _logits(self):
-        return jax.jit(functools.partial(logits, self.model))
+        return self.outputs(images)
 
     @functools.cached_property
     def _probabilities(self):
-        return jax.jit(lambda weights, images: jax.nn.softmax(logits(self.model, weights, images)))
-
-    @functools.cached_property
-    def _features(self):
-        return jax.jit(functools.partial(_features_of, self.model), static_argnames='stage')
+        return jax.jit(lambda weights, images: jax.nn.softmax(outputs(self.model, weights, images)))
 
 
 def load(weights: Weights, path: pathlib.Path) -> Classifier:
@@ -153,37 +61,3 @@ def load(weights: Weights, path: pathlib.Path) -> Classifier:
                         'correct it, or delete it to have numbers instead.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
                       named)
-
-
-def logits(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:
-    """Class scores of images as they come. Pure.
-
-    Args:
-      model: the network.
-      weights: (variables, normalisation).
-      images: uint8, or float in units of the full range, [N, H, W, C].
-
-    Returns:
-      float32 [N, classes].
-    """
-    variables, normalization = weights
-    return model.apply(variables, normalized(images, normalization), train=False)
-
-
-def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
-    """What the first layer sees: float32 [N, H, W, C] of images as `logits` takes them."""
-    mean, std = normalization['mean'], normalization['std']
-    if mean.ndim == 3 and mean.shape[:2] != images.shape[1:3]:
-        # A mean image fits one size only; images of another get its mean colour.
-        mean = mean.mean((0, 1))
-    if images.dtype == jnp.uint8:
-        return normalize(images, {'mean': mean, 'std': std})
-    return (images.astype(jnp.float32) - mean) / std
-
-
-def _features_of(model, weights, images, *, stage):
-    variables, normalization = weights
-    upto = model.stages[-1] if stage == POOL else stage
-    maps = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
-                       method='features')
-    return average(maps[upto]) if stage == POOL else maps[stage]

@@ -20,7 +20,8 @@ from resnet_jax.data.types import Source
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
-from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.network import outputs
 
 WINDOW = 128  # images that are decoded ahead of the devices
 
@@ -109,7 +110,7 @@ class _Run:
 
 def _log_mean_probabilities(model, weights, images) -> jax.Array:
     """Logarithm of the mean softmax output over the views: [n, V, H, W, C] -> [n, classes]."""
-    scores = logits(model, weights, images.reshape(-1, *images.shape[2:]))
+    scores = outputs(model, weights, images.reshape(-1, *images.shape[2:]))
     by_view = jax.nn.log_softmax(scores).reshape(*images.shape[:2], -1)
     return jax.nn.logsumexp(by_view, 1) - jnp.log(jnp.float32(images.shape[1]))
 

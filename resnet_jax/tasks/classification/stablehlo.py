@@ -9,7 +9,8 @@ from jax import export
 from resnet_jax.data.sizes import text
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
-from resnet_jax.tasks.classification.classifier import Classifier, logits
+from resnet_jax.tasks.classification.classifier import Classifier
+from resnet_jax.tasks.network import outputs
 
 
 def stablehlo(network: Classifier, size: tuple[int, int]) -> bytearray:
@@ -29,7 +30,7 @@ def stablehlo(network: Classifier, size: tuple[int, int]) -> bytearray:
     weights = dict(network.variables), dict(network.normalization)
     shape = export.symbolic_shape(
         f'b, {size[0]}, {size[1]}, {network.config.data.channels}')
-    function = jax.jit(functools.partial(logits, network.model, weights))
+    function = jax.jit(functools.partial(outputs, network.model, weights))
     try:
         exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
             jax.ShapeDtypeStruct(shape, np.uint8))

@@ -1,0 +1,159 @@
+"""Python interface to a trained network of any task: its outputs and its feature maps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import models
+from resnet_jax.data import Normalization, image_size
+from resnet_jax.data.normalization import normalize
+from resnet_jax.models.backbone import average
+
+BATCH_SIZE = 64  # images that a device computes at once
+POOL = 'pool'  # the last feature map, averaged over all positions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A trained network; each task has a subclass that says what the outputs mean.
+
+    Images are uint8, or float in units of the full range (0 to 1): [N, H, W, C], or [H, W, C] for
+    one. They are normalised as the network was trained. H and W may be any that the network takes;
+    the features are averaged over all positions.
+
+    Attributes:
+      config: what the network was trained or converted with; see `resnet_jax.config`.
+      variables: {'params': …, 'batch_stats': …}, float32.
+      normalization: 'mean' and 'std' of the input, float32, in units of the full range.
+    """
+
+    config: ConfigDict
+    variables: Mapping[str, Any]
+    normalization: Normalization
+
+    def __repr__(self) -> str:
+        """One line, without the weights."""
+        height, width = image_size(self.config.data)
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+        return (f'{type(self).__name__}({models.title(self.config.model)}, '
+                f'{self.config.model.num_classes} classes, {size:,} parameters, '
+                f'input {height} x {width} x {self.config.data.channels})')
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The Flax module."""
+        return models.create(self.config.model)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What `features` takes for its `stage`."""
+        return (*self.model.stages, POOL)
+
+    def outputs(self, images: Any) -> np.ndarray:
+        """What the Flax module gives: float32 [N, …], or without N for one image."""
+        return self.apply(self._outputs, images)
+
+    def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
+        """What the network has computed behind a stage.
+
+        Args:
+          images: see the class.
+          stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': what the last
+            layer sees, averaged over all positions; VGG also has 'dense'. See `stages`.
+
+        Returns:
+          [N, H', W', channels] in the network's dtype; for 'pool' [N, channels], float32. Without
+          N for one image.
+
+        Raises:
+          ValueError: the network has no such stage.
+        """
+        name = stage if isinstance(stage, str) else f'stage{stage}'
+        if name not in self.stages:
+            raise ValueError(f'stage must be one of {", ".join(self.stages)}, or the number of a '
+                             f'stage; got {stage!r}.')
+        return self.apply(functools.partial(self._features, stage=name), images)
+
+    def apply(self, function: Callable, images: Any) -> np.ndarray:
+        """Calls a compiled function on batches of one size, a power of two.
+
+        There are then few sizes to compile for.
+
+        Args:
+          function: ((variables, normalization), images [n, H, W, C]) -> [n, …], compiled.
+          images: see the class.
+
+        Returns:
+          [N, …], or without N for one image.
+
+        Raises:
+          ValueError: the images have another shape or type.
+        """
+        images = np.asarray(images)
+        channels = self.config.data.channels
+        if images.ndim not in (3, 4) or images.shape[-1] != channels or not images.size:
+            raise ValueError(f'images must be [N, height, width, {channels}] or [height, width, '
+                             f'{channels}], got {list(images.shape)}.')
+        if images.dtype != np.uint8 and images.dtype.kind != 'f':
+            raise ValueError(f'images must be uint8, or float from 0 to 1, got {images.dtype}.')
+        if images.ndim == 3:
+            return self.apply(function, images[None])[0]
+        size, outputs = min(BATCH_SIZE, 1 << (len(images) - 1).bit_length()), []
+        for start in range(0, len(images), size):
+            batch = images[start:start + size]
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
+            outputs.append(np.asarray(function(self._on_device, padded))[:len(batch)])
+        return np.concatenate(outputs)
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[Any, Any]:
+        return jax.device_put((dict(self.variables), dict(self.normalization)))
+
+    @functools.cached_property
+    def _outputs(self):
+        return jax.jit(functools.partial(outputs, self.model))
+
+    @functools.cached_property
+    def _features(self):
+        return jax.jit(functools.partial(_features_of, self.model), static_argnames='stage')
+
+
+def outputs(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> Any:
+    """What a network gives for images as they come. Pure.
+
+    Args:
+      model: the network.
+      weights: (variables, normalisation).
+      images: uint8, or float in units of the full range, [N, H, W, C].
+
+    Returns:
+      Of a classifier the class scores before the softmax, float32 [N, classes].
+    """
+    variables, normalization = weights
+    return model.apply(variables, normalized(images, normalization), train=False)
+
+
+def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
+    """What the first layer sees: float32 [N, H, W, C] of images as `outputs` takes them."""
+    mean, std = normalization['mean'], normalization['std']
+    if mean.ndim == 3 and mean.shape[:2] != images.shape[1:3]:
+        # A mean image fits one size only; images of another get its mean colour.
+        mean = mean.mean((0, 1))
+    if images.dtype == jnp.uint8:
+        return normalize(images, {'mean': mean, 'std': std})
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def _features_of(model, weights, images, *, stage):
+    variables, normalization = weights
+    upto = model.stages[-1] if stage == POOL else stage
+    maps = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
+                       method='features')
+    return average(maps[upto]) if stage == POOL else maps[stage]
