@@ -69,7 +69,7 @@ def create(name: str, **fields: typing.Any) -> nn.Module:
         `resnet_jax.models.vgg.VGGBackbone`.
 
     Returns:
-      A `resnet_jax.models.backbone.Classifier`. Its images are float32 [N, H, W, C], normalised.
+      A `resnet_jax.models.backbone.WithHead`. Its images are float32 [N, H, W, C], normalised.
 
     Raises:
       ValueError: there is no network of this name; the sentence gives the nearest names.

@@ -24,7 +24,7 @@ def test_a_bug_in_a_block_keeps_its_traceback(tiny_config, tmp_path, monkeypatch
     network = resnet_jax.load(tmp_path / 'stored')
     source = labelled(images(4, 32, 32, 3), np.zeros(4, int), 10, 'test')
 
-    def broken(self, x):
+    def broken(self, x, *, train):
         _batch, _height, width = x.shape[:2]
         return x[:, :, :width]
 

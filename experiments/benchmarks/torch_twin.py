@@ -71,8 +71,11 @@ class Block(nn.Module):
         return functional.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
+FAMILIES = ('cifar', 'imagenet')  # that it has twins of
+
+
 class ResNet(nn.Module):
-    """A network of `config.model`: family 'cifar' or 'imagenet'."""
+    """A network of `config.model`, whose family is one of `FAMILIES`."""
 
     def __init__(self, model: Mapping[str, Any], channels: int = 3):
         super().__init__()

@@ -142,7 +142,9 @@ def _pytorch_network(config: dict):
     if not importlib.util.find_spec('torch'):
         raise turns.NotRun(turns.NO_PYTORCH)
     model = config['model']
-    if model['family'] not in ('imagenet', 'cifar'):
+    import torch_twin
+
+    if model['family'] not in torch_twin.FAMILIES:
         raise turns.NotRun('the PyTorch twin has residual networks only')
     theirs = (model['family'] == 'imagenet' and model['shortcut'] == 'B' and not model['plain']
               and model['width'] == 64 and config['data']['channels'] == 3
@@ -153,8 +155,6 @@ def _pytorch_network(config: dict):
         name = f'resnet{model["depth"]}'
         return torchvision.models.get_model(name, num_classes=model['num_classes']), (
             f'torchvision {name}')
-    import torch_twin
-
     return torch_twin.ResNet(model, config['data']['channels']), 'torch_twin.py'
 
 

@@ -30,7 +30,7 @@ def intervene(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, sta
     """The class scores, when the features behind a stage are replaced by others. Pure.
 
     Args:
-      model: of any family.
+      model: a network with a head.
       weights: (variables, normalisation).
       images: uint8, or float in units of the full range, [N, H, W, C].
       stage: 'stem', 'stage1', …, as `Classifier.stages`, of feature maps; or

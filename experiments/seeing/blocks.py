@@ -61,7 +61,7 @@ def blocks(network: Classifier) -> tuple[Block, ...]:
     """The blocks of a network, in order, scanned or unrolled.
 
     Raises:
-      UserError: the network has none, as VGG.
+      UserError: the network has none.
     """
     modules, shapes = {}, {}
 

@@ -32,7 +32,7 @@ def grad_cam(model: nn.Module, weights: tuple[Any, Any], images: np.ndarray, cla
     is the class activation map of B. Zhou et al., 2016.
 
     Args:
-      model: of any family; of VGG, the maps are taken behind the max-pooling of the stage.
+      model: a network with a head.
       weights: (variables, normalisation).
       images: uint8, or float in units of the full range, [N, H, W, C].
       classes: int [N].

@@ -49,7 +49,7 @@ class ClassScore:
     """The score of a class before the softmax, in float32: rounding of many gradients adds up.
 
     Attributes:
-      model: of any family.
+      model: a network with a head.
     """
 
     model: nn.Module

@@ -45,7 +45,7 @@ def compute(network: Classifier, images: Images,
     """Deletes each block, and swaps blocks of one stage.
 
     Args:
-      network: of the imagenet or the cifar family.
+      network: residual, or a plain twin.
       images: held out.
       progress: called after every deletion and every swap.
     """

@@ -86,7 +86,7 @@ def loss_surface(model: nn.Module, weights: tuple[Any, Any], images: np.ndarray,
     option A, move along the same random numbers for the same key.
 
     Args:
-      model: of any family.
+      model: a network with a head.
       weights: (variables, normalisation).
       images: uint8 [N, H, W, C].
       labels: int [N].

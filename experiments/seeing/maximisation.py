@@ -51,7 +51,7 @@ def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np
     """Optimises one image for each target channel, from four starts, and keeps the best.
 
     Args:
-      model: of any family.
+      model: a network with a head.
       weights: (variables, normalisation).
       stage: 'stem', 'stage1', …, or 'head', whose channels are the classes.
       targets: channels, int [n].

@@ -80,7 +80,7 @@ def measure(network: Classifier, test: Images, train: Images,
     """Runs held-out images through a network; training images too, to fit the probes to.
 
     Args:
-      network: of the imagenet or the cifar family.
+      network: residual, or a plain twin.
       test: the N images that everything is measured on.
       train: the images that the probes are fitted to.
       progress: called after every step.

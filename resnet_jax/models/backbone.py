@@ -75,10 +75,10 @@ class Backbone(nn.Module, kw_only=True):
         return self.features(images, train=train, upto=upto)
 
 
-class Classifier(Backbone, kw_only=True):
+class WithHead(Backbone, kw_only=True):
     """A backbone with a head: a dense layer on the last feature map, averaged over all positions.
 
-    To be inherited from in front of a backbone: `class ResNet(Classifier, ResNetBackbone)`. The
+    To be inherited from in front of a backbone: `class ResNet(WithHead, ResNetBackbone)`. The
     parameters have the same paths in the backbone alone, and those of the head begin with 'head'.
 
     Attributes:

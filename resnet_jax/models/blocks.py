@@ -53,7 +53,7 @@ class BasicBlock(nn.Module):
       stride_in: has no meaning here; see `BottleneckBlock`.
       shortcut: makes the `Shortcut`; None in a plain network.
       last_scale_init: initialiser of the last gamma.
-      last_relu: behind the sum; see `relu`.
+      last_relu: of the sum; see `resnet_jax.models.relu`.
     """
 
     features: int
@@ -91,7 +91,7 @@ class BottleneckBlock(nn.Module):
         convolution has it, as in torchvision.
       shortcut: makes the `Shortcut`; None in a plain network.
       last_scale_init: initialiser of the last gamma.
-      last_relu: behind the sum; see `relu`.
+      last_relu: of the sum; see `resnet_jax.models.relu`.
     """
 
     features: int

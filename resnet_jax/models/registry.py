@@ -21,7 +21,7 @@ class Family:
     """What the project knows of one kind of network.
 
     Attributes:
-      create: the network of a config, a `Classifier`; raises ConfigError where a field of this
+      create: the network of a config, a `WithHead`; raises ConfigError where a field of this
         family is out of its range.
       title: what a network is called, such as 'ResNet-50', 'plain-34' or 'VGG-16'.
       traits: what distinguishes networks of this title, in words.
@@ -80,7 +80,7 @@ def named(name: str) -> nn.Module:
 
 
 def common_fields(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a `Classifier` that every family takes from the config."""
+    """The fields of a `WithHead` that every family takes from the config."""
     return dict(
         num_classes=config['num_classes'],
         width=config['width'],

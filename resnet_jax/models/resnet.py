@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax.models.backbone import Backbone, Classifier
+from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.blocks import (
     STACKED,
     BasicBlock,
@@ -105,8 +105,8 @@ class ResNetBackbone(Backbone):
                 unroll=self.unroll, remat=self.remat))
 
 
-class ResNet(Classifier, ResNetBackbone):
-    """A residual network, or its plain twin: see `ResNetBackbone` and `Classifier` for the fields.
+class ResNet(WithHead, ResNetBackbone):
+    """A residual network, or its plain twin: see `ResNetBackbone` and `WithHead` for the fields.
 
     `ResNet(BottleneckBlock, (3, 4, 6, 3))` is the paper's ResNet-50.
     """

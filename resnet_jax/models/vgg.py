@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax.models.backbone import Backbone, Classifier
+from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.conv import Conv, he_normal
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
@@ -90,8 +90,8 @@ class VGGBackbone(Backbone):
         return x
 
 
-class VGG(Classifier, VGGBackbone):
-    """VGG as a classifier: see `VGGBackbone` and `Classifier` for the fields.
+class VGG(WithHead, VGGBackbone):
+    """VGG as a classifier: see `VGGBackbone` and `WithHead` for the fields.
 
     `VGG((2, 2, 3, 3, 3))` is VGG-16. The scores are linear in the output of the dense layers, so
     averaging either over the positions gives the same.

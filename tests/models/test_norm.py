@@ -121,7 +121,7 @@ def test_statistics_are_float32_when_the_computation_is_bfloat16():
 
 
 def test_a_batch_that_the_virtual_batch_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match='6 images, which must be a multiple of '):
+    with pytest.raises(ValueError, match='6 images, which must be a multiple of'):
         BatchNorm(virtual_batch_size=4).init(
             jax.random.key(0), jnp.zeros((6, 2, 2, 1)), train=True)
 

@@ -11,7 +11,7 @@ import resnet_jax
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import registry
-from resnet_jax.models.backbone import Backbone, Classifier
+from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.conv import Conv
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
@@ -30,7 +30,7 @@ class ToyBackbone(Backbone):
         return nn.relu(self.conv(x))
 
 
-class Toy(Classifier, ToyBackbone):
+class Toy(WithHead, ToyBackbone):
     pass
 
 
