@@ -44,21 +44,20 @@ def main(_) -> None:
         weights.write_torchvision(output, stored.read(path))
     else:
         network = pretrained.load(path)
-        side = IMAGE_SIZE.value
-        size = (side, side) if side else image_size(network.config.data)
+        size = IMAGE_SIZE.value or image_size(network.config.data)
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')
 
 
-def stablehlo(network, size: tuple[int, int]) -> bytearray:
+def stablehlo(network, size: int | tuple[int, int]) -> bytearray:
     """The network as a serialised `jax.export.Exported` with a symbolic batch size.
 
     Args:
       network: a `resnet_jax.tasks.classification.classifier.Classifier`.
-      size: (height, width) of its images.
+      size: of its images: the side of a square, or (height, width).
 
     Returns:
-      What `jax.export.deserialize` takes. Its function is uint8 [b, *size, C] ->
+      What `jax.export.deserialize` takes. Its function is uint8 [b, H, W, C] ->
       float32 [b, classes].
 
     Raises:
@@ -70,13 +69,14 @@ def stablehlo(network, size: tuple[int, int]) -> bytearray:
     import numpy as np
     from jax import export
 
-    from resnet_jax.data.sizes import text
+    from resnet_jax.data.sizes import pair, text
     from resnet_jax.models import ConfigError
     from resnet_jax.tasks.classification.classifier import logits
 
     weights = dict(network.variables), dict(network.normalization)
+    height, width = pair(size)
     shape = export.symbolic_shape(
-        f'b, {size[0]}, {size[1]}, {network.config.data.channels}')
+        f'b, {height}, {width}, {network.config.data.channels}')
     function = jax.jit(functools.partial(logits, network.model, weights))
     try:
         exported = export.export(function, platforms=('cpu', 'cuda', 'tpu'))(
