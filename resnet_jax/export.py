@@ -46,8 +46,7 @@ def main(_) -> None:
         weights.write_torchvision(output, stored.read(path))
     else:
         network = resnet_jax.load(path)
-        side = IMAGE_SIZE.value
-        size = (side, side) if side else image_size(network.config.data)
+        size = IMAGE_SIZE.value or image_size(network.config.data)
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')
 

@@ -85,7 +85,7 @@ def unpack(record: bytes) -> Item:
     try:
         target = dict(read(header['target']))
         return Item(record[position:], target, str(header['name']))
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
         raise ValueError('a record with another header') from error
 
 
