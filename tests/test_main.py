@@ -13,6 +13,7 @@ import time
 import pytest
 
 from resnet_jax.training import workdir
+from tests import xla_options
 from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,8 +24,7 @@ RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.mod
 
 
 def start(*args, module='main', env=None):
-    environment = {**os.environ, **(env or {})}
-    environment.pop('XLA_FLAGS', None)  # one device
+    environment = {**os.environ, 'XLA_FLAGS': xla_options.quick(devices=1), **(env or {})}
     return subprocess.Popen(
         [sys.executable, '-m', f'resnet_jax.{module}', *args], cwd=ROOT, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -23,6 +23,7 @@ from resnet_jax.training import loop as train
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights.checkpoints import Checkpoints
+from tests import xla_options
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {
@@ -43,10 +44,8 @@ class Job:
         """Starts some of `python ARGUMENTS`, which find one another by flags or by env(process)."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        # Tiny networks take longer to compile than to run.
-        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': (
-            f'--xla_force_host_platform_device_count={8 // count} '
-            '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')}
+        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu',
+                       'XLA_FLAGS': xla_options.quick(devices=8 // count)}
         port = free_port()
         self.processes = []
         for i in range(count):

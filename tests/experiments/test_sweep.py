@@ -18,6 +18,7 @@ from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
+from tests import xla_options
 from tests.experiments import fake_sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -27,10 +28,8 @@ BASE = ['--config=configs/digits.py', '--config.num_steps=30', '--config.schedul
 
 
 def start(*args, script=(str(FAKE),)):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    # One device, and a network that takes longer to compile than to run.
-    environment['XLA_FLAGS'] = (
-        '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT),
+                   'XLA_FLAGS': xla_options.quick(devices=1)}
     return subprocess.Popen(
         [sys.executable, *script, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=environment)
