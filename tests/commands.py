@@ -9,53 +9,62 @@ import json
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from typing import NamedTuple
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-class Result(NamedTuple):
-    """What a command that has ended leaves."""
-
-    status: int
-    output: str
-    errors: str
-
-
 class Command:
-    """A command that was started."""
+    """A command that was started.
 
-    def __init__(self, server, pid, folder):
-        self.pid = pid
-        self._server, self._folder, self._status = server, folder, None
+    Attributes:
+      status: the exit status, or the negated number of the signal that ended it; None while it
+        runs.
+    """
 
-    def poll(self):
-        """The exit status, the negated signal, or None while it runs."""
-        if self._status is None:
-            self._status = self._server.ask('poll', self.pid)
-        return self._status
+    def __init__(self, server: 'Commands', pid: int, folder: pathlib.Path):
+        self.pid, self.status = pid, None
+        self._server, self._folder = server, folder
 
-    def send_signal(self, number):
-        os.kill(self.pid, number)
+    @property
+    def output(self) -> str:
+        """What it has written to stdout so far."""
+        return (self._folder / 'out').read_text()
 
-    def wait(self, timeout=600) -> Result:
+    @property
+    def errors(self) -> str:
+        """What it has written to stderr so far."""
+        return (self._folder / 'err').read_text()
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            self.status = self._server.ask('poll', self.pid)
+        return self.status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 600) -> int:
+        """Waits for its end, and kills it where that does not come; the exit status."""
         end = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < end, 'the command does not end'
+            if time.monotonic() > end:
+                self.send_signal(signal.SIGKILL)
             time.sleep(0.005)
-        return Result(self._status, *(
-            (self._folder / name).read_bytes().decode() for name in ('out', 'err')))
+        return self.status
 
-    def until(self, condition, timeout=300):
+    def until(self, condition: Callable[[], bool], timeout: float = 300) -> None:
         """Waits until a condition holds, while the command runs."""
         end = time.monotonic() + timeout
         while not condition():
-            assert self.poll() is None, self.wait()
+            assert self.poll() is None, self.output + self.errors
             assert time.monotonic() < end
             time.sleep(0.002)
 
@@ -64,7 +73,7 @@ class Commands:
     """The process that forks, seen from the tests."""
 
     def __init__(self):
-        environment = os.environ | {'PYTHONPATH': str(ROOT)}
+        environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
         environment.pop('RESNET_JAX_TRACEBACK', None)
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -80,7 +89,8 @@ class Commands:
         """Starts a command.
 
         Args:
-          name: a module, or the path of a script that ends in '.py'.
+          name: a module, the path of a script that ends in '.py', or '-c' with the code as the
+            first argument.
           arguments: what follows on its command line.
           env: variables to set, or to unset where the value is None.
           cwd: the folder to run in.
@@ -88,12 +98,15 @@ class Commands:
         """
         folder = pathlib.Path(tempfile.mkdtemp(dir=self._folders.name))
         (folder / 'in').write_bytes(stdin)
-        pid = self.ask('start', name, [*map(str, arguments)], env or {}, str(cwd),
+        pid = self.ask('start', str(name), [*map(str, arguments)], env or {}, str(cwd),
                        str(folder))
         return Command(self, pid, folder)
 
-    def run(self, name, *arguments, **options) -> Result:
-        return self.start(name, *arguments, **options).wait()
+    def run(self, name, *arguments, **options) -> Command:
+        """Runs a command to its end; the arguments are those of `start`."""
+        command = self.start(name, *arguments, **options)
+        command.wait()
+        return command
 
     def close(self):
         self._process.stdin.close()
@@ -140,7 +153,9 @@ def _in_child(name: str, arguments: list[str]) -> int:
     sys.stdin = os.fdopen(0)
     sys.argv = [name, *arguments]
     try:
-        if name.endswith('.py'):
+        if name == '-c':
+            exec(sys.argv.pop(1), {'__name__': '__main__'})
+        elif name.endswith('.py'):
             sys.path.insert(0, str(pathlib.Path(name).parent))
             runpy.run_path(name, run_name='__main__')
         else:

@@ -23,10 +23,15 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # the workers of pytest-xdist
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
 from tests.commands import Commands  # noqa: E402
+
+# What is compiled for an example may take any time on a busy machine.
+hypothesis.settings.register_profile('tests', deadline=None, max_examples=50)
+hypothesis.settings.load_profile('tests')
 
 
 @pytest.fixture

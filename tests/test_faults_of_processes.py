@@ -73,8 +73,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def job(folder):
-    job = Job(folder / 'job', '-c', STOPS, folder)
+def job(folder, commands):
+    job = Job(commands, '-c', STOPS, folder)
     return job, job.wait()
 
 
