@@ -11,24 +11,38 @@ import shutil
 import sys
 import tempfile
 
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-    # Tiny networks take longer to compile than to run.
-    ' --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for configs/ and experiments/, which are not installed
+
+from tests import xla_options  # noqa: E402
+
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {xla_options.quick(devices=8)}'
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # the workers of pytest-xdist inherit it
     cache = tempfile.mkdtemp(prefix='resnet_jax_tests_')
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for configs/ and experiments/, which are not installed
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
+from tests.commands import Commands  # noqa: E402
+
+# What is compiled for an example may take any time on a busy machine.
+hypothesis.settings.register_profile('tests', deadline=None, max_examples=50)
+hypothesis.settings.load_profile('tests')
 
 
 @pytest.fixture
 def tiny_config():
     """A config of its own for every test."""
     return tiny.config()
+
+
+@pytest.fixture(scope='session')
+def commands():
+    """Runs commands of the project in forks of a process that has imported the libraries."""
+    commands = Commands()
+    yield commands
+    commands.close()

@@ -1,9 +1,5 @@
 """How JAX is started: what the environment asks for, and what it must not change."""
 
-import pathlib
-import subprocess
-import sys
-
 import jax
 import pytest
 
@@ -27,13 +23,12 @@ for platform in ('cuda', 'nonsense'):
 '''
 
 
-def test_a_platform_that_is_missing_is_named():
-    process = subprocess.run([sys.executable, '-c', STARTS], text=True, capture_output=True,
-                             cwd=pathlib.Path(__file__).parent.parent)
-    lines = process.stdout.splitlines()
+def test_a_platform_that_is_missing_is_named(commands):
+    process = commands.run('-c', STARTS)
+    lines = process.output.splitlines()
     assert lines[-1].startswith('JAX_PLATFORMS=nonsense, but JAX finds no nonsense device')
     assert len(lines) == 1 or lines[0].startswith('JAX_PLATFORMS=cuda, but')  # on a GPU, one line
-    assert process.returncode == 0
+    assert process.status == 0
 
 
 def test_without_jit_nothing_is_trained(tiny_config, tmp_path):

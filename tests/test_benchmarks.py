@@ -114,14 +114,12 @@ def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
         assert {row['eval/count'] for row in rows} == {20}
 
 
-def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache):
+def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache, commands):
     if importlib.util.find_spec('jax_plugins') is None:
-        process = subprocess.run(
-            [sys.executable, 'experiments/benchmarks/gpu_traffic.py', *TINY], cwd=ROOT,
-            capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
-        assert process.returncode == 1
-        assert process.stderr.splitlines()[-1].endswith("pip install -e '.[cuda]'.")
-        assert 'Traceback' not in process.stderr
+        process = commands.run('experiments/benchmarks/gpu_traffic.py', *TINY)
+        assert process.status == 1
+        assert process.errors.splitlines()[-1].endswith("pip install -e '.[cuda]'.")
+        assert 'Traceback' not in process.errors
         return
     result = benchmark('gpu_traffic', tmp_path, cache, *TINY)
     assert result['table'][-1] == 'all' and result['kernels'] > 50

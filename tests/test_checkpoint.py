@@ -16,14 +16,16 @@ from resnet_jax.tasks import Headline
 from resnet_jax.training.program import build
 from resnet_jax.weights.checkpoint import Damaged, read_weights
 from resnet_jax.weights.checkpoints import Checkpoints
+from tests import tiny
 
 
-@pytest.fixture
-def program(tiny_config):
-    return build(tiny_config, sharding.create_mesh(tiny_config))
+@pytest.fixture(scope='module')
+def program():
+    config = tiny.config()
+    return build(config, sharding.create_mesh(config))
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def state(program):
     return jax.jit(program.create_state, out_shardings=program.shardings)()
 
@@ -210,7 +212,7 @@ def everything_read(folder, like):
 
 
 @pytest.mark.parametrize('flips', [
-    16, pytest.param(200, marks=pytest.mark.slow)])
+    8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, program, state, flips):
     good, copy = tmp_path / 'good', tmp_path / 'copy'
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.variables))

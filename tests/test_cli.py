@@ -1,11 +1,7 @@
 """What every command does with --help, without flags, and with wrong ones."""
 
-import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -101,7 +97,7 @@ MORE |= {args: ('resnet_jax.main', [DIGITS, '--workdir=run', '--config.batch_siz
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory):
+def results(tmp_path_factory, commands):
     """Exit status, stdout and stderr: (command, '--help'), (command, '') and the keys of MORE."""
     folder = tmp_path_factory.mktemp('commands')
     for name, text in SCRIPTS.items():
@@ -109,17 +105,15 @@ def results(tmp_path_factory):
     (write_folder(folder / 'images') / 'train' / 'a' / '0001.jpg').write_bytes(b'')
     calls = {(name, args): (name, args.split(), {}) for args in ('--help', '')
              for name in (FLAGS if args else NEEDY)} | MORE
-    listed = [(str(folder / f'{name}.py') if name in SCRIPTS else
-               str(ROOT / name) if name.endswith('.py') else name, args, environment)
-              for name, args, environment in calls.values()]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(folder / 'tfds')}
-    environment.pop('RESNET_JAX_TRACEBACK', None)
-    process = subprocess.run(
-        [sys.executable, str(ROOT / 'tests' / 'commands.py')], cwd=folder, env=environment,
-        input=json.dumps(listed), capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    found = {}
+    for call, (name, args, environment) in calls.items():
+        path = (folder / f'{name}.py' if name in SCRIPTS else
+                ROOT / name if name.endswith('.py') else name)
+        done = commands.run(path, *args, cwd=folder,
+                            env={'TFDS_DATA_DIR': str(folder / 'tfds'), **environment})
+        found[call] = [done.status, done.output, done.errors]
     assert not (folder / 'run').exists()  # no mistake leaves anything behind
-    return dict(zip(calls, json.loads(process.stdout), strict=True))
+    return found
 
 
 def test_every_command_is_tested_here():

@@ -18,8 +18,7 @@ from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
 from resnet_jax.xla import hlo
 from resnet_jax.xla import topologies as topology
-from tests import tiny
-from tests.test_main import start
+from tests import tiny, xla_options
 
 PARAMETERS = 19_218
 
@@ -291,13 +290,13 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_memory(replicated, cpus):
         assert result['mfu'] == pytest.approx(replicated['model_flops'] / slower / 8 / peak)
 
 
-def test_the_command_prints_json():
-    process = start(
-        '--topology=cpu:2', '--json', '--config=configs/digits_r20.py', '--config.model.depth=8',
-        '--config.model.width=8', module='compile')
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    printed = json.loads(output)
+def test_the_command_prints_json(commands):
+    process = commands.run(
+        'resnet_jax.compile', '--topology=cpu:2', '--json', '--config=configs/digits_r20.py',
+        '--config.model.depth=8', '--config.model.width=8',
+        env={'XLA_FLAGS': ' '.join(xla_options.QUICK)})
+    assert process.status == 0, process.errors
+    printed = json.loads(process.output)
     assert printed['devices'] == 2 and printed['fits'] and printed['mfu'] is None
     assert set(printed['memory']) >= {'arguments', 'temporaries', 'code', 'capacity'}
     assert set(printed) >= {

@@ -6,7 +6,7 @@ import re
 import runpy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -46,54 +46,11 @@ def test_every_config_is_complete_and_says_how_to_run_it(path):
     assert re.search(command, runpy.run_path(str(path))['__doc__'])
 
 
-PAPER = {  # parameters and multiply-adds of shared/paper.md
-    'imagenet_r18': (11_689_512, 1.814e9), 'imagenet_r34': (21_797_672, 3.664e9),
-    'imagenet_r50': (25_557_032, 3.858e9), 'imagenet_r101': (44_549_160, 7.570e9),
-    'imagenet_r152': (60_192_808, 11.282e9),
-    'cifar10_r20': (269_722, 40.55e6), 'cifar10_r32': (464_154, None),
-    'cifar10_r44': (658_586, None), 'cifar10_r56': (853_018, 125.5e6),
-    'cifar10_r110': (1_727_962, 252.9e6), 'cifar10_r1202': (19_421_274, 2.83e9),
-}
-
-
-@pytest.mark.parametrize('name', PAPER)
-def test_parameters_and_multiply_adds_are_those_of_the_paper(name):
-    config = load(name)
-    config.model.unroll = False
-    config.model.shortcut = 'A' if name.startswith('cifar') else 'B'
-    summary = summarize(config)
-    parameters, multiply_adds = PAPER[name]
-    assert summary['parameters'] == parameters
-    if multiply_adds:
-        assert abs(summary['multiply_adds'] / multiply_adds - 1) < 0.005
-    assert summary['memory']['parameters'] == 4 * parameters
-    assert summary['memory']['optimizer_state'] == 4 * parameters
-
-
-@pytest.mark.parametrize(('depth', 'multiply_adds'), [
-    (50, 4.089e9), (101, 7.801e9), (152, 11.514e9)])
-def test_multiply_adds_of_v15(depth, multiply_adds):
-    config = load('imagenet')
-    config.model.update(depth=depth, stride_in='v1.5', unroll=False)
-    summary = summarize(config)
-    assert abs(summary['multiply_adds'] / multiply_adds - 1) < 0.005
-    assert [tuple(stage['shape']) for stage in summary['stages']] == [
-        (56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048), (1000,)]
-
-
 def test_the_summary_does_not_depend_on_how_the_network_is_executed():
     config = load('imagenet_r18')
     expected = summarize(config)
     config.model.update(remat='block', unroll=False)
     assert summarize(config) == expected
-
-
-def test_vgg_19_has_the_parameters_and_multiply_adds_of_the_paper():
-    config = load('imagenet_vgg16')
-    config.model.update(depth=19, batch_norm=False)
-    summary = summarize(config)
-    assert summary['parameters'] == 143_667_240
-    assert abs(summary['multiply_adds'] / 19.63e9 - 1) < 0.005
 
 
 def test_a_misspelt_field_in_a_config_file_is_an_error():
@@ -275,7 +232,6 @@ def test_every_field_of_floats_must_be_finite(number):
             config_lib.check_ranges(LEAVES | {name: wrong})
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(LEAVES)))
 def test_a_run_goes_on_unless_a_field_changes_what_it_computes(name):
     config = load('cifar10')

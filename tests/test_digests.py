@@ -16,7 +16,7 @@ def array(*shape, dtype=np.float32):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_changed_element_changes_the_digest(data):
     dtype = data.draw(st.sampled_from([np.float32, np.int32, np.uint8, np.float64, bool,

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import types
 
 import jax
@@ -144,18 +142,14 @@ def test_scores_by_hand():
     assert calibration_error(np.array([1., 1.]), np.array([True, True])) == 0
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, '-m', 'resnet_jax.evaluate', *map(str, arguments)],
-                          capture_output=True, text=True)
-
-
-def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path):
+def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path, commands):
     tiny_config.num_steps = 10
     tiny_config.model.virtual_batch_size = None
     values = train.train(tiny_config, tmp_path / 'run')
-    result = run(f'--workdir={tmp_path}/run', '--json', f'--confusion={tmp_path}/confusion.tsv')
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
+    result = commands.run('resnet_jax.evaluate', f'--workdir={tmp_path}/run', '--json',
+                          f'--confusion={tmp_path}/confusion.tsv')
+    assert result.status == 0, result.errors
+    told = json.loads(result.output)
     for name in ('eval/top1_error', 'eval/top5_error', 'eval/count'):
         assert told[name] == pytest.approx(values[name], abs=1e-5)
     assert told['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-5)
@@ -165,11 +159,13 @@ def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path):
     assert table.sum() == told['eval/count']
     assert 100 * (1 - table.trace() / table.sum()) == pytest.approx(told['eval/top1_error'])
 
-    result = run('--config=configs/digits_r20.py', '--config.model.virtual_batch_size=none',
-                 f'--checkpoint={tmp_path}/run/checkpoints/5', '--recalibrate_batches=4',
-                 f'--checkpoint={tmp_path}/run', '--protocol=ten_crop', '--resize=9')
-    assert result.returncode == 0, result.stderr
-    assert 'on 297 images' in result.stdout
+    result = commands.run(
+        'resnet_jax.evaluate', '--config=configs/digits_r20.py',
+        '--config.model.virtual_batch_size=none', f'--checkpoint={tmp_path}/run/checkpoints/5',
+        '--recalibrate_batches=4', f'--checkpoint={tmp_path}/run', '--protocol=ten_crop',
+        '--resize=9')
+    assert result.status == 0, result.errors
+    assert 'on 297 images' in result.output
 
 
 def test_recalibrating_leaves_the_network_as_it_was(tiny_config, tmp_path, monkeypatch):
@@ -224,7 +220,7 @@ def test_networks_that_do_not_fit_are_told(networks, tmp_path):
     (['--checkpoint=/nothing'], 'there is no folder /nothing'),
     (['--protocol=x'], '--protocol=x'),
 ])
-def test_mistakes_end_in_one_sentence(arguments, told):
-    result = run(*arguments)
-    assert result.returncode == 1 and told in result.stderr
-    assert result.stderr.count('\n') == 1
+def test_mistakes_end_in_one_sentence(commands, arguments, told):
+    result = commands.run('resnet_jax.evaluate', *arguments)
+    assert result.status == 1 and told in result.errors
+    assert result.errors.count('\n') == 1

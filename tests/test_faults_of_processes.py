@@ -80,18 +80,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def jobs(folder):
-    """A job for each place, which ended; JAX agrees on one signal in each."""
-    jobs = {name: Job(folder / f'job {name}', '-c', STOPS, folder, name) for name in PLACES}
-    for job in jobs.values():
-        job.wait()
-    return jobs
+def jobs(folder, commands):
+    """A job for each place and how it ended; JAX agrees on one signal in each."""
+    jobs = {name: Job(commands, '-c', STOPS, folder, name) for name in PLACES}
+    return {name: (job, job.wait()) for name, job in jobs.items()}
 
 
 @pytest.mark.parametrize('name', PLACES)
 def test_a_signal_to_one_process_stops_both_while_they_evaluate(jobs, folder, name):
     for process in range(2):
-        said = [line for line in jobs[name].said(process)
+        said = [line for line in jobs[name][0].said(process)
                 if line.startswith(('stopped', 'evaluated'))]
         assert said == [
             f'stopped by {SIGNALS[name].name}; checkpoint saved at step 4. Run the same command '
@@ -104,8 +102,8 @@ def test_a_signal_to_one_process_stops_both_while_they_evaluate(jobs, folder, na
 
 
 def test_an_error_of_one_process_in_the_evaluation_loses_no_step(jobs, folder, tmp_path, capsys):
-    job, straight = jobs['evaluation'], folder / 'straight evaluation'
-    assert [process.returncode for process in job.processes] == [1, 1]
+    (job, statuses), straight = jobs['evaluation'], folder / 'straight evaluation'
+    assert statuses == [1, 1]
     assert 'ZeroDivisionError: injected' in job.errors(1)
     assert re.search(r'process 1 on \S+ stopped: ZeroDivisionError: injected', job.errors(0))
     assert_same_bits(arrays(folder / 'failed', 4), arrays(straight, 4))

@@ -13,38 +13,24 @@ import time
 import pytest
 
 from resnet_jax.training import workdir
+from tests import xla_options
 from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
-       '--config.batch_size=64', '--config.num_steps=600',
-       '--config.schedule.name=constant', '--config.checkpoint.every_steps=40',
-       '--config.eval.every_steps=200', '--config.log.every_steps=20']
-
-
-def start(*args, module='main', env=None):
-    environment = {**os.environ, **(env or {})}
-    environment.pop('XLA_FLAGS', None)  # one device
-    return subprocess.Popen(
-        [sys.executable, '-m', f'resnet_jax.{module}', *args], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, process):
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.002)
+       '--config.batch_size=64', '--config.num_steps=120',
+       '--config.schedule.name=constant', '--config.checkpoint.every_steps=10',
+       '--config.eval.every_steps=40', '--config.log.every_steps=5']
+ONE_DEVICE = {'XLA_FLAGS': xla_options.quick(devices=1)}
 
 
 @pytest.fixture(scope='module')
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, commands):
     """The folder of a run that was never stopped."""
     folder = tmp_path_factory.mktemp('straight')
-    process = start(*RUN, f'--workdir={folder}', f'--config.compilation_cache={folder}/cache')
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    process = commands.run('resnet_jax.main', *RUN, f'--workdir={folder}', env=ONE_DEVICE)
+    output = process.output
+    assert process.status == 0, process.errors
     assert 'ETA' in output and 'images/s' in output and 'waiting for data' in output
     return folder
 
@@ -53,43 +39,42 @@ def straight(tmp_path_factory):
     (signal.SIGKILL, 1), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
     (signal.SIGTERM, 3)])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
-        straight, tmp_path, number, seed):
-    args = [*RUN, f'--workdir={tmp_path}', f'--config.compilation_cache={straight}/cache']
-    process = start(*args)
+        straight, tmp_path, commands, number, seed):
+    args = ['resnet_jax.main', *RUN, f'--workdir={tmp_path}']
+    process = commands.start(*args, env=ONE_DEVICE)
     checkpoints = tmp_path / 'checkpoints'
-    wait_for(lambda: any(path.name.isdigit() for path in checkpoints.glob('*')), process)
+    process.until(lambda: any(path.name.isdigit() for path in checkpoints.glob('*')))
     time.sleep(random.Random(seed).uniform(0, 0.3))
     process.send_signal(number)
-    process.wait()
-    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert process.wait() == (-9 if number == signal.SIGKILL else 143)
     if number == signal.SIGTERM:
-        assert 'Run the same command again to resume' in process.stderr.read()
-    process = start(*args)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert 'resuming from step' in output
-    assert_same_bits(arrays(tmp_path, 600), arrays(straight, 600))
+        assert 'Run the same command again to resume' in process.errors
+    process = commands.run(*args, env=ONE_DEVICE)
+    assert process.status == 0, process.errors
+    assert 'resuming from step' in process.output
+    assert_same_bits(arrays(tmp_path, 120), arrays(straight, 120))
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
-    assert steps == sorted(set(steps)) and steps[-1] == 600
+    assert steps == sorted(set(steps)) and steps[-1] == 120
     assert rows(tmp_path)[-1] == rows(straight)[-1]
     assert points(tmp_path) == logged(tmp_path)
 
 
-def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(straight, tmp_path):
-    folder = shutil.copytree(straight, tmp_path / 'run', ignore=shutil.ignore_patterns('cache'))
-    args = [*RUN, f'--workdir={folder}', '--config.num_steps=640']
+def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(
+        straight, tmp_path, commands):
+    folder = shutil.copytree(straight, tmp_path / 'run')
+    args = ['resnet_jax.main', *RUN, f'--workdir={folder}', '--config.num_steps=160']
     with workdir.locked(folder):
-        process = start(*args)
-        errors = process.communicate()[1].splitlines()
-        assert process.returncode == 1 and len(errors) == 1
+        process = commands.run(*args, env=ONE_DEVICE)
+        errors = process.errors.splitlines()
+        assert process.status == 1 and len(errors) == 1
         assert f'{folder} is in use by process {os.getpid()} on ' in errors[0]
-    for path in (folder / 'checkpoints' / '600' / 'default').rglob('*'):
+    for path in (folder / 'checkpoints' / '120' / 'default').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    process = start(*args)
-    errors = process.communicate()[1].splitlines()
-    assert process.returncode == 1 and len(errors) <= 5
-    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/600 is damaged')
+    process = commands.run(*args, env=ONE_DEVICE)
+    errors = process.errors.splitlines()
+    assert process.status == 1 and len(errors) <= 5
+    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/120 is damaged')
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
@@ -109,10 +94,9 @@ print(sorted(imported & {{'tensorflow', 'torch'}}))
     assert process.stdout.splitlines()[-1] == '[]'
 
 
-def test_summary_prints_json_and_a_table():
-    args = ['--config=configs/cifar10_r20.py']
-    as_json, as_table = start(*args, '--json', module='summary'), start(*args, module='summary')
-    summary = json.loads(as_json.communicate()[0])
+def test_summary_prints_json_and_a_table(commands):
+    args = ['resnet_jax.summary', '--config=configs/cifar10_r20.py']
+    summary = json.loads(commands.run(*args, '--json').output)
     assert {'parameters', 'multiply_adds', 'stages', 'memory'} <= summary.keys()
-    table = as_table.communicate()[0]
+    table = commands.run(*args).output
     assert '269,722' in table and '40,551,040' in table and 'stage3         8 x 8 x 64' in table

@@ -15,9 +15,10 @@ from resnet_jax.tasks.classification.metrics import (
 )
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 9))
-def test_ranks_are_those_of_a_stable_sort(seed, n, classes):
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.sampled_from([(1, 1), (3, 9), (20, 2), (20, 7)]))
+def test_ranks_are_those_of_a_stable_sort(seed, shape):
+    n, classes = shape  # few, as each is compiled for
     rng = np.random.default_rng(seed)
     logits = rng.integers(0, 4, (n, classes)).astype(np.float32)  # with many ties
     labels = rng.integers(0, classes, n)
@@ -33,8 +34,8 @@ def test_a_network_that_is_not_a_number_is_wrong():
     assert (label_ranks(logits, jnp.array([0, 5, 9])) >= 1).all()
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 17))
+@settings(max_examples=8)
+@given(st.integers(1, 60), st.sampled_from([1, 7, 16]))
 def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
     rng = np.random.default_rng(n)
     logits = rng.normal(size=(n, 8)).astype(np.float32)

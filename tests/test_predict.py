@@ -1,9 +1,8 @@
 """Files, folders and standard input are predicted; what cannot be read is told."""
 
+import functools
 import json
 import os
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -32,19 +31,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, *arguments, data=None):
-    return subprocess.run(
-        [sys.executable, '-m', 'resnet_jax.predict', f'--checkpoint={folder}/weights',
-         *map(str, arguments)], capture_output=True, input=data)
+@pytest.fixture
+def run(commands, folder):
+    """Predicts with the weights of `folder`."""
+    return functools.partial(
+        commands.run, 'resnet_jax.predict', f'--checkpoint={folder}/weights')
 
 
-def test_bad_files_are_told_and_the_rest_goes_on(folder):
+def test_bad_files_are_told_and_the_rest_goes_on(folder, run):
     bad, missing = folder / 'bad.jpg', folder / 'missing.jpg'
-    result = run(folder, '--json', '--top=3', bad, folder / 'images', missing)
-    assert result.returncode == 1
-    told = [json.loads(line) for line in result.stdout.splitlines()]
+    result = run('--json', '--top=3', bad, folder / 'images', missing)
+    assert result.status == 1
+    told = [json.loads(line) for line in result.output.splitlines()]
     assert [os.path.basename(row['file']) for row in told] == ['a.png', 'b.jpg', 'c.png']
-    lines = result.stderr.decode().splitlines()
+    lines = result.errors.splitlines()
     assert len(lines) == 2 and str(bad) in lines[0] and str(missing) in lines[1]
 
     network = resnet_jax.load(folder / 'weights')
@@ -58,17 +58,17 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder):
     np.testing.assert_allclose(best[0]['probability'], expected.max(), rtol=1e-4)
 
 
-def test_standard_input_is_an_image_or_a_list(folder):
+def test_standard_input_is_an_image_or_a_list(folder, run):
     image = (folder / 'images' / 'b.jpg').read_bytes()
     latin1 = folder / os.fsdecode(b'caf\xe9.jpg')
     latin1.write_bytes(image)
-    result = run(folder, '-', latin1, data=image)
-    assert result.returncode == 0 and b'class' in result.stdout
-    assert result.stdout.startswith(b'standard input\n') and b'caf\\xe9.jpg\n' in result.stdout
+    result = run('-', latin1, stdin=image)
+    assert result.status == 0 and 'class' in result.output
+    assert result.output.startswith('standard input\n') and 'caf\\xe9.jpg\n' in result.output
     names = f'{folder}/images/a.png\n'.encode() + os.fsencode(latin1)
-    result = run(folder, '-', '--json', data=names)
-    assert result.returncode == 0
-    told = [json.loads(line)['file'].encode() for line in result.stdout.splitlines()]
+    result = run('-', '--json', stdin=names)
+    assert result.status == 0
+    told = [json.loads(line)['file'].encode() for line in result.output.splitlines()]
     assert told == [f'{folder}/images/a.png'.encode(), f'{folder}/caf'.encode() + b'\\xe9.jpg']
 
 
@@ -91,11 +91,11 @@ def test_an_ensemble_has_the_names_of_the_network_that_knows_them():
             prediction.class_names([network('cat', 'dog'), other])
 
 
-def test_mistakes_end_in_one_sentence(folder):
-    for arguments, told in (([], b'give image files'), ([folder / 'none.jpg'], b'cannot be read')):
-        result = run(folder, *arguments)
-        assert result.returncode == 1 and told in result.stderr
-        assert result.stderr.count(b'\n') == 1
+def test_mistakes_end_in_one_sentence(folder, run):
+    for arguments, told in (([], 'give image files'), ([folder / 'none.jpg'], 'cannot be read')):
+        result = run(*arguments)
+        assert result.status == 1 and told in result.errors
+        assert result.errors.count('\n') == 1
 
 
 def test_many_images_are_computed_in_batches_of_one_size(folder):
@@ -144,19 +144,17 @@ def test_a_size_that_the_network_does_not_take_is_one_sentence(tmp_path):
         stablehlo(resnet_jax.load(tmp_path), 100)
 
 
-def test_the_export_command_writes_what_convert_reads(folder, tmp_path):
-    def command(name, *arguments):
-        return subprocess.run([sys.executable, '-m', f'resnet_jax.{name}', *arguments],
-                              capture_output=True, text=True)
-
+def test_the_export_command_writes_what_convert_reads(folder, tmp_path, commands):
+    export = functools.partial(
+        commands.run, 'resnet_jax.export', f'--checkpoint={folder}/weights')
     out = tmp_path / 'out.safetensors'
-    assert command('export', f'--checkpoint={folder}/weights', f'--output={out}').returncode == 0
-    result = command('convert', f'--input={out}', f'--output={tmp_path}/again')
-    assert result.returncode == 0
-    assert 'ResNet-8, 10 classes, shortcut A: ' in result.stdout
-    assert 'assumed' not in result.stdout  # the file says it all
+    assert export(f'--output={out}').status == 0
+    result = commands.run('resnet_jax.convert', f'--input={out}', f'--output={tmp_path}/again')
+    assert result.status == 0
+    assert 'ResNet-8, 10 classes, shortcut A: ' in result.output
+    assert 'assumed' not in result.output  # the file says it all
     first, again = resnet_jax.load(folder / 'weights'), resnet_jax.load(tmp_path / 'again')
     x = images(3, 32, 32, 3)
     np.testing.assert_array_equal(first.predict(x), again.predict(x))
-    result = command('export', f'--checkpoint={folder}/weights', f'--output={tmp_path}/out.onnx')
-    assert result.returncode == 1 and 'must end in' in result.stderr
+    result = export(f'--output={tmp_path}/out.onnx')
+    assert result.status == 1 and 'must end in' in result.errors

@@ -1,14 +1,10 @@
 """Jobs of several processes, which have eight simulated devices together."""
 
 import json
-import os
-import pathlib
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -23,12 +19,12 @@ from resnet_jax.training import loop as train
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights.checkpoints import Checkpoints
+from tests import xla_options
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = {
     'model.depth': 8, 'model.width': 8, 'model.virtual_batch_size': 8, 'batch_size': 64,
     'schedule.name': 'constant', 'schedule.warmup': 'none', 'schedule.learning_rate': 0.01,
-    'log.every_steps': 1, 'eval.every_steps': 10**6, 'checkpoint.every_steps': 10,
+    'log.every_steps': 1, 'eval.every_steps': 10**6, 'checkpoint.every_steps': 5,
     'checkpoint.keep_last': 1000, 'compilation_cache': ''}
 
 # '[Gloo] Rank 4 is connected to 7 peer ranks. …', or any pieces of several of them.
@@ -37,35 +33,28 @@ GLOO = re.compile(r'(\[Gloo\] Rank | is connected to '
 
 
 class Job:
-    """Processes that were started together; their output goes to files."""
+    """Commands that were started together."""
 
-    def __init__(self, folder, *arguments, count=2, flags=True, env=None):
-        """Starts some of `python ARGUMENTS`, which find one another by flags or by env(process)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        # Tiny networks take longer to compile than to run.
-        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': (
-            f'--xla_force_host_platform_device_count={8 // count} '
-            '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')}
+    def __init__(self, commands, *arguments, count=2, flags=True, env=None):
+        """Starts some of a command, which find one another by flags or by env(process, port)."""
         port = free_port()
         self.processes = []
         for i in range(count):
             told = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}',
                     f'--process_id={i}'] if flags else []
-            with open(folder / f'out{i}', 'w') as out, open(folder / f'err{i}', 'w') as err:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, *map(str, arguments), *told], cwd=ROOT, stdout=out, stderr=err,
-                    env=environment | (env(i, port) if env else {})))
+            self.processes.append(commands.start(*arguments, *told, env={
+                'XLA_FLAGS': xla_options.quick(devices=8 // count),
+                **(env(i, port) if env else {})}))
 
     def output(self, process):
-        return (self.folder / f'out{process}').read_text()
+        return self.processes[process].output
 
     def said(self, process):
         """The lines of its output without those of Gloo, whose threads interrupt one another."""
         return [line for line in self.output(process).splitlines() if not GLOO.fullmatch(line)]
 
     def errors(self, process):
-        return (self.folder / f'err{process}').read_text()
+        return self.processes[process].errors
 
     def until(self, condition):
         """Waits until a condition holds, while all processes run."""
@@ -79,10 +68,10 @@ class Job:
     def wait(self):
         """The exit statuses of all."""
         try:
-            return [process.wait(600) for process in self.processes]
+            return [process.wait() for process in self.processes]
         finally:
             for process in self.processes:
-                process.kill()
+                process.send_signal(signal.SIGKILL)
 
 
 def free_port():
@@ -98,8 +87,8 @@ def config(**fields):
 
 
 def main(workdir, **fields):
-    """The arguments of Python for the training command."""
-    return ['-m', 'resnet_jax.main', '--config=configs/digits_r20.py', f'--workdir={workdir}',
+    """The training command and its arguments."""
+    return ['resnet_jax.main', '--config=configs/digits_r20.py', f'--workdir={workdir}',
             *(f'--config.{name}={value}' for name, value in {**CONFIG, **fields}.items())]
 
 
@@ -125,35 +114,36 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one(folder):
-    """Workdir of 40 steps of one process of eight devices, through the host pipeline."""
-    train.train(config(**{'data.pipeline': 'host', 'num_steps': 40}), folder / 'one')
+    """Workdir of 10 steps of one process of eight devices, through the host pipeline."""
+    train.train(config(**{'data.pipeline': 'host', 'num_steps': 10}), folder / 'one')
     return folder / 'one'
 
 
 @pytest.fixture(scope='module')
-def stopped(folder):
+def stopped(folder, commands):
     """A job on the on-device pipeline, one process of which got SIGTERM, and its workdir."""
     workdir = folder / 'two'
-    job = Job(folder / 'stopped', *main(workdir, num_steps=10**6), env=eight_threads)
-    job.until(lambda: len(read_rows(workdir / 'metrics.jsonl')) > 35)
+    job = Job(commands, *main(workdir, num_steps=10**6), env=eight_threads)
+    job.until(lambda: len(read_rows(workdir / 'metrics.jsonl')) > 6)
     job.processes[1].send_signal(signal.SIGTERM)
     return job, job.wait(), workdir
 
 
 def test_two_processes_of_four_devices_have_the_losses_of_one_of_eight(one, stopped):
     expected, found = losses(one), losses(stopped[2])
-    steps = range(1, 31)
+    steps = range(1, 7)
     np.testing.assert_allclose([found[s] for s in steps], [expected[s] for s in steps], rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(folder, stopped):
+def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(
+        folder, stopped, commands):
     workdir = folder / 'alone'
-    job = Job(folder / 'job_alone', *main(workdir, num_steps=30), count=1,  # by gloo, as two do
+    job = Job(commands, *main(workdir, num_steps=6), count=1,  # by gloo, as two do
               env=eight_threads)
     assert job.wait() == [0], job.errors(0)
     expected, found = losses(workdir), losses(stopped[2])
-    assert len(expected) == 30
+    assert len(expected) == 6
     assert expected == {step: found[step] for step in expected}
 
 
@@ -175,12 +165,12 @@ def test_only_process_0_speaks_and_writes_logs(stopped):
 
 @pytest.mark.slow
 def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewhere(
-        folder, stopped, capsys):
+        stopped, commands, capsys):
     *_, workdir = stopped
     first = saved(workdir)[-1]
-    job = Job(folder / 'killed', *main(workdir, num_steps=10**6))
+    job = Job(commands, *main(workdir, num_steps=10**6))
     job.until(lambda: saved(workdir)[-1] > first)
-    job.processes[0].kill()
+    job.processes[0].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     assert job.wait() in ([-9, 134], [-9, -6])  # -6 where jax was faster
     assert time.monotonic() - killed < 60
@@ -224,23 +214,22 @@ cli.run(main, takes_files=True)
 
 
 @pytest.fixture(scope='module')
-def gone_on(folder, one):
-    """Two processes that take over from step 10 of `one`, with parameters in parts."""
+def gone_on(folder, one, commands):
+    """Two processes that take over from step 5 of `one`, with parameters in parts."""
     workdir = folder / 'gone_on'
     shutil.copytree(one, workdir)
     shutil.rmtree(workdir / 'checkpoints')
-    shutil.copytree(one / 'checkpoints' / '10', workdir / 'checkpoints' / '10')
-    job = Job(folder / 'gone_on_job', '-c', GOES_ON, workdir, json.dumps(
-        {'data.pipeline': 'host', 'num_steps': 40, 'mesh.parameters': 'fsdp'}))
+    shutil.copytree(one / 'checkpoints' / '5', workdir / 'checkpoints' / '5')
+    job = Job(commands, '-c', GOES_ON, workdir, json.dumps(
+        {'data.pipeline': 'host', 'num_steps': 10, 'mesh.parameters': 'fsdp'}))
     assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     return job, workdir
 
 
-@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
     job, workdir = gone_on
-    assert 'resuming from step 10 ' in job.output(0)
-    steps = range(11, 41)
+    assert 'resuming from step 5 ' in job.output(0)
+    steps = range(6, 11)
     np.testing.assert_allclose([losses(workdir)[s] for s in steps],
                                [losses(one)[s] for s in steps], rtol=1e-4)
 
@@ -255,7 +244,7 @@ def test_a_checkpoint_of_two_processes_is_restored_by_one(one, gone_on):
     *_, workdir = gone_on
     states = []
     for path, fields in ((one, {}), (workdir, {}), (workdir, {'mesh.data': 1})):
-        program_config = config(num_steps=40, **fields)
+        program_config = config(num_steps=10, **fields)
         program = build(program_config, sharding.create_mesh(program_config))
         state = Checkpoints(path / 'checkpoints', 1).restore(program.state)
         assert all(leaf.sharding == like.sharding for leaf, like in zip(
@@ -273,9 +262,9 @@ def slurm(process, port):
             'JAX_COORDINATOR_PORT': str(port)}
 
 
-def test_evaluation_over_processes_counts_every_image_once(folder, one):
+def test_evaluation_over_processes_counts_every_image_once(folder, one, commands):
     confusion = folder / 'confusion.tsv'
-    job = Job(folder / 'evaluated', '-m', 'resnet_jax.evaluate', f'--workdir={one}', '--json',
+    job = Job(commands, 'resnet_jax.evaluate', f'--workdir={one}', '--json',
               f'--confusion={confusion}', flags=False, env=slurm)
     assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     found = json.loads(job.output(0).splitlines()[-1])
@@ -327,11 +316,11 @@ def open_mpi(process, port):
 
 
 @pytest.fixture(scope='module')
-def failed(folder):
+def failed(folder, commands):
     """A job started as by Open MPI, of which process 1 has an error while 0 waits for it."""
     for i in range(2):
         (folder / f'own{i}').mkdir()
-    job = Job(folder / 'failed', '-c', FAILS, folder / 'own0', folder / 'own1', flags=False,
+    job = Job(commands, '-c', FAILS, folder / 'own0', folder / 'own1', flags=False,
               env=open_mpi)
     return job, job.wait()
 

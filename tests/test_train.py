@@ -138,7 +138,7 @@ def test_several_steps_a_call_compute_the_same_as_single_steps(finished, tmp_pat
     assert [row['step'] for row in rows(tmp_path)] == [5, 7, 7, 10, 10, 15, 20, 20]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 9), st.integers(1, 60), st.data())
 def test_calls_end_where_something_is_due_and_have_one_of_two_lengths(per_call, num_steps, data):
     config = tiny.config()

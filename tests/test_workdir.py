@@ -21,7 +21,7 @@ from resnet_jax.training import disk, workdir, writers
 from resnet_jax.training import loop as train
 from resnet_jax.training.writers import parse_rows
 from tests import tiny
-from tests.test_main import ROOT, RUN
+from tests.test_main import ONE_DEVICE, RUN
 from tests.test_train import arrays, assert_same_bits, finished, rows  # noqa: F401
 
 
@@ -170,17 +170,16 @@ def mounted(folder, options):
         subprocess.run(['umount', folder], check=True)
 
 
-def command(folder, steps):
-    """Exit status, lines of stdout and of stderr."""
-    process = subprocess.run(
-        [sys.executable, '-m', 'resnet_jax.main', *RUN, f'--workdir={folder}',
-         f'--config.num_steps={steps}', '--config.checkpoint.every_steps=5',
-         '--config.checkpoint.keep_last=1000'],
-        cwd=ROOT, capture_output=True, text=True)
-    return process.returncode, process.stdout.splitlines(), process.stderr.splitlines()
+def test_a_disk_that_fills_up_or_is_read_only_ends_the_command_with_one_sentence(
+        tmp_path, commands):
+    def command(folder, steps):
+        """Exit status, lines of stdout and of stderr."""
+        process = commands.run(
+            'resnet_jax.main', *RUN, f'--workdir={folder}', f'--config.num_steps={steps}',
+            '--config.checkpoint.every_steps=5', '--config.checkpoint.keep_last=1000',
+            env=ONE_DEVICE)
+        return process.status, process.output.splitlines(), process.errors.splitlines()
 
-
-def test_a_disk_that_fills_up_or_is_read_only_ends_the_command_with_one_sentence(tmp_path):
     folder = tmp_path / 'small'
     with mounted(folder, 'size=2m'):
         status, _, errors = command(folder / 'run', 1000)

@@ -1,9 +1,6 @@
 """The paper's figures and tables, drawn from ledgers whose numbers are known."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +14,6 @@ from resnet_jax import models
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 # Final test error and training loss of made-up runs, by network and seed.
 ERRORS = {('plain', 20): (9.0, 9.2, 9.1), ('plain', 56): (13.0, 13.5, 13.2),
           ('residual', 20): (8.7, 8.8, 8.9), ('residual', 56): (7.0, 9.2, 8.7)}
@@ -67,7 +63,7 @@ def test_degradation_is_told_from_the_spread_of_the_seeds():
     assert lines[6].split()[:5] == ['ResNet-56', '6.97', '8.30', '±', '2.86']
 
 
-def test_the_command_draws_a_ledger(tmp_path):
+def test_the_command_draws_a_ledger(tmp_path, commands):
     found = rows_of(digits.get_config)
     for one in found:
         (tmp_path / one['run']).mkdir()
@@ -75,16 +71,15 @@ def test_the_command_draws_a_ledger(tmp_path):
             {'step': 25, 'train/top1_error': 60.0 + one['config']['seed']},
             {'step': 50, 'train/top1_error': 30.0}, {'step': 50, 'eval/top1_error': 40.0}])
     write_lines(tmp_path / 'ledger.jsonl', found)
-    process = subprocess.run(
-        [sys.executable, '-m', 'experiments.degradation', f'--ledger={tmp_path}',
-         f'--workdir={tmp_path}/out'], cwd=ROOT, text=True, capture_output=True)
-    assert process.returncode == 0, process.stderr
-    assert 'plain-20 has a lower test error than plain-56: held.' in process.stdout
-    assert 'within the spread of the seeds' in process.stdout
-    assert 'no number for digits' in process.stdout
+    process = commands.run('experiments.degradation', f'--ledger={tmp_path}',
+                           f'--workdir={tmp_path}/out')
+    assert process.status == 0, process.errors
+    assert 'plain-20 has a lower test error than plain-56: held.' in process.output
+    assert 'within the spread of the seeds' in process.output
+    assert 'no number for digits' in process.output
     assert (tmp_path / 'out' / 'degradation.png').read_bytes()[:4] == b'\x89PNG'
     assert (tmp_path / 'out' / 'degradation.svg').read_text().startswith('<svg')
-    assert (tmp_path / 'out' / 'degradation.txt').read_text() in process.stdout
+    assert (tmp_path / 'out' / 'degradation.txt').read_text() in process.output
     written = json.loads((tmp_path / 'out' / 'degradation.json').read_text())
     assert len(written['runs']) == 12 and len(written['findings']) == 9
     assert {'kind': 'plain', 'depth': 20, 'images': 'training', 'step': 25, 'error': 61.0,

@@ -170,12 +170,11 @@ def test_networks_that_cannot_be_compared_are_told(networks):
         look.named([networks['scanned'], networks['bottleneck']], ['a', 'b'])
 
 
-def test_without_data_the_command_says_what_to_give(tmp_path):
+def test_without_data_the_command_says_what_to_give(tmp_path, commands):
     store(tmp_path / 'weights', channels=1, size=8)
-    result = subprocess.run([sys.executable, '-m', 'experiments.look', f'{tmp_path}/weights'],
-                            capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.count('\n') == 1 and 'give --config=FILE' in result.stderr
+    result = commands.run('experiments.look', tmp_path / 'weights')
+    assert result.status == 1
+    assert result.errors.count('\n') == 1 and 'give --config=FILE' in result.errors
 
 
 def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch):

@@ -76,6 +76,7 @@ def test_attributions_of_a_polynomial_are_exact():
     assert (found.points == 64).all() and found.gap.max() < 1e-3
 
 
+@pytest.mark.slow
 def test_an_optimised_image_drives_its_channel_and_its_class(network, model, weights):
     compilations = maximisation._maximise._cache_size()
     for targets in (np.arange(10), np.arange(20, 30)):
@@ -183,7 +184,9 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize('name', SECTIONS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow if name == 'maximisation' else ())
+    for name in SECTIONS])
 def test_a_section_tells_numbers_and_describes_every_picture(network, name):
     section = SECTIONS[name](network)
     assert set(section.charts) == set(section.descriptions)

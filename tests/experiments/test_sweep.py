@@ -2,12 +2,10 @@
 
 import collections
 import json
-import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
+from tests import xla_options
 from tests.experiments import fake_sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -26,28 +25,13 @@ BASE = ['--config=configs/digits.py', '--config.num_steps=30', '--config.schedul
         '--config.model.depth=8']
 
 
-def start(*args, script=(str(FAKE),)):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    # One device, and a network that takes longer to compile than to run.
-    environment['XLA_FLAGS'] = (
-        '--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=1')
-    return subprocess.Popen(
-        [sys.executable, *script, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=environment)
+@pytest.fixture
+def start(commands):
+    """Starts a sweep of the stand-ins, or of the real thing."""
+    def start(*args, name=FAKE):
+        return commands.start(name, *args, env={'XLA_FLAGS': xla_options.quick(devices=1)})
 
-
-def finish(*args, **kwargs):
-    process = start(*args, **kwargs)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
-
-
-def wait_for(condition, process):
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    return start
 
 
 def rows_of(workdir):
@@ -62,26 +46,26 @@ def starts_of(workdir):
 
 @pytest.mark.parametrize(
     'how', ['SIGTERM', pytest.param('SIGKILL', marks=pytest.mark.slow)])
-def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, how):
+def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, start, how):
     args = [*BASE, '--sweep=seed=0,1,2,3', f'--workdir={tmp_path}']
     number = getattr(signal, how)
     process = start(*args)
     # Two runs are done, and two others are under way.
-    wait_for(lambda: len(rows_of(tmp_path)) == 2 and len(starts_of(tmp_path)) == 4, process)
+    process.until(lambda: len(rows_of(tmp_path)) == 2 and len(starts_of(tmp_path)) == 4)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    status = process.wait(timeout=60)
     left = {path.parent.name: int(path.read_text()) for path in tmp_path.glob('*/saved')}
     assert sorted(left.values())[-2:] == [30, 30]
     assert len(rows_of(tmp_path)) == 2
     if how == 'SIGKILL':  # nobody told the runs, and they go on; the next sweep waits for them
-        assert process.returncode == -9
+        assert status == -9
     else:
-        assert process.returncode == 128 + number
+        assert status == 128 + number
         assert min(left.values()) < 30
-        assert f'stopped by {how}; run the same command again to resume.' in errors
+        assert f'stopped by {how}; run the same command again to resume.' in process.errors
 
-    code, _, errors = finish(*args)
-    assert code == 0, errors
+    process = start(*args)
+    assert process.wait() == 0, process.errors
     rows = rows_of(tmp_path)
     assert sorted(row['run'] for row in rows) == [f'seed={seed}' for seed in range(4)]
     assert {row['status'] for row in rows} == {'finished'}
@@ -90,6 +74,7 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, how):
     for row in rows:  # no step was done twice, and none left out
         steps = [line['step'] for line in read_rows(tmp_path / row['run'] / 'metrics.jsonl')]
         assert steps == list(range(1, 31))
+
 
 @pytest.fixture
 def fake(monkeypatch):
@@ -183,20 +168,20 @@ def test_runs_that_differ_in_the_seed_share_their_programs(tiny_config):
 
 
 @pytest.mark.slow
-def test_the_real_thing_stopped_while_it_trains(tmp_path):
+def test_the_real_thing_stopped_while_it_trains(tmp_path, start):
     args = ['--config=configs/digits.py', '--config.model.depth=8', '--config.model.width=8',
             '--config.num_steps=200', '--config.batch_size=64',
             '--config.checkpoint.every_steps=50',
             f'--config.compilation_cache={tmp_path}/cache', '--sweep=seed=3',
             f'--workdir={tmp_path}/sweep', '--parallel=1']
     metrics = tmp_path / 'sweep' / 'seed=3' / 'metrics.jsonl'
-    process = start(*args, script=('-m', 'experiments.sweep'))
-    wait_for(lambda: any(row['step'] >= 50 for row in read_rows(metrics)), process)
+    process = start(*args, name='experiments.sweep')
+    process.until(lambda: any(row['step'] >= 50 for row in read_rows(metrics)))
     process.send_signal(signal.SIGINT)  # as Ctrl-C does
-    assert process.communicate(timeout=120) and process.returncode == 130
+    assert process.wait(timeout=120) == 130
     assert rows_of(tmp_path / 'sweep') == []
-    code, _, errors = finish(*args, script=('-m', 'experiments.sweep'))
-    assert code == 0, errors
+    process = start(*args, name='experiments.sweep')
+    assert process.wait() == 0, process.errors
     row, = rows_of(tmp_path / 'sweep')
     lines = read_rows(metrics)
     assert row['steps'] == 200 and row['error'] is None and row['status'] == 'finished'
@@ -267,7 +252,7 @@ def test_a_machine_is_shared_out():
             machine.share_out(wrong, parallel, cells_of() * 9)
 
 
-def test_checking_a_sweep_takes_hold_of_no_accelerator():
+def test_checking_a_sweep_takes_hold_of_no_accelerator(commands):
     code = '''
 from experiments import grid, sweep
 from jax._src import xla_bridge
@@ -276,7 +261,7 @@ grid.check(cells, 1)
 sweep._Progress(cells)
 print(xla_bridge.backends_are_initialized())
 '''
-    assert finish('-c', code, script=())[1].strip() == 'False'
+    assert commands.run('-c', code).output.strip() == 'False'
 
 
 def test_a_damaged_ledger_is_told(tmp_path):
