@@ -59,15 +59,15 @@ class Found(NamedTuple):
 
 def main(argv) -> None:
     from resnet_jax.output import say
-    from resnet_jax.tasks.classification import classifier as pretrained
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.tasks.classification import classifier
+    from resnet_jax.xla import compilation_cache
 
     if len(argv) != 2:
         raise UserError(cli.give('one folder, a workdir or converted weights', __name__))
     packages.check(*packages.CHARTS, 'umap')
     start = time.monotonic()
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
-    networks = named([pretrained.load(path) for path in paths], paths)
+    networks = named([classifier.load(path) for path in paths], paths)
     first = next(iter(networks.values()))
     config = CONFIG.value or first.config
     compilation_cache.use(config.compilation_cache)

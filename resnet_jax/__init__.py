@@ -40,7 +40,7 @@ def load(path: str | os.PathLike) -> Classifier:
       resnet_jax.errors.UserError: there is no checkpoint, or it is damaged.
     """
     from resnet_jax.tasks.classification import (
-        classifier as pretrained,  # JAX is imported only when it is needed
+        classifier,  # JAX is imported only when it is needed
     )
 
-    return pretrained.load(path)
+    return classifier.load(path)

@@ -82,14 +82,12 @@ def evaluate(paths: list[str]) -> None:
     import jax
 
     from resnet_jax.output import say, write_whole
-    from resnet_jax.tasks.classification import classifier as pretrained
-    from resnet_jax.tasks.classification import inference
+    from resnet_jax.tasks.classification import classifier, inference
     from resnet_jax.tasks.classification.scores import confusion_table, score
-    from resnet_jax.xla import backend
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.xla import backend, compilation_cache
 
     backend.devices()
-    networks = [pretrained.load(path) for path in paths]
+    networks = [classifier.load(path) for path in paths]
     config = CONFIG.value or networks[0].config
     if config.data.source is None:
         raise UserError(f'{paths[0]} does not say which data to evaluate on; give --config=FILE '

@@ -28,7 +28,7 @@ IMAGE_SIZE = cli.flag(
 
 def main(_) -> None:
     from resnet_jax import weights
-    from resnet_jax.tasks.classification import classifier as pretrained
+    from resnet_jax.tasks.classification import classifier
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
@@ -41,7 +41,7 @@ def main(_) -> None:
     if output.suffix == '.safetensors':
         weights.write_torchvision(output, stored.read(path))
     else:
-        network = pretrained.load(path)
+        network = classifier.load(path)
         size = IMAGE_SIZE.value or network.config.data.image_size
         weights.write_bytes_whole(output, stablehlo(network, size))
     print(f'wrote {output}')

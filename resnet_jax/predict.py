@@ -37,9 +37,8 @@ STDIN = '-'
 
 
 def main(argv: Sequence[str]) -> int:
-    from resnet_jax.tasks.classification import classifier as pretrained
-    from resnet_jax.xla import backend
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.tasks.classification import classifier
+    from resnet_jax.xla import backend, compilation_cache
 
     if not CHECKPOINT.value:
         raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if not files and not failures:
         raise UserError('give image files, folders of them, or - for standard input.')
     backend.devices()
-    networks = [pretrained.load(path) for path in CHECKPOINT.value]
+    networks = [classifier.load(path) for path in CHECKPOINT.value]
     classes = class_names(networks)
     compilation_cache.use(networks[0].config.compilation_cache)
     for failure in failures:

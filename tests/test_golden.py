@@ -20,7 +20,7 @@ import jaxlib
 import numpy as np
 import pytest
 
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.weights import stored
 from tests import tiny
 
@@ -67,7 +67,7 @@ def kind_of_machine():
 def measure(case, workdir):
     """Trains three steps and resumes for two: metrics by step, and a digest of all weights."""
     for num_steps in (RESUMED_AT, STEPS):
-        train.train(config(case, num_steps), workdir)
+        loop.train(config(case, num_steps), workdir)
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     steps = [[row[name] for name in METRICS] for row in rows if 'train/loss' in row]
     evaluation = [row['eval/loss'] for row in rows if 'eval/loss' in row]

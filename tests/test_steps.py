@@ -15,7 +15,7 @@ from configs import cifar10_r1202
 from resnet_jax import data
 from resnet_jax.distributed import sharding
 from resnet_jax.models import conv, vgg
-from resnet_jax.training import step as steps
+from resnet_jax.training import step as step_lib
 from resnet_jax.training.program import build
 from resnet_jax.training.state import recalibrate
 
@@ -167,7 +167,7 @@ def test_the_moving_average_follows_the_parameters(tiny_config, warmup, decay):
 
 def test_with_a_warm_up_the_moving_average_forgets_the_initial_parameters():
     def weight_of_the_initial_ones(updates, warmup):
-        decays = [steps.ema_decay(0.9999, warmup, jnp.int32(t)) for t in range(updates)]
+        decays = [step_lib.ema_decay(0.9999, warmup, jnp.int32(t)) for t in range(updates)]
         return np.prod(np.float64(decays))
 
     assert weight_of_the_initial_ones(500, False) == pytest.approx(0.951, abs=1e-3)
@@ -175,8 +175,8 @@ def test_with_a_warm_up_the_moving_average_forgets_the_initial_parameters():
     assert weight_of_the_initial_ones(500, True) == pytest.approx(expected, rel=1e-3)
     assert expected < 1e-18
     # The largest decay is reached at (1 + t) / (10 + t) = 3 / 4.
-    assert steps.ema_decay(0.75, True, jnp.int32(25)) < 0.75
-    assert steps.ema_decay(0.75, True, jnp.int32(26)) == steps.ema_decay(
+    assert step_lib.ema_decay(0.75, True, jnp.int32(25)) < 0.75
+    assert step_lib.ema_decay(0.75, True, jnp.int32(26)) == step_lib.ema_decay(
         0.75, True, jnp.int32(10**6)) == 0.75
 
 
@@ -237,8 +237,9 @@ def test_no_key_of_dropout_is_a_key_of_the_augmentation(tiny_config, parts):
              'mask': jnp.ones(64)}
     network = Recorder()
     with jax.disable_jit():
-        steps.train_step(state, batch, jnp.uint32(7), model=network, optimizer=program.optimizer,
-                         schedule=program.schedule, config=tiny_config)
+        step_lib.train_step(
+            state, batch, jnp.uint32(7), model=network, optimizer=program.optimizer,
+            schedule=program.schedule, config=tiny_config)
     step = jax.random.fold_in(jax.random.key(7), 0)
     images = jax.vmap(jax.random.fold_in, (None, 0))(step, jnp.arange(64))
     taken = {tuple(key.tolist()) for key in [

@@ -23,7 +23,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.output import say
 from resnet_jax.tasks.classification.metrics import Metrics
 from resnet_jax.training import optimizers, schedules, state
-from resnet_jax.training import step as steps
+from resnet_jax.training import step as step_lib
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
 
@@ -81,7 +81,7 @@ class Program:
     def train_step(self, train_state: TrainState, inputs: Any):
         """(state, inputs of the training pipeline) -> (state, report)."""
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
-        return steps.train_step(
+        return step_lib.train_step(
             train_state, batch, inputs['seed'], model=self.model, optimizer=self.optimizer,
             schedule=self.schedule, config=self.config)
 
@@ -116,12 +116,12 @@ class Program:
     def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Metrics):
         """Adds the batch of this index to the sums: (index + 1, sums)."""
         batch = self.eval_data.batch(inputs, index, train_state.normalization)
-        return index + 1, sums.merge(steps.eval_step(train_state, batch, model=self.model))
+        return index + 1, sums.merge(step_lib.eval_step(train_state, batch, model=self.model))
 
     def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
         """(step + 1, BN statistics of the training batch of this step)."""
         batch = self.train_data.batch(inputs, step, train_state.normalization)
-        return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
+        return step + 1, step_lib.batch_statistics(train_state, batch, model=self.model)
 
     def no_sums(self) -> tuple[jax.Array, Metrics]:
         """What an evaluation starts from: index 0, and metrics of no images."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import weights
-from resnet_jax.tasks.classification import classifier as pretrained
+from resnet_jax.tasks.classification import classifier
 from resnet_jax.weights import names
 from tests.weights import random_weights
 
@@ -66,5 +66,5 @@ def test_caffes_network_is_equalled_from_raw_pixels(size, tmp_path):
     with torch.no_grad():
         theirs = network(torch_networks.to_torch(blue_first)).logits.numpy()
     read = weights.read(tmp_path / 'x.caffemodel')
-    ours = pretrained.Classifier(read.config, read.variables, read.normalization, ())
+    ours = classifier.Classifier(read.config, read.variables, read.normalization, ())
     assert torch_networks.difference(ours.logits(images), theirs) < 1e-4

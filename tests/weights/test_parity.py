@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from resnet_jax import models, weights
-from resnet_jax.tasks.classification import classifier as pretrained
+from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
 from resnet_jax.training import optimizers, schedules
-from resnet_jax.training import step as steps
+from resnet_jax.training import step as step_lib
 from resnet_jax.training.state import create_state
 from resnet_jax.weights import names, recognise
 from tests.weights.torch_networks import (
@@ -37,7 +37,7 @@ def read(network, folder):
 def classifier(found):
     """Takes normalised images."""
     normalization = {'mean': np.zeros(3, np.float32), 'std': np.ones(3, np.float32)}
-    return pretrained.Classifier(found.config, found.variables, normalization, ())
+    return Classifier(found.config, found.variables, normalization, ())
 
 
 def torch_gradients(network, x, labels):
@@ -165,7 +165,7 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     state = state.replace(params=found.variables['params'],
                           batch_stats=found.variables['batch_stats'])
     step = jax.jit(functools.partial(
-        steps.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config))
+        step_lib.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config))
     ours = []
     for x, labels in batches:
         batch = {'image': x, 'label': labels, 'mask': np.ones(32, np.float32)}
