@@ -60,7 +60,7 @@ class Found(NamedTuple):
 def main(argv) -> None:
     import resnet_jax
     from resnet_jax.output import say
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.xla import compilation_cache
 
     if len(argv) != 2:
         raise UserError(cli.give('one folder, a workdir or converted weights', __name__))

@@ -17,7 +17,7 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.training import compiled
-from resnet_jax.xla import topologies as topology
+from resnet_jax.xla import topologies
 
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
@@ -30,7 +30,7 @@ TOPOLOGY = cli.flag(
 def main(_) -> None:
     jax.config.update('jax_platforms', 'cpu')  # before JAX looks for accelerators to take
     jax.config.update('jax_enable_compilation_cache', False)  # to compile is the point
-    devices = topology.create(TOPOLOGY.value)
+    devices = topologies.create(TOPOLOGY.value)
     print(f'compiling for {len(devices.devices)} x {devices.devices[0].device_kind} …',
           file=sys.stderr, flush=True)
     result = compiled.report(CONFIG.value, devices)

@@ -30,7 +30,7 @@ def main(_) -> None:
     from resnet_jax.data.decode import UnreadableImageError
     from resnet_jax.distributed import processes
     from resnet_jax.output import say
-    from resnet_jax.training import loop as train
+    from resnet_jax.training import loop
     from resnet_jax.xla import cpu
 
     cpu.compute_in_main_thread()
@@ -38,11 +38,11 @@ def main(_) -> None:
         cpu.keep_memory()
         say(f'workdir: {workdir}')
         try:
-            train.train(config, workdir)
+            loop.train(config, workdir)
         except UnreadableImageError as error:
             raise UserError(f'{error} To leave out images that cannot be read, pass '
                             '--config.data.on_unreadable=skip.') from error
-        except train.Stopped as stopped:
+        except loop.Stopped as stopped:
             say(str(stopped), sys.stderr)
             status = 128 + stopped.signal
     sys.exit(status)

@@ -33,8 +33,7 @@ JSON = cli.json_flag()
 def main(argv: Sequence[str]) -> int:
     from resnet_jax.tasks import prediction
     from resnet_jax.tasks.loading import load_all
-    from resnet_jax.xla import backend
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.xla import backend, compilation_cache
 
     if not CHECKPOINT.value:
         raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))

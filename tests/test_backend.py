@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.writers import read_rows
 from resnet_jax.xla import backend
 from tests.test_train import arrays, assert_same_bits
@@ -35,7 +35,7 @@ def test_without_jit_nothing_is_trained(tiny_config, tmp_path):
     with jax.disable_jit(), pytest.raises(UserError, match='unset JAX_DISABLE_JIT'):
         backend.devices()
     with jax.disable_jit(), pytest.raises(UserError, match='unset JAX_DISABLE_JIT'):
-        train.train(tiny_config, tmp_path)
+        loop.train(tiny_config, tmp_path)
 
 
 def test_a_run_has_the_same_bits_with_and_without_64_bit_types(tiny_config, tmp_path):
@@ -47,7 +47,7 @@ def test_a_run_has_the_same_bits_with_and_without_64_bit_types(tiny_config, tmp_
     rows = []
     for x64 in (False, True):
         with jax.enable_x64(x64):
-            train.train(tiny_config, tmp_path / str(x64))
+            loop.train(tiny_config, tmp_path / str(x64))
         rows.append([{name: value for name, value in row.items() if name not in (
             'train/images_per_second', 'train/data_wait_fraction')}
             for row in read_rows(tmp_path / str(x64) / 'metrics.jsonl')])

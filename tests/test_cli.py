@@ -9,7 +9,7 @@ from experiments import complexity, look, packages, study
 from resnet_jax import cli
 from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.program import build
 from tests.data.data_helpers import write_folder
 from tests.test_train import rows
@@ -221,7 +221,7 @@ def test_the_largest_recipe_runs_to_its_end_on_a_few_small_images(tmp_path):
         '--config.model.depth=18', '--config.model.width=4', '--config.mesh.data=1',
         '--config.model.num_classes=10', '--config.compilation_cache='])
     assert build(config, create_mesh(config)).config.eval.recalibrate_batches == 1024 // 8
-    assert train.train(config, tmp_path)['eval/count'] == 250
+    assert loop.train(config, tmp_path)['eval/count'] == 250
     assert [row['step'] for row in rows(tmp_path)] == [2, 2]
 
 

@@ -8,14 +8,14 @@ import sys
 import jax
 import pytest
 
-from resnet_jax.xla import cache as compilation_cache
+from resnet_jax.xla import compilation_cache
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMPILES_TWICE = '''
 import sys
 import jax
 from jax import monitoring
-from resnet_jax.xla import cache as compilation_cache
+from resnet_jax.xla import compilation_cache
 
 hits = []
 monitoring.register_event_listener(lambda event, **_: hits.append(event))

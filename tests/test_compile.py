@@ -16,8 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import compiled
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
-from resnet_jax.xla import hlo
-from resnet_jax.xla import topologies as topology
+from resnet_jax.xla import hlo, topologies
 from tests import tiny, xla_options
 
 PARAMETERS = 19_218
@@ -38,7 +37,7 @@ def host_config():
 
 @pytest.fixture(scope='module')
 def cpus():
-    return topology.create('cpu:8')
+    return topologies.create('cpu:8')
 
 
 @pytest.fixture(scope='module')
@@ -233,15 +232,15 @@ def test_imagenet_and_cifar_are_not_needed():
     ('v5e:32x32', 'from 1 to 256 chips'), ('v4:4x4', 'has 3 dimensions'),
     ('v5e:3x4', 'must be even'), ('cpu:0', 'no topology'), ('cpu:64', 'started with 8')])
 def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda name: True)
     with pytest.raises(UserError, match=sentence):
-        topology.create(name)
+        topologies.create(name)
 
 
 def test_without_libtpu_the_sentence_tells_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
-        topology.create('v5e:4x4')
+        topologies.create('v5e:4x4')
 
 
 @pytest.mark.parametrize(('message', 'gib'), [
@@ -308,7 +307,7 @@ def test_the_command_prints_json(commands):
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
                     reason="libtpu is not installed: pip install -e '.[tpu]'")
 def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
-    result = compiled.report(host_config(), topology.create('v5e:2x2'))
+    result = compiled.report(host_config(), topologies.create('v5e:2x2'))
     assert result['devices'] == 4 and result['fits']
     assert result['parameters'] == replicated['parameters']
     assert result['memory']['capacity'] == 16 * 2**30

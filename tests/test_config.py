@@ -15,8 +15,7 @@ from resnet_jax import data, models
 from resnet_jax.config import checks, fields
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
-from resnet_jax.training import optimizers, schedules, workdir
+from resnet_jax.training import loop, optimizers, schedules, workdir
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
 from resnet_jax.xla import flags as xla_flags
@@ -87,7 +86,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     config.eval.recalibrate_batches = 1
     config.profile.update(start_step=1, num_steps=1)
     config.checkpoint.every_steps = None
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     for name in ('lars', 'adamw'):
         config.optimizer.name = name
         optimizers.create(config)
@@ -164,7 +163,7 @@ def test_a_mesh_of_no_devices_is_refused_before_it_is_made(
         tiny_config, tmp_path, field, value, sentence):
     tiny_config.mesh[field] = value
     with pytest.raises(UserError, match=sentence):
-        train.train(tiny_config, tmp_path / 'run')
+        loop.train(tiny_config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

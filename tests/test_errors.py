@@ -12,7 +12,7 @@ from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.tasks.classification import inference
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from tests.weights import random_weights
 from tests.weights.networks import images, store
 from tests.weights.test_recognition import write
@@ -29,7 +29,7 @@ def test_a_bug_in_a_block_keeps_its_traceback(tiny_config, tmp_path, monkeypatch
         return x[:, :, :width]
 
     monkeypatch.setattr(BasicBlock, '__call__', broken)
-    for work in (lambda: train.train(tiny_config, tmp_path / 'run'),
+    for work in (lambda: loop.train(tiny_config, tmp_path / 'run'),
                  lambda: weights.read(path),
                  lambda: inference.predict([network], source, Views('center_crop', 32, 32), 4)):
         with pytest.raises(ValueError, match='not enough values to unpack') as error:
@@ -41,7 +41,7 @@ def test_a_bug_in_a_block_keeps_its_traceback(tiny_config, tmp_path, monkeypatch
 def test_a_wrong_field_is_one_sentence(tiny_config, tmp_path):
     tiny_config.model.depth = 9
     with pytest.raises(UserError) as error:
-        train.train(tiny_config, tmp_path)
+        loop.train(tiny_config, tmp_path)
     assert str(error.value) == (
         'model.depth must be 6n + 2 for the cifar family (8, 14, 20, …), got 9; the nearest is 8.')
     assert isinstance(error.value.__cause__, models.ConfigError)

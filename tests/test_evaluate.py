@@ -15,8 +15,7 @@ from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import inference, protocols
 from resnet_jax.tasks.classification.scores import calibration_error, score
-from resnet_jax.training import evaluation, program
-from resnet_jax.training import loop as train
+from resnet_jax.training import evaluation, loop, program
 from tests.weights.networks import images, store
 
 
@@ -145,7 +144,7 @@ def test_scores_by_hand():
 def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path, commands):
     tiny_config.num_steps = 10
     tiny_config.model.virtual_batch_size = None
-    values = train.train(tiny_config, tmp_path / 'run')
+    values = loop.train(tiny_config, tmp_path / 'run')
     result = commands.run('resnet_jax.evaluate', f'--workdir={tmp_path}/run', '--json',
                           f'--confusion={tmp_path}/confusion.tsv')
     assert result.status == 0, result.errors

@@ -12,8 +12,7 @@ import pytest
 
 from resnet_jax.data.resident import Resident
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
-from resnet_jax.training import validation
+from resnet_jax.training import loop, validation
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.writers import MetricsWriter
 from resnet_jax.weights.checkpoint import read_weights
@@ -36,7 +35,7 @@ def config():
 
 def build_once(monkeypatch, built):
     """Has all runs of one config share what is built and compiled; `built` keeps it by name."""
-    compile_now, build = validation.compile_now, train.build
+    compile_now, build = validation.compile_now, loop.build
 
     def compile_once(name, lower, *args):
         if name not in built:
@@ -50,8 +49,8 @@ def build_once(monkeypatch, built):
         return built['program']
 
     monkeypatch.setattr(validation, 'compile_now', compile_once)
-    monkeypatch.setattr(train, 'compile_now', compile_once)
-    monkeypatch.setattr(train, 'build', built_program)
+    monkeypatch.setattr(loop, 'compile_now', compile_once)
+    monkeypatch.setattr(loop, 'build', built_program)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -65,7 +64,7 @@ def built_once():
 def straight(tmp_path_factory):
     """The folder of a run that was never interrupted."""
     workdir = tmp_path_factory.mktemp('straight')
-    train.train(config(), workdir)
+    loop.train(config(), workdir)
     return workdir
 
 
@@ -185,22 +184,22 @@ def test_a_fault_at_any_place_loses_no_step_and_changes_no_bit(
         if fault == 'signal':
             kept = kept_by_signal
             try:
-                train.train(config(), tmp_path)
+                loop.train(config(), tmp_path)
                 assert measured(tmp_path) == measured(straight)  # too late to stop it
-            except train.Stopped as stopped:
+            except loop.Stopped as stopped:
                 assert f'checkpoint saved at step {kept}.' in str(stopped)
         elif fault == 'exception':
             with pytest.raises(ZeroDivisionError, match='injected'):
-                train.train(config(), tmp_path)
+                loop.train(config(), tmp_path)
         else:
             lost = (f'Nothing up to step {kept} is lost' if kept else 'No checkpoint was written')
             with pytest.raises(UserError, match=f'cannot be written to: No space left .*{lost}'):
-                train.train(config(), tmp_path)
+                loop.train(config(), tmp_path)
     assert struck
     steps = [int(path.name) for path in (tmp_path / 'checkpoints').glob('[0-9]*')
              if path.name.isdigit()]
     assert max(steps, default=None) == kept
-    train.train(config(), tmp_path)
+    loop.train(config(), tmp_path)
     assert_ended_like(tmp_path, straight)
 
 
@@ -209,6 +208,6 @@ def test_recalibrated_statistics_that_are_damaged_are_computed_again(straight, t
     for path in (workdir / 'checkpoints' / '8' / 'recalibrated').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    train.train(config(), workdir)
+    loop.train(config(), workdir)
     assert 'the recalibrated statistics of step 8 are damaged, and are' in capsys.readouterr().err
     assert_ended_like(workdir, straight)

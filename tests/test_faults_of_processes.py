@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from tests import test_faults, tiny
 from tests.test_processes import Job
 from tests.test_train import arrays, assert_same_bits, rows
@@ -19,7 +19,7 @@ import jax
 import pytest
 from resnet_jax import cli
 from resnet_jax.distributed import processes
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from tests.test_faults import Places, build_once
 from tests.test_faults_of_processes import PLACES, SECONDS, SIGNALS, config
 
@@ -33,8 +33,8 @@ def run(folder, place, strike):
     with pytest.MonkeyPatch.context() as patch:
         Places(patch, reached, config().eval.batch_size)
         try:
-            train.train(config(), folder)
-        except train.Stopped as stopped:
+            loop.train(config(), folder)
+        except loop.Stopped as stopped:
             print(stopped)
 
 def fail():
@@ -48,10 +48,10 @@ def main(arguments):
     folder, name = pathlib.Path(arguments[1]), arguments[2]
     with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
         build_once(patch, {})
-        train.train(config(), folder / f'straight {name}')
+        loop.train(config(), folder / f'straight {name}')
         run(folder / name, PLACES[name], lambda: stop(SIGNALS[name]))
         print('evaluated', (folder / name / 'checkpoints/4/evaluation.json').exists())
-        train.train(config(), folder / name)
+        loop.train(config(), folder / name)
         if name == 'evaluation':
             run(folder / 'failed', PLACES[name], fail)
 
@@ -108,7 +108,7 @@ def test_an_error_of_one_process_in_the_evaluation_loses_no_step(jobs, folder, t
     assert re.search(r'process 1 on \S+ stopped: ZeroDivisionError: injected', job.errors(0))
     assert_same_bits(arrays(folder / 'failed', 4), arrays(straight, 4))
     workdir = shutil.copytree(folder / 'failed', tmp_path / 'resumed')
-    values = train.train(config(), workdir)  # one process of eight devices
+    values = loop.train(config(), workdir)  # one process of eight devices
     assert 'resuming from step 4 ' in capsys.readouterr().out
     expected = rows(straight)[-1]
     assert values['eval/loss'] == pytest.approx(expected['eval/loss'], rel=1e-4)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
-from resnet_jax.training import workdir
+from resnet_jax.training import loop, workdir
 from resnet_jax.training.writers import read_rows
 from tests import tiny
 from tests.test_train import arrays, assert_same_bits
@@ -17,7 +16,7 @@ from tests.test_train import arrays, assert_same_bits
 def original(tmp_path_factory):
     """The folder of a run of 8 steps with checkpoints of steps 6 and 8."""
     workdir = tmp_path_factory.mktemp('original')
-    train.train(config(), workdir)
+    loop.train(config(), workdir)
     return workdir
 
 
@@ -38,20 +37,20 @@ def losses(workdir):
 def test_a_fork_with_the_same_config_ends_with_the_bits_of_the_original(
         original, tmp_path, capsys):
     origin = original / 'checkpoints' / '6'
-    train.train(config(**{'init.resume_from': str(origin)}), tmp_path)
+    loop.train(config(**{'init.resume_from': str(origin)}), tmp_path)
     told = capsys.readouterr().out
     assert f'starting from step 6 of {original}, with its optimizer state\n' in told
     assert told.count('evaluation at step') == 2  # of step 6 too: a fork may have other data
     assert_same_bits(arrays(original, 8), arrays(tmp_path, 8))
     assert losses(tmp_path) == {step: loss for step, loss in losses(original).items() if step > 6}
     # The same command again resumes from its own checkpoints; the origin may be gone by then.
-    train.train(config(**{'init.resume_from': str(tmp_path / 'gone' / 'checkpoints' / '6')}),
+    loop.train(config(**{'init.resume_from': str(tmp_path / 'gone' / 'checkpoints' / '6')}),
                 tmp_path)
     assert 'starting from' not in capsys.readouterr().out
 
 
 def test_a_fork_may_have_another_recipe(original, tmp_path):
-    values = train.train(config(**{'init.resume_from': str(original / 'checkpoints' / '6'),
+    values = loop.train(config(**{'init.resume_from': str(original / 'checkpoints' / '6'),
                                    'schedule.learning_rate': 0.001}), tmp_path)
     ours, theirs = losses(tmp_path), losses(original)
     assert ours[7] == theirs[7] and ours[8] != theirs[8]
@@ -77,15 +76,15 @@ def test_a_run_resumes_with_another_pipeline_but_not_with_another_recipe(origina
 def test_a_fork_that_cannot_be_is_refused_in_a_sentence(original, tmp_path, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         # A workdir stands for its newest checkpoint.
-        train.train(config(**{'init.resume_from': str(original), **fields}), tmp_path / 'fork')
+        loop.train(config(**{'init.resume_from': str(original), **fields}), tmp_path / 'fork')
     assert not list(tmp_path.glob('fork/checkpoints/*'))
 
 
 def test_a_fork_of_a_recalibrated_checkpoint_reports_what_its_own_checkpoint_holds(
         original, tmp_path):
     fields = {'num_steps': 12, 'eval.recalibrate_batches': 2, 'checkpoint.keep_best': True}
-    train.train(config(**fields), tmp_path / 'origin')
-    train.train(config(**{**fields, 'num_steps': 18, 'init.resume_from': str(tmp_path / 'origin')}),
+    loop.train(config(**fields), tmp_path / 'origin')
+    loop.train(config(**{**fields, 'num_steps': 18, 'init.resume_from': str(tmp_path / 'origin')}),
                 tmp_path / 'fork')
     rows = {name: {row['step']: row['eval/loss'] for row in read_rows(
         tmp_path / name / 'metrics.jsonl') if 'eval/loss' in row} for name in ('origin', 'fork')}

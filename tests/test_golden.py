@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import models
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.weights import Weights, stored
 from tests import tiny
 
@@ -94,7 +94,7 @@ def measure(case, workdir):
     for num_steps in (RESUMED_AT, STEPS):
         new = config(case, num_steps)
         new.init.checkpoint, new.init.new_head = str(workdir / 'initial'), False
-        train.train(new, workdir)
+        loop.train(new, workdir)
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     steps = [[row[name] for name in METRICS] for row in rows if 'train/loss' in row]
     evaluation = [row['eval/loss'] for row in rows if 'eval/loss' in row]

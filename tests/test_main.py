@@ -81,11 +81,11 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
     code = f'''
 import pathlib, sys
 import resnet_jax.main, resnet_jax.summary
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from tests import tiny
 config = tiny.config()
 config.num_steps = 1
-train.train(config, pathlib.Path({str(tmp_path)!r}))
+loop.train(config, pathlib.Path({str(tmp_path)!r}))
 imported = {{name.split('.')[0] for name in sys.modules}}
 print(sorted(imported & {{'tensorflow', 'torch'}}))
 '''

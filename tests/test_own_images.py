@@ -6,7 +6,7 @@ import pytest
 from configs import finetune, folder
 from experiments import grid
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import completed
 from resnet_jax.training.writers import read_rows
@@ -29,12 +29,12 @@ def test_a_folder_is_trained_on_by_its_path_and_its_classes_are_counted(images, 
     config.update_from_flattened_dict({
         **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
         'model.depth': 8, 'data.image_size': 24, 'data.eval_resize': 28})
-    values = train.train(config, tmp_path / 'run')
+    values = loop.train(config, tmp_path / 'run')
     assert values['eval/count'] == 12
     assert '12 training and 12 test images' in capsys.readouterr().out
     assert config.model.num_classes is None  # it is the caller's
     assert stored.config_of(tmp_path / 'run').model.num_classes == 4
-    train.train(config, tmp_path / 'run')  # the same command again: nothing is left to do
+    loop.train(config, tmp_path / 'run')  # the same command again: nothing is left to do
 
 
 def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
@@ -43,7 +43,7 @@ def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
     config = finetune.get_config()
     config.update_from_flattened_dict({
         **SHORT, 'data.path': str(images), 'init.checkpoint': str(tmp_path / 'weights')})
-    values = train.train(config, tmp_path / 'run')
+    values = loop.train(config, tmp_path / 'run')
     assert values['eval/count'] == 12
     output = capsys.readouterr().out
     arrays = len(jax.tree.leaves(stored.read(tmp_path / 'weights').variables)) - 2
@@ -98,7 +98,7 @@ def test_images_that_are_skipped_are_counted_in_each_row_and_line_of_the_log(
         **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
         'model.depth': 8, 'data.image_size': 24, 'data.eval_resize': 28, 'log.every_steps': 1,
         'data.on_unreadable': 'skip'})
-    train.train(config, tmp_path / 'run')
+    loop.train(config, tmp_path / 'run')
     told = capsys.readouterr()
     counts = [row['train/skipped_images'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
               if 'train/loss' in row]
@@ -116,4 +116,4 @@ def test_a_missing_evaluation_split_says_how_to_hold_out_images(tmp_path):
     with pytest.raises(UserError, match=(
             r'has no folder test or val or validation or valid: move some images of each class '
             r'there, or hold out N training images with --config.data.eval_split=holdout')):
-        train.train(config, tmp_path / 'run')
+        loop.train(config, tmp_path / 'run')

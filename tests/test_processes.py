@@ -15,7 +15,7 @@ import pytest
 from configs import digits_r20
 from resnet_jax.distributed import processes, sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights.checkpoints import Checkpoints
@@ -115,7 +115,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def one(folder):
     """Workdir of 10 steps of one process of eight devices, through the host pipeline."""
-    train.train(config(**{'data.pipeline': 'host', 'num_steps': 10}), folder / 'one')
+    loop.train(config(**{'data.pipeline': 'host', 'num_steps': 10}), folder / 'one')
     return folder / 'one'
 
 
@@ -180,7 +180,7 @@ def test_when_process_0_is_killed_the_other_says_so_and_the_job_goes_on_elsewher
     assert job.errors(1).count(sentence) == 1
     # One process of eight devices, its parameters laid out otherwise.
     last = saved(workdir)[-1]
-    train.train(config(**{'num_steps': last + 3, 'mesh.parameters': 'fsdp'}), workdir)
+    loop.train(config(**{'num_steps': last + 3, 'mesh.parameters': 'fsdp'}), workdir)
     assert f'resuming from step {last} ' in capsys.readouterr().out
     assert list(losses(workdir)) == list(range(1, last + 4))
 
@@ -192,7 +192,7 @@ import jax
 from resnet_jax import cli
 from resnet_jax.distributed import processes
 from resnet_jax.distributed import sharding
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.program import build
 from tests import test_processes
 
@@ -201,7 +201,7 @@ PROCESSES = cli.process_flags()
 def main(arguments):
     with processes.job(*(flag.value for flag in PROCESSES)):
         config = test_processes.config(**json.loads(arguments[2]))
-        train.train(config, pathlib.Path(arguments[1]))
+        loop.train(config, pathlib.Path(arguments[1]))
         config.model.width = 32  # smaller arrays are not split
         program = build(config, sharding.create_mesh(config))
         state = jax.jit(program.create_state, out_shardings=program.shardings)()

@@ -4,7 +4,7 @@ import pathlib
 import re
 
 from experiments import packages
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 MADE = ('runs', 'node_modules', 'build', 'dist')  # folders that are no part of the project
@@ -47,7 +47,7 @@ def test_the_readme_has_the_command_that_the_experiments_ask_for():
 
 
 def test_the_readme_shows_what_the_first_command_prints(tmp_path, tiny_config, capsys):
-    train.train(tiny_config, tmp_path)
+    loop.train(tiny_config, tmp_path)
 
     def shapes(text):
         text = re.sub(r'\S*(tmp|runs)/\S*', 'FOLDER', text)

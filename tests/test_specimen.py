@@ -19,7 +19,7 @@ from resnet_jax import data
 from resnet_jax.data.digits import digits
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.program import build
 from resnet_jax.weights import stored
 from resnet_jax.weights.checkpoints import Checkpoints
@@ -61,7 +61,7 @@ def test_the_specimen_is_resumed_evaluated_and_loaded(workdir, program, capsys):
                'are ignored: data.bygone, gone.a, gone.b.\n')
     before = resnet_jax.load(workdir)
     assert capsys.readouterr().err == warning
-    values = train.train(program.config, workdir)
+    values = loop.train(program.config, workdir)
     told = capsys.readouterr()
     assert told.err == warning and 'resuming from step 5 ' in told.out
     network, test = resnet_jax.load(workdir), digits('test')

@@ -13,7 +13,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10_r20, cifar10_r1202
-from resnet_jax import data
 from resnet_jax.distributed import sharding
 from resnet_jax.models import conv, vgg
 from resnet_jax.training import step as steps
@@ -141,7 +140,7 @@ def test_the_program_of_resnet_1202_is_as_long_as_that_of_resnet_20():
         config.data.source, config.mesh.data = 'synthetic', 1
         config.batch_size = config.model.virtual_batch_size = 8
         config.model.unroll = cifar10_r1202.get_config().model.unroll
-        program = build(config, sharding.create_mesh(config), data.blank_pipelines)
+        program = build(config, sharding.create_mesh(config), blank=True)
         text = program.lower_train_steps(
             program.state, (program.train_data.input_shapes,), 1).as_text()
         return len(text.splitlines())

@@ -23,8 +23,7 @@ from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import inference
 from resnet_jax.tasks.classification.scores import score
-from resnet_jax.training import log as monitor
-from resnet_jax.training import loop as train
+from resnet_jax.training import log, loop
 from resnet_jax.training import profiler as profiler_lib
 from tests import tiny
 
@@ -82,7 +81,7 @@ def assert_same_up_to_rounding(a, b):
 def finished(tmp_path_factory):
     """The folder of a finished run of the tiny config."""
     workdir = tmp_path_factory.mktemp('finished')
-    train.train(tiny.config(), workdir)
+    loop.train(tiny.config(), workdir)
     return workdir
 
 
@@ -106,7 +105,7 @@ def test_a_run_leaves_its_config_metrics_checkpoints_and_tensorboard_files(finis
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     before = rows(finished), arrays(finished, 20)
-    values = train.train(tiny.config(), finished)
+    values = loop.train(tiny.config(), finished)
     assert 'nothing to do: all 20 steps are complete' in capsys.readouterr().out
     assert values['eval/top1_error'] == before[0][-1]['eval/top1_error']
     assert rows(finished) == before[0]
@@ -116,9 +115,9 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
     config = tiny.config()
     config.num_steps = 10
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     config.num_steps = 20
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     assert 'resuming from step 10' in capsys.readouterr().out
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
 
@@ -126,9 +125,9 @@ def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
 def test_several_steps_a_call_compute_the_same_as_single_steps(finished, tmp_path):
     config = tiny.config()
     config.num_steps, config.steps_per_call = 7, 2
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     config.num_steps, config.steps_per_call = 20, 3  # lines of the log, and so calls, end at 10, 15
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     assert_same_up_to_rounding(arrays(tmp_path, 20), arrays(finished, 20))
     measured = {'train/images_per_second', 'train/data_wait_fraction'}
     got, expected = (
@@ -148,7 +147,7 @@ def test_calls_end_where_something_is_due_and_have_one_of_two_lengths(per_call, 
         section.every_steps = steps
     step = data.draw(st.integers(0, num_steps))
     ends, lengths = {step}, set()
-    while count := train.steps_of_next_call(config, step):
+    while count := loop.steps_of_next_call(config, step):
         lengths.add(count)
         step += count
         ends.add(step)
@@ -164,7 +163,7 @@ def test_the_host_pipeline_takes_several_steps_a_call_too(tmp_path):
     config.log.every_steps = 3
     for steps in (1, 3):
         config.steps_per_call = steps
-        train.train(config, tmp_path / str(steps))
+        loop.train(config, tmp_path / str(steps))
     assert_same_up_to_rounding(arrays(tmp_path / '1', 6), arrays(tmp_path / '3', 6))
 
 
@@ -187,7 +186,7 @@ def test_a_run_that_is_further_than_asked_for_is_refused(finished):
     config = tiny.config()
     config.num_steps = 15
     with pytest.raises(UserError, match='is already at step 20, beyond num_steps=15'):
-        train.train(config, finished)
+        loop.train(config, finished)
 
 
 def test_other_data_than_before_is_refused(finished, tmp_path):
@@ -197,7 +196,7 @@ def test_other_data_than_before_is_refused(finished, tmp_path):
     fingerprints['the training data'] = 'other'
     (workdir / 'data.json').write_text(json.dumps(fingerprints))
     with pytest.raises(UserError, match='the training data changed since the checkpoint'):
-        train.train(tiny.config(), workdir)
+        loop.train(tiny.config(), workdir)
 
 
 @pytest.mark.parametrize('name', ['file', 'file/below', 's3://bucket/run'])
@@ -205,7 +204,7 @@ def test_a_workdir_that_is_no_folder_is_named(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'--workdir'):
-        train.train(tiny.config(), pathlib.Path(name))
+        loop.train(tiny.config(), pathlib.Path(name))
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
@@ -215,7 +214,7 @@ def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finish
     config.model.depth = 14
     config.optimizer.momentum = 0.8
     with pytest.raises(UserError, match=r'model.depth: 8 -> 14; optimizer.momentum: 0.9 -> 0.8'):
-        train.train(config, finished)
+        loop.train(config, finished)
     assert ((finished / 'config.json').read_text(), rows(finished)) == before
 
 
@@ -236,17 +235,17 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     config.num_steps = 10**6
     thread = threading.Thread(target=stop_soon, daemon=True)
     thread.start()
-    with pytest.raises(train.Stopped) as stopped:
-        train.train(config, tmp_path)
+    with pytest.raises(loop.Stopped) as stopped:
+        loop.train(config, tmp_path)
     thread.join()
     assert stopped.value.signal == number
     step = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
     assert f'checkpoint saved at step {step}' in str(stopped.value)
 
     config.num_steps = step + 7
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     straight = tmp_path / 'straight'
-    train.train(config, straight)
+    loop.train(config, straight)
     assert_same_bits(arrays(tmp_path, step + 7), arrays(straight, step + 7))
     assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
 
@@ -255,16 +254,16 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     config = tiny.config()
     config.num_steps = 10
     config.checkpoint.every_steps = 10
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     good = arrays(tmp_path, 10)
     # From here on the rate makes the parameters overflow.
     config.num_steps = 40
     stored = json.loads((tmp_path / 'config.json').read_text())
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
     (tmp_path / 'config.json').write_text(json.dumps(stored))
-    with pytest.raises(monitor.Diverged, match=(
+    with pytest.raises(log.Diverged, match=(
             r'became (nan|inf) in step 1\d; the latest checkpoint is that of step 10')):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']
     assert_same_bits(arrays(tmp_path, 10), good)
 
@@ -272,12 +271,12 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
 def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
     config = tiny.config()
     config.num_steps = 10
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     first = rows(tmp_path)
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write(json.dumps({'step': 15, 'train/loss': 1.0}) + '\n{"step": 20, "tra')
     config.num_steps = 20
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     again = rows(tmp_path)
     assert again[:len(first)] == first
     assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
@@ -286,7 +285,7 @@ def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
 def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finished, tmp_path):
     config = tiny.config()
     config.eval.recalibrate_batches = 3
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
     assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
     plain = {name.removeprefix("['batch_stats']"): array
              for name, array in arrays(finished, 20).items() if name.startswith("['batch_stats']")}

@@ -17,8 +17,7 @@ import pytest
 
 from resnet_jax import data
 from resnet_jax.errors import UserError
-from resnet_jax.training import disk, workdir, writers
-from resnet_jax.training import loop as train
+from resnet_jax.training import disk, loop, workdir, writers
 from resnet_jax.training.writers import parse_rows
 from tests import tiny
 from tests.test_main import ONE_DEVICE, RUN
@@ -27,7 +26,7 @@ from tests.test_train import arrays, assert_same_bits, finished, rows  # noqa: F
 
 def test_train_runs_in_a_thread_and_leaves_the_same_bits(finished, tmp_path):  # noqa: F811
     ends = []
-    thread = threading.Thread(target=lambda: ends.append(train.train(tiny.config(), tmp_path)))
+    thread = threading.Thread(target=lambda: ends.append(loop.train(tiny.config(), tmp_path)))
     thread.start()
     thread.join()
     assert ends[0]['eval/count'] == 297
@@ -48,7 +47,7 @@ def test_a_folder_in_use_is_refused_in_one_sentence_and_left_alone(tmp_path):
     with workdir.locked(tmp_path):
         before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError) as refused:
-            train.train(tiny.config(), tmp_path)
+            loop.train(tiny.config(), tmp_path)
         assert sorted(tmp_path.iterdir()) == before
     assert str(refused.value) == (
         f'{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}; wait for it, or '
@@ -82,7 +81,7 @@ def test_a_run_of_another_config_is_refused_before_the_data_is_opened(
     config = tiny.config()
     config.optimizer.momentum = 0.8
     with pytest.raises(UserError, match=r'was trained with a different config .*momentum: 0.9 ->'):
-        train.train(config, finished)
+        loop.train(config, finished)
 
 
 @pytest.mark.parametrize(('name', 'content'), [
@@ -96,7 +95,7 @@ def test_checkpoints_of_unknown_origin_are_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=f'{name}.*use another --workdir'):
-        train.train(tiny.config(), tmp_path)
+        loop.train(tiny.config(), tmp_path)
 
 
 def test_lost_and_damaged_rows_decide_nothing_and_are_counted(
@@ -105,7 +104,7 @@ def test_lost_and_damaged_rows_decide_nothing_and_are_counted(
     log = tmp_path / 'run' / 'metrics.jsonl'
     lines = log.read_bytes().splitlines()
     log.write_bytes(b'\n'.join([b'[]', b'\xff\xfe', lines[0], b'{"step": 3', lines[3], b'{"st']))
-    values = train.train(tiny.config(), tmp_path / 'run')
+    values = loop.train(tiny.config(), tmp_path / 'run')
     assert 'warning: 3 lines of' in capsys.readouterr().err
     expected = rows(finished)
     assert values == {tag: value for tag, value in expected[-1].items() if tag != 'step'}
@@ -119,7 +118,7 @@ def test_the_log_is_read_once_when_a_run_resumes(finished, tmp_path, monkeypatch
     read = []
     monkeypatch.setattr(
         writers, 'parse_rows', lambda path: read.append(path.name) or parse_rows(path))
-    train.train(tiny.config(), shutil.copytree(finished, tmp_path / 'run'))
+    loop.train(tiny.config(), shutil.copytree(finished, tmp_path / 'run'))
     assert read == ['metrics.jsonl']
 
 
@@ -136,7 +135,7 @@ def test_the_best_checkpoint_is_kept_whose_evaluation_is_only_in_the_log(
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in log))
     config = tiny.config()
     config.num_steps = 25
-    train.train(config, run)
+    loop.train(config, run)
     assert sorted(path.name for path in checkpoints.iterdir()) == ['10', '20', '25']
 
 
@@ -145,10 +144,10 @@ def test_the_terminal_has_a_line_after_the_first_step_and_every_few_seconds(
     config = tiny.config()
     config.num_steps, config.log.every_steps = 6, 5
     config.eval.every_steps = config.checkpoint.every_steps = None
-    monkeypatch.setattr(train, 'PROGRESS_SECONDS', 0)
-    train.train(config, tmp_path / 'often')
-    monkeypatch.setattr(train, 'PROGRESS_SECONDS', 1e9)
-    train.train(config, tmp_path / 'seldom')
+    monkeypatch.setattr(loop, 'PROGRESS_SECONDS', 0)
+    loop.train(config, tmp_path / 'often')
+    monkeypatch.setattr(loop, 'PROGRESS_SECONDS', 1e9)
+    loop.train(config, tmp_path / 'seldom')
     said = [int(step) for step in re.findall(r'^step +(\d+)/6', capsys.readouterr().out, re.M)]
     assert said == [1, 2, 3, 4, 5, 6, 1, 5, 6]
     logs = [{row['step']: row['train/loss'] for row in rows(tmp_path / name) if 'train/loss' in row}

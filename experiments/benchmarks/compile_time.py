@@ -42,7 +42,7 @@ def start(config_json: str, cache: str):
 
     from resnet_jax.distributed import sharding
     from resnet_jax.training.program import build
-    from resnet_jax.xla import cache as compilation_cache
+    from resnet_jax.xla import compilation_cache
 
     compilation_cache.use(cache)
     program = build(config, sharding.create_mesh(config))

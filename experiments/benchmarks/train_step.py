@@ -60,8 +60,7 @@ def this_program(config_json: str):
     from resnet_jax.distributed import sharding
     from resnet_jax.training.costs import summarize
     from resnet_jax.training.program import build
-    from resnet_jax.xla import cache as compilation_cache
-    from resnet_jax.xla import cpu
+    from resnet_jax.xla import compilation_cache, cpu
 
     cpu.compute_in_main_thread()
     cpu.keep_memory()

@@ -20,8 +20,7 @@ from resnet_jax.training.signals import StopRequest
 from resnet_jax.training.state import TrainState, recalibrate
 from resnet_jax.training.validation import Evaluator
 from resnet_jax.weights.stored import weights_state
-from resnet_jax.xla import backend
-from resnet_jax.xla import cache as compilation_cache
+from resnet_jax.xla import backend, compilation_cache
 
 
 def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batches: int,

@@ -24,8 +24,7 @@ from resnet_jax.training.signals import StopRequest
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.validation import Evaluator, compile_now, with_statistics
 from resnet_jax.training.workdir import Record
-from resnet_jax.xla import backend
-from resnet_jax.xla import cache as compilation_cache
+from resnet_jax.xla import backend, compilation_cache
 
 # Training time between two lines on the terminal, where the log has none for longer.
 PROGRESS_SECONDS = 10

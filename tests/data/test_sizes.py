@@ -18,7 +18,7 @@ from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import classifier, inference
-from resnet_jax.training import loop as train
+from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
 from resnet_jax.weights import stored
@@ -94,9 +94,9 @@ def test_a_second_step_from_stored_arrays_has_the_bits_of_a_run_that_went_on(tra
 @pytest.mark.slow
 @pytest.mark.parametrize('pipeline', ['host', 'resident'])
 def test_a_run_on_images_that_are_not_square_resumes_with_the_same_bits(tmp_path, pipeline):
-    train.train(tiny_run(pipeline, 2), tmp_path / 'straight')
+    loop.train(tiny_run(pipeline, 2), tmp_path / 'straight')
     for num_steps in (1, 2):
-        train.train(tiny_run(pipeline, num_steps), tmp_path / 'resumed')
+        loop.train(tiny_run(pipeline, num_steps), tmp_path / 'resumed')
     straight, resumed = (stored.read(tmp_path / name) for name in ('straight', 'resumed'))
     jax.tree.map(np.testing.assert_array_equal, straight.variables, resumed.variables)
     content = json.loads((tmp_path / 'straight' / 'config.json').read_text())

@@ -8,8 +8,7 @@ import pytest
 
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
-from resnet_jax.training import program
+from resnet_jax.training import loop, program
 from resnet_jax.weights import stored
 from tests.weights.networks import store
 
@@ -51,11 +50,11 @@ def test_frozen_layers_and_statistics_keep_every_bit(base, tiny_config, tmp_path
     tiny_config.init.checkpoint = str(base)
     tiny_config.init.freeze = ('^stem/', 'stage[12]')
     tiny_config.init.freeze_bn = True
-    train.train(tiny_config, tmp_path)
+    loop.train(tiny_config, tmp_path)
     # Going on needs the first weights no more.
     tiny_config.num_steps = 6
     tiny_config.init.checkpoint = str(tmp_path / 'moved away')
-    train.train(tiny_config, tmp_path)
+    loop.train(tiny_config, tmp_path)
     old, new = stored.read(base).variables, stored.read(tmp_path).variables
     old_params, new_params = paths(old['params']), paths(new['params'])
     same = {name for name in old_params if np.array_equal(old_params[name], new_params[name])}

@@ -15,8 +15,7 @@ from absl import logging as absl_logging
 import resnet_jax
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop as train
-from resnet_jax.training import workdir
+from resnet_jax.training import loop, workdir
 from resnet_jax.training.program import build
 from resnet_jax.weights import stored
 from resnet_jax.weights.checkpoints import Checkpoints
@@ -55,7 +54,7 @@ def test_a_run_is_loaded_and_says_what_it_was_evaluated_to(ema, tiny_config, tmp
     tiny_config.num_steps, tiny_config.data.normalization = 10, 'per_pixel_mean'
     tiny_config.optimizer.ema_decay = ema
     tiny_config.model.virtual_batch_size = None
-    values = train.train(tiny_config, tmp_path)
+    values = loop.train(tiny_config, tmp_path)
     network = resnet_jax.load(tmp_path)
     from resnet_jax.data.digits import digits
     test = digits('test')
