@@ -63,11 +63,17 @@ class Backbone(nn.Module, kw_only=True):
         Returns:
           [N, h, w, channels] in `dtype` by the names of the stages, in the order of `stages`
           (which jit sorts by name).
+
+        Raises:
+          ValueError: there is no stage `upto`.
         """
+        if upto not in (None, *self.stages):
+            raise ValueError(f'upto must be one of {", ".join(self.stages)}, got {upto!r}.')
         x, maps = images.astype(self.dtype), {}
-        last = self.stages.index(upto or self.stages[-1])
-        for stage in self.stages[:last + 1]:
+        for stage in self.stages:
             maps[stage] = x = self.run(stage, x, train=train)
+            if stage == upto:
+                break
         return maps
 
     def __call__(self, images, *, train: bool, upto: str | None = None) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Family:
       title: what a network is called, such as 'ResNet-50', 'plain-34' or 'VGG-16'.
       traits: what distinguishes networks of this title, in words.
       normalises: whether a network has batch normalisation.
+      architecture: fields of `config.model`, besides 'family' and 'depth', that decide which
+        weights fit and what they compute.
       least_size: height and width in pixels of the smallest images that the family is made for.
       named: the network of a name such as 'resnet50', with the paper's fields; None: not one of
         this family.
@@ -36,6 +38,7 @@ class Family:
     title: Callable[[ModelConfig], str]
     traits: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
     normalises: Callable[[ModelConfig], bool] = lambda config: True
+    architecture: tuple[str, ...] = ('width', 'bn_epsilon')
     least_size: int = 1
     named: Callable[[str], nn.Module | None] = lambda name: None
     names: tuple[str, ...] = ()

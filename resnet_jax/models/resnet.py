@@ -1,5 +1,6 @@
 """The residual networks of the paper and their plain counterparts."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -188,10 +189,12 @@ def _names(depths: Any) -> tuple[str, ...]:
     return tuple(f'{kind}{depth}' for kind in ('resnet', 'plain') for depth in depths)
 
 
-register('imagenet', Family(
+_imagenet = Family(
     create=_create, title=_title, traits=_traits, least_size=32,
-    named=functools.partial(_named, 'imagenet', defaults={}), names=_names(IMAGENET)))
-register('cifar', Family(
-    create=_create, title=_title, traits=_traits, least_size=4,
+    architecture=('width', 'plain', 'shortcut', 'stride_in', 'pool_pad', 'bn_epsilon'),
+    named=functools.partial(_named, 'imagenet', defaults={}), names=_names(IMAGENET))
+register('imagenet', _imagenet)
+register('cifar', dataclasses.replace(
+    _imagenet, least_size=4, names=_names(CIFAR_DEPTHS),
     named=functools.partial(_named, 'cifar', defaults={
-        'width': 16, 'shortcut': 'A', 'num_classes': 10}), names=_names(CIFAR_DEPTHS)))
+        'width': 16, 'shortcut': 'A', 'num_classes': 10})))

@@ -116,6 +116,7 @@ def _named(name: str) -> VGG | None:
 
 register('vgg', Family(
     create=_create, named=_named, least_size=MIN_IMAGE_SIZE,
+    architecture=('width', 'batch_norm', 'bn_epsilon'),
     names=tuple(f'vgg{depth}{end}' for end in ('', '_bn') for depth in STAGE_SIZES),
     title=lambda config: f'VGG-{config["depth"]}',
     traits=lambda config: (f'batch normalisation {"on" if config["batch_norm"] else "off"}',),

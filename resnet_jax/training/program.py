@@ -30,10 +30,6 @@ from resnet_jax.weights import Weights, stored
 # The initial state is computed once, and optimising its program takes far longer than running it.
 RUNS_ONCE_ON_CPU = {'xla_backend_optimization_level': 0}
 
-# Fields of the model that decide which weights fit, and what they compute.
-ARCHITECTURE = ('family', 'depth', 'width', 'plain', 'shortcut', 'stride_in', 'pool_pad',
-                'batch_norm', 'bn_epsilon')
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -194,7 +190,11 @@ def completed(config: ConfigDict) -> ConfigDict:
         config = config.copy_and_resolve_references()
         weights = stored.config_of(pathlib.Path(origin))
         if config.model.depth is None:
-            for field in ARCHITECTURE:
+            try:
+                architecture = models.family_of(weights.model).architecture
+            except models.ConfigError as error:
+                raise UserError(f'the network of {origin} is unknown: {error}') from error
+            for field in ('family', 'depth', *architecture):
                 config.model[field] = weights.model[field]
         if config.data.image_size is None:
             config.data.image_size = weights.data.image_size

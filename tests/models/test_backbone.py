@@ -61,6 +61,8 @@ def test_feature_maps_are_named_halved_and_end_where_they_are_told():
     assert shapes() == {'stem': (2, 8, 8, 4), 'stage1': (2, 8, 8, 4), 'stage2': (2, 4, 4, 8),
                         'stage3': (2, 2, 2, 16)}
     assert set(shapes(upto='stage1')) == {'stem', 'stage1'}
+    with pytest.raises(ValueError, match='upto must be one of stem, stage1, stage2, stage3, got'):
+        shapes(upto='stage4')
     program = jax.make_jaxpr(lambda: model.apply(
         variables, images, train=False, method='features', upto='stem'))()
     assert str(program).count('conv_general_dilated[') == 1  # nothing after it is computed
