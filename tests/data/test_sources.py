@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,11 +11,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from jax.sharding import Mesh
 from PIL import Image
 
 from resnet_jax import config as config_lib
 from resnet_jax.data import check, create_pipelines, shard_writer, shards
+from resnet_jax.data import prepare as prepare_command
 from resnet_jax.data.folder import open_folder
 from resnet_jax.data.shards import Shards
 from resnet_jax.errors import UserError
@@ -186,21 +189,31 @@ def test_check_reports_what_is_there_and_names_the_damage(folder):
     assert report['unreadable'] == [f'{file} cannot be read: it is not a JPEG, PNG or WebP image.']
 
 
-def run(module, *arguments):
-    return subprocess.run([sys.executable, '-m', module, *arguments], capture_output=True,
-                          text=True, timeout=120)
+def test_the_commands(folder, tmp_path, capsys):
+    with flagsaver.as_parsed(path=str(folder), output=f'{tmp_path}/out', shorter_side='32',
+                             images_per_shard='16', processes='1'):
+        prepare_command.main([])
+    told = capsys.readouterr().out
+    assert re.search(r'train: 30 images in 2 shards, .* MB, 3 classes of 10 to 10 images, '
+                     r'0 skipped; verified\.', told)
+    with flagsaver.as_parsed(path=f'{tmp_path}/out', source='shards', splits='test', json='true'):
+        check.main([])
+    assert json.loads(capsys.readouterr().out)['test']['images'] == 30
+    with (flagsaver.as_parsed(path='/nowhere'),
+          pytest.raises(UserError, match=r'data\.path must be the folder')):
+        check.main([])
+    with pytest.raises(UserError, match=r'give --path=FOLDER, or --source=tfds'):
+        check.main([])
+    with flagsaver.as_parsed(source='digits', json='true'):
+        check.main([])  # a source that needs no path
+    assert json.loads(capsys.readouterr().out)['test']['classes'] == 10
 
 
-def test_the_commands(folder, tmp_path):
-    done = run('resnet_jax.data.prepare', f'--path={folder}', f'--output={tmp_path}/out',
-               '--shorter_side=32', '--images_per_shard=16', '--processes=2')
-    assert done.returncode == 0, done.stderr
-    assert 'train: 30 images in 2 shards' in done.stdout
-    assert check.check(Shards(str(tmp_path / 'out'), 'test'), threads=2)['images'] == 30
-    done = run('resnet_jax.data.check', '--path=/nowhere')
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith('error: data.path must be the folder')
-    assert 'Traceback' not in done.stderr
+@pytest.mark.slow
+def test_several_processes_write_the_same_shards(folder, tmp_path):
+    infos = [prepare(folder, tmp_path / str(processes), processes=processes)
+             for processes in (1, 2)]
+    assert infos[0] == infos[1]
 
 
 TFDS_BUILDER = '''
@@ -245,6 +258,7 @@ print('done')
 '''
 
 
+@pytest.mark.slow
 def test_tfds_is_prepared_and_read_without_tensorflow(tmp_path):
     pytest.importorskip('tensorflow_datasets', reason='TensorFlow Datasets is not installed')
     done = subprocess.run(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import models, weights
+from resnet_jax import models, tasks, weights
 from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
 from resnet_jax.training import optimizers, schedules
@@ -179,7 +179,8 @@ def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     state = state.replace(params=found.variables['params'],
                           batch_stats=found.variables['batch_stats'])
     step = jax.jit(functools.partial(
-        steps.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config))
+        steps.train_step, task=tasks.get('classification'), model=model, optimizer=optimizer,
+        schedule=schedule, config=config))
     ours = []
     for x, labels in batches:
         batch = {'image': x, 'label': labels, 'mask': np.ones(32, np.float32)}
