@@ -18,9 +18,9 @@ from tests.test_train import arrays, assert_same_bits, logged, points, rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
-       '--config.batch_size=64', '--config.num_steps=120',
+       '--config.batch_size=64', '--config.num_steps=60',
        '--config.schedule.name=constant', '--config.checkpoint.every_steps=10',
-       '--config.eval.every_steps=40', '--config.log.every_steps=5']
+       '--config.eval.every_steps=20', '--config.log.every_steps=5']
 ONE_DEVICE = {'XLA_FLAGS': xla_options.quick(devices=1)}
 
 
@@ -52,9 +52,9 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
     process = commands.run(*args, env=ONE_DEVICE)
     assert process.status == 0, process.errors
     assert 'resuming from step' in process.output
-    assert_same_bits(arrays(tmp_path, 120), arrays(straight, 120))
+    assert_same_bits(arrays(tmp_path, 60), arrays(straight, 60))
     steps = [row['step'] for row in rows(tmp_path) if 'train/loss' in row]
-    assert steps == sorted(set(steps)) and steps[-1] == 120
+    assert steps == sorted(set(steps)) and steps[-1] == 60
     assert rows(tmp_path)[-1] == rows(straight)[-1]
     assert points(tmp_path) == logged(tmp_path)
 
@@ -62,19 +62,19 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(
         straight, tmp_path, commands):
     folder = shutil.copytree(straight, tmp_path / 'run')
-    args = ['resnet_jax.main', *RUN, f'--workdir={folder}', '--config.num_steps=160']
+    args = ['resnet_jax.main', *RUN, f'--workdir={folder}', '--config.num_steps=80']
     with workdir.locked(folder):
         process = commands.run(*args, env=ONE_DEVICE)
         errors = process.errors.splitlines()
         assert process.status == 1 and len(errors) == 1
         assert f'{folder} is in use by process {os.getpid()} on ' in errors[0]
-    for path in (folder / 'checkpoints' / '120' / 'default').rglob('*'):
+    for path in (folder / 'checkpoints' / '60' / 'default').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     process = commands.run(*args, env=ONE_DEVICE)
     errors = process.errors.splitlines()
     assert process.status == 1 and len(errors) <= 5
-    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/120 is damaged')
+    assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/60 is damaged')
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):

@@ -112,14 +112,30 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert_same_bits(arrays(finished, 20), before[1])
 
 
-def test_more_steps_go_on_from_the_end(finished, tmp_path, capsys):
+@pytest.fixture(scope='module')
+def ten_steps(tmp_path_factory):
+    """The folder of a run of 10 steps, with a checkpoint of the last one."""
+    workdir = tmp_path_factory.mktemp('ten')
     config = tiny.config()
-    config.num_steps = 10
-    loop.train(config, tmp_path)
-    config.num_steps = 20
-    loop.train(config, tmp_path)
+    config.num_steps = config.checkpoint.every_steps = 10
+    loop.train(config, workdir)
+    return workdir
+
+
+def test_more_steps_go_on_from_the_end_and_no_row_is_doubled(
+        finished, ten_steps, tmp_path, capsys):
+    workdir = shutil.copytree(ten_steps, tmp_path / 'run')
+    first = rows(workdir)
+    with (workdir / 'metrics.jsonl').open('a') as file:  # of steps that are not in the checkpoint
+        file.write(json.dumps({'step': 15, 'train/loss': 1.0}) + '\n{"step": 20, "tra')
+    config = tiny.config()
+    config.checkpoint.every_steps = 10
+    loop.train(config, workdir)
     assert 'resuming from step 10' in capsys.readouterr().out
-    assert_same_bits(arrays(tmp_path, 20), arrays(finished, 20))
+    assert_same_bits(arrays(workdir, 20), arrays(finished, 20))
+    again = rows(workdir)
+    assert again[:len(first)] == first
+    assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
 
 
 def test_several_steps_a_call_compute_the_same_as_single_steps(finished, tmp_path):
@@ -218,7 +234,8 @@ def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finish
     assert ((finished / 'config.json').read_text(), rows(finished)) == before
 
 
-@pytest.mark.parametrize(('number', 'per_call'), [(signal.SIGTERM, 1), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(('number', 'per_call'), [
+    pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow), (signal.SIGINT, 3)])
 def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, number, per_call):
     config = tiny.config()
     config.steps_per_call = per_call
@@ -250,36 +267,19 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, numbe
     assert [row['step'] for row in rows(tmp_path)] == [row['step'] for row in rows(straight)]
 
 
-def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
-    config = tiny.config()
-    config.num_steps = 10
-    config.checkpoint.every_steps = 10
-    loop.train(config, tmp_path)
-    good = arrays(tmp_path, 10)
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(ten_steps, tmp_path):
+    workdir = shutil.copytree(ten_steps, tmp_path / 'run')
     # From here on the rate makes the parameters overflow.
-    config.num_steps = 40
-    stored = json.loads((tmp_path / 'config.json').read_text())
+    config = tiny.config()
+    config.num_steps, config.checkpoint.every_steps = 40, 10
+    stored = json.loads((workdir / 'config.json').read_text())
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
-    (tmp_path / 'config.json').write_text(json.dumps(stored))
+    (workdir / 'config.json').write_text(json.dumps(stored))
     with pytest.raises(log.Diverged, match=(
             r'became (nan|inf) in step 1\d; the latest checkpoint is that of step 10')):
-        loop.train(config, tmp_path)
-    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['10']
-    assert_same_bits(arrays(tmp_path, 10), good)
-
-
-def test_rows_after_the_checkpoint_are_measured_again_and_not_doubled(tmp_path):
-    config = tiny.config()
-    config.num_steps = 10
-    loop.train(config, tmp_path)
-    first = rows(tmp_path)
-    with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write(json.dumps({'step': 15, 'train/loss': 1.0}) + '\n{"step": 20, "tra')
-    config.num_steps = 20
-    loop.train(config, tmp_path)
-    again = rows(tmp_path)
-    assert again[:len(first)] == first
-    assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
+        loop.train(config, workdir)
+    assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['10']
+    assert_same_bits(arrays(workdir, 10), arrays(ten_steps, 10))
 
 
 def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finished, tmp_path):
