@@ -242,6 +242,6 @@ OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in',
              'model.dtype', 'model.remat')
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
            'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable')
-# Files, folders and names: whatever is not found is reported where it is read.
-FREE = ('init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name', 'data.class_list',
-        'data.label_file', 'data.cache', 'compilation_cache')
+# Files, folders and names: what is missing is reported where it is looked up.
+FREE = ('task', 'init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name',
+        'data.class_list', 'data.label_file', 'data.cache', 'compilation_cache')
