@@ -219,8 +219,9 @@ def progress(total: int):
 
 def title(network) -> str:
     """Of the page."""
-    model = network.config.model
-    return f'What {"plain" if model.plain else "ResNet"}-{model.depth} has learnt'
+    from resnet_jax import models
+
+    return f'What {models.title(network.config.model)} has learnt'
 
 
 def device() -> str:

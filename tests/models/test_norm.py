@@ -1,5 +1,7 @@
 """Batch normalisation over virtual batches, against formulas in numpy and against Flax."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,11 @@ def variables(channels, rng):
             'batch_stats': {'mean': any_sign[1], 'var': positive[1]}}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(norm, variables, x):
+    return norm.apply(variables, x, train=True, mutable=['batch_stats'])
+
+
 @settings(max_examples=12, deadline=None)
 @given(groups=st.integers(1, 4), size=st.integers(1, 5), pixels=st.integers(2, 5),
        channels=st.integers(1, 4), unbiased=st.booleans(), momentum=st.floats(0, 1),
@@ -31,7 +38,7 @@ def test_every_group_is_normalised_by_itself(
     start = variables(channels, rng)
     norm = BatchNorm(virtual_batch_size=size, momentum=momentum,
                      unbiased_variance=unbiased)
-    y, updates = norm.apply(start, x, train=True, mutable=['batch_stats'])
+    y, updates = apply(norm, start, x)
 
     grouped = x.astype(np.float64).reshape(groups, size, pixels, pixels, channels)
     mean = grouped.mean((1, 2, 3), keepdims=True)
@@ -61,10 +68,10 @@ def test_the_whole_batch_equals_flax():
         y, updates = norm.apply({**start, 'params': params}, x, mutable=['batch_stats'], **mode)
         return jnp.sin(y).sum(), (y, updates)
 
+    gradient = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
     for got, expected in zip(
-            jax.tree.leaves(jax.grad(loss, (1, 2), has_aux=True)(ours, start['params'], x)),
-            jax.tree.leaves(jax.grad(loss, (1, 2), has_aux=True)(theirs, start['params'], x)),
-            strict=True):
+            jax.tree.leaves(gradient(ours, start['params'], x)),
+            jax.tree.leaves(gradient(theirs, start['params'], x)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -82,8 +89,9 @@ def test_the_gradient_of_groups_equals_autodiff_of_the_definition_in_float64():
         def ours(x, gamma, beta):
             return batch_normalize(x, gamma, beta, 2, EPSILON)[0]
 
-        got, expected = (jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1, 2))(
-            x, gamma, beta) for f in (ours, definition))
+        got, expected = (jax.jit(jax.grad(
+            lambda *args, f=f: jnp.sin(f(*args)).sum(), (0, 1, 2)))(x, gamma, beta)
+            for f in (ours, definition))
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
@@ -132,8 +140,7 @@ def test_a_batch_smaller_than_the_virtual_batch_is_one_group():
     for size in (32, None):
         norm = BatchNorm(virtual_batch_size=size)
         variables = norm.init(jax.random.key(0), x, train=False)
-        outputs.append(jax.tree.leaves(norm.apply(
-            variables, x, train=True, mutable=['batch_stats'])))
+        outputs.append(jax.tree.leaves(apply(norm, variables, x)))
     for small, whole in zip(*outputs, strict=True):
         np.testing.assert_array_equal(small, whole)
     # Over the four images: each channel has mean 0 and variance 1.
@@ -158,6 +165,7 @@ def test_a_loss_on_the_statistics_of_a_batch_has_their_gradient():
             return lambda x: sum((k * jnp.sin(value)).sum() for k, value in enumerate(
                 statistics(x), 1))
 
-        got, expected = (jax.grad(loss(statistics))(x) for statistics in (ours, definition))
+        got, expected = (jax.jit(jax.grad(loss(statistics)))(x)
+                         for statistics in (ours, definition))
         assert jnp.abs(expected).max() > 1e-3
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
