@@ -5,8 +5,8 @@ of the target one after the other, and the encoded image. The header is JSON: `n
 a tree of `[dtype, shape]` in the place of the arrays, which follow in the order of their names.
 dtypes are NumPy's, little-endian, such as '<f4'.
 
-Format 1, which is still read: the label (int32, little-endian), the length of the name (uint16),
-the name in UTF-8 and the encoded image.
+Format 1, which is read, and written only into splits that were begun in it: the label (int32,
+little-endian), the length of the name (uint16), the name in UTF-8 and the encoded image.
 """
 
 import json
@@ -89,6 +89,12 @@ def unpack(record: bytes) -> Item:
         raise ValueError('a record with another header') from error
 
 
+def pack_format_1(item: Item) -> bytes:
+    """A record of format 1, of an item with the target {'label': integer}."""
+    name = item.name.encode()[-65535:]
+    return LABEL_AND_LENGTH.pack(item.target['label'], len(name)) + name + item.image
+
+
 def unpack_format_1(record: bytes) -> Item:
     """The item of a record of format 1, with the target {'label': int32}.
 
@@ -102,3 +108,4 @@ def unpack_format_1(record: bytes) -> Item:
 
 
 READERS: dict[int, Callable[[bytes], Item]] = {1: unpack_format_1, FORMAT: unpack}
+WRITERS: dict[int, Callable[[Item], bytes]] = {1: pack_format_1, FORMAT: pack}

@@ -55,7 +55,7 @@ def shrink(item: Item, shorter_side: int, quality: int) -> Item:
 
 
 def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, shorter_side: int,
-                quality: int, skip_unreadable: bool) -> dict[str, Any]:
+                quality: int, skip_unreadable: bool, record_format: int) -> dict[str, Any]:
     """Writes the items [start, stop) of a source; the file is there whole or not at all.
 
     Returns:
@@ -76,7 +76,7 @@ def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, short
                 raise
             skipped.append(str(error))
             continue
-        record = records.pack(item)
+        record = records.WRITERS[record_format](item)
         writer.write(record)
         checksum, count = zlib.crc32(record, checksum), count + 1
         if len(counts):
@@ -134,11 +134,10 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
         leftover.unlink()
     num_shards = -(-len(source) // images_per_shard)
     settings = (source.fingerprint, shorter_side, quality, images_per_shard, skip_unreadable)
-    if info := _prepared_in_format_1(output, split, digest(*settings)):
-        verify(info, split, output, processes)
-        return info
-    job = digest(*settings, records.FORMAT)
-    journal = output / f'.{split}-{job}.jsonl'
+    record_format, job = records.FORMAT, digest(*settings, records.FORMAT)
+    if _begun_in_format_1(output, split, old_job := digest(*settings)):
+        record_format, job = 1, old_job
+    journal = _journal(output, split, job)
     done = _done(output, split, job, journal)
     tasks = {}
     for i in range(num_shards):
@@ -148,7 +147,7 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
             tasks[name] = functools.partial(
                 write_shard, output / name, source, start,
                 min(start + images_per_shard, len(source)), shorter_side, quality,
-                skip_unreadable)
+                skip_unreadable, record_format)
     with (tqdm(total=len(source), initial=len(source) - sum(
                    task.args[3] - task.args[2] for task in tasks.values()),
                desc=f'{split}: write', unit=' images') as bar,
@@ -161,7 +160,7 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
     ordered = [done[shards.shard_name(split, i, num_shards)] for i in range(num_shards)]
     counts = np.sum([shard['class_counts'] for shard in ordered], axis=0, dtype=int)
     info = {
-        'format': records.FORMAT, 'job': job, 'source_fingerprint': source.fingerprint,
+        'format': record_format, 'job': job, 'source_fingerprint': source.fingerprint,
         'shorter_side': shorter_side, 'quality': quality,
         'num_images': sum(shard['num_images'] for shard in ordered),
         'num_classes': getattr(source, 'num_classes', None),
@@ -223,18 +222,17 @@ def _description(output: pathlib.Path, split: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _prepared_in_format_1(output: pathlib.Path, split: str, job: str) -> dict[str, Any] | None:
-    """The description of a split that an earlier version prepared, if all of it is there.
+def _journal(output: pathlib.Path, split: str, job: str) -> pathlib.Path:
+    return output / f'.{split}-{job}.jsonl'
 
-    It is left as it is: runs that started with these shards would not find them unchanged.
+
+def _begun_in_format_1(output: pathlib.Path, split: str, job: str) -> bool:
+    """Whether an earlier version has prepared this very split, in part or whole.
+
+    It keeps its format: runs that started with these shards would not find others unchanged.
     """
-    info = _description(output, split)
-    if info.get('format') != 1 or info.get('job') != job:
-        return None
-    there = all((output / shard['name']).is_file()
-                and (output / shard['name']).stat().st_size == shard['bytes']
-                for shard in info['shards'])
-    return info if there else None
+    return (_journal(output, split, job).is_file()
+            or _description(output, split).get('job') == job)
 
 
 def _no_counts(source: Source) -> np.ndarray:

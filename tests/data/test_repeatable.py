@@ -6,30 +6,32 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from tests.data.checksums import checksums
+
 PROGRAM = pathlib.Path(__file__).with_name('checksums.py')
-STEPS = 51
+STEPS, RESUMED_AT = 51, 23
 
 
-def start(config, *, first=0, devices=1, workers=0, threads=1, process=0, processes=1, port=0):
+def start(config, process, port):
+    """One of two processes with two devices each."""
     config = config.copy_and_resolve_references()
-    config.data.workers, config.data.threads = workers, threads
-    file = pathlib.Path(config.data.cache).parent / f'config-{first}-{workers}-{processes}.json'
-    if processes > 1:
-        config.data.cache = ''  # they add up the mean image of shares of the images
+    folder = pathlib.Path(config.data.cache).parent
+    config.data.cache = ''  # they add up the mean image of shares of the images
+    file = folder / 'config.json'
     file.write_text(config.to_json_best_effort())
-    root = str(PROGRAM.parents[2])
     environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root,
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    arguments = [process, processes, port, first, STEPS, file]
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(PROGRAM.parents[2]),
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    arguments = [process, 2, port, 0, STEPS, file]
     return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, arguments)],
                             env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def lines(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     return [line for line in out.splitlines() if line.startswith('batch ')]
 
@@ -38,14 +40,18 @@ def lines(process):
 def test_checksums_of_steps_0_to_50(config):
     """Straight through, resumed at 23, with 1 or 4 workers, with 8 devices, with 2 processes."""
     config.data.mixup_alpha, config.data.cutmix_alpha, config.data.color_noise = 0.2, 1.0, 0.1
-    straight = lines(start(config))
+    config.data.threads = 1
+    one = jax.devices()[:1]
+    straight = list(checksums(config, one, 0, STEPS))
     assert len(straight) == STEPS
     assert len({line.split()[2] for line in straight}) == STEPS
-    assert lines(start(config, first=23, workers=1)) == straight[23:]
-    assert lines(start(config, workers=4, devices=8, threads=3)) == straight
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
-    both = [start(config, devices=2, process=i, processes=2, port=port) for i in range(2)]
+    both = [start(config, process, port) for process in range(2)]
+    config.data.workers = 1
+    assert list(checksums(config, one, RESUMED_AT, STEPS)) == straight[RESUMED_AT:]
+    config.data.update(workers=4, threads=3)
+    assert list(checksums(config, jax.devices()[:8], 0, STEPS)) == straight
     for process in both:
         assert lines(process) == straight

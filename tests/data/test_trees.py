@@ -108,19 +108,26 @@ def test_shards_of_format_1_are_read_with_the_fingerprint_of_then(format_1):
     shard_writer.verify(source.info, 'train', format_1, 1)
 
 
-def test_a_split_that_was_prepared_in_format_1_stays_as_it_is(format_1):
-    class Same:  # as the source of then
-        fingerprint = '12a21ae35b4116dc650621e4988913a9'
+@pytest.mark.parametrize('missing', [False, True])
+def test_a_split_that_was_begun_in_format_1_is_finished_in_it(format_1, missing):
+    source = Shards(str(format_1), 'train')
+    items = [item._replace(name=item.name.split('(')[1][:-1]) for item in map(
+        source.__getitem__, range(4))]
 
-        def __len__(self):
-            return 4
+    class Same(list):  # as the source of then
+        fingerprint, num_classes = '12a21ae35b4116dc650621e4988913a9', 2
+        class_names = ('a', 'b')
 
-    before = {file.name: file.read_bytes() for file in format_1.iterdir()}
+    files = sorted(format_1.glob('*.array_record'))
+    before = [file.read_bytes() for file in files]
+    if missing:
+        files[1].unlink()
     info = shard_writer.prepare(
-        Same(), 'train', format_1, shorter_side=0, quality=92, images_per_shard=3, processes=1,
-        skip_unreadable=False)
+        Same(items), 'train', format_1, shorter_side=0, quality=92, images_per_shard=3,
+        processes=1, skip_unreadable=False)
     assert info['format'] == 1
-    assert before == {file.name: file.read_bytes() for file in format_1.iterdir()}
+    assert before == [file.read_bytes() for file in files]
+    assert Shards(str(format_1), 'train').fingerprint == source.fingerprint
 
 
 def test_fingerprints_are_those_of_old():
