@@ -9,6 +9,9 @@ QUICK = ('--xla_llvm_disable_expensive_passes=true', '--xla_backend_optimization
          '--xla_cpu_parallel_codegen_split_count=1')
 if JAXLIB < (0, 11):  # which no longer has this option
     QUICK += ('--xla_cpu_use_fusion_emitters=false',)
+# `compiler_options` for large programs of float64, whose convolutions are loops of XLA's own: with
+# these they run 13 times as fast.
+FLOAT64 = {'xla_backend_optimization_level': 1}
 
 
 def quick(devices: int) -> str:

@@ -13,6 +13,7 @@ from resnet_jax.training import optimizers, schedules
 from resnet_jax.training import step as steps
 from resnet_jax.training.state import create_state
 from resnet_jax.weights import names, recognise
+from tests import xla_options
 from tests.weights.torch_networks import (
     CifarNet,
     difference,
@@ -64,7 +65,9 @@ def our_gradients(found, x, labels, dtype):
     model = models.create(found.config.model).clone(dtype=dtype)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), found.variables)
 
-    @jax.jit
+    wide = dtype == np.float64 and found.config.model.width >= 64
+
+    @functools.partial(jax.jit, compiler_options=xla_options.FLOAT64 if wide else None)
     def gradients(params):
         def loss(params):
             logits = model.apply({**variables, 'params': params}, x.astype(dtype), train=False)
