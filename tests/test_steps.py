@@ -238,8 +238,9 @@ def test_no_key_of_dropout_is_a_key_of_the_augmentation(tiny_config, parts):
              'mask': jnp.ones(64)}
     network = Recorder()
     with jax.disable_jit():
-        steps.train_step(state, batch, jnp.uint32(7), model=network, optimizer=program.optimizer,
-                         schedule=program.schedule, config=tiny_config)
+        steps.train_step(
+            state, batch, jnp.uint32(7), task=program.task, model=network,
+            optimizer=program.optimizer, schedule=program.schedule, config=tiny_config)
     step = jax.random.fold_in(jax.random.key(7), 0)
     images = jax.vmap(jax.random.fold_in, (None, 0))(step, jnp.arange(64))
     taken = {tuple(key.tolist()) for key in [

@@ -8,6 +8,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
+import resnet_jax
 from resnet_jax import cli, data
 from resnet_jax import config as config_lib
 from resnet_jax import export as export_command
@@ -16,7 +17,7 @@ from resnet_jax.data.synthetic import synthetic
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
-from resnet_jax.tasks.classification import classifier, inference
+from resnet_jax.tasks.classification import inference
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.weights import stored
@@ -55,7 +56,7 @@ def test_a_run_on_images_that_are_not_square_resumes_with_the_same_bits(tmp_path
 
 def test_a_network_that_is_not_square_is_evaluated_exported_and_described(tmp_path):
     store(tmp_path, size=(8, 12), width=4)
-    network = classifier.load(tmp_path)
+    network = resnet_jax.load(tmp_path)
     assert 'input 8 x 12 x 3' in repr(network)
     source = synthetic('test', (8, 12), 10)
     found = {protocol: inference.predict(
