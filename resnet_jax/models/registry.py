@@ -5,6 +5,7 @@ A new family is a module that calls `register`; nothing else in the project asks
 
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,12 +56,22 @@ def register(name: str, family: Family) -> None:
 def family_of(config: ModelConfig) -> Family:
     """The family of `config.model`.
 
+    A name with a dot in it is a module that Python can import, such as 'my_package.my_network',
+    which registers itself under this name.
+
     Raises:
       ConfigError: there is no such family.
     """
     name = config['family']
+    if name not in _FAMILIES and isinstance(name, str) and '.' in name:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):
+                raise  # the module is there, and what it imports is not
     if name not in _FAMILIES:
-        raise ConfigError(f'model.family must be one of {", ".join(_FAMILIES)}, got {name!r}.')
+        raise ConfigError(f'model.family must be one of {", ".join(_FAMILIES)}, or a module that '
+                          f'registers itself under its name, got {name!r}.')
     return _FAMILIES[name]
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -167,18 +166,20 @@ def get(name: str) -> Task:
     Raises:
       UserError: there is no such task.
     """
-    module = TASKS.get(name, name)
-    if name not in TASKS:
-        try:
-            found = '.' in name and importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # of the package around it
-            found = None
-        if not found:
-            close = difflib.get_close_matches(name, TASKS, 1)
-            hint = f' Did you mean {close[0]}?' if close else ''
-            raise UserError(f'task must be one of {", ".join(TASKS)}, or a module of your own such '
-                            f'as my_package.my_task, got {name!r}.{hint}')
-    task = getattr(importlib.import_module(module), 'TASK', None)
+    path = TASKS.get(name, name)
+    if '.' not in path:
+        close = difflib.get_close_matches(name, TASKS, 1)
+        hint = f' Did you mean {close[0]}?' if close else ''
+        raise UserError(f'task must be one of {", ".join(TASKS)}, or a module with a TASK such as '
+                        f'my_package.my_task, got {name!r}.{hint}')
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
+            raise  # the module is there, and what it imports is not
+        raise UserError(f'task names the module {path}, and Python finds no {error.name}: add its '
+                        'folder to PYTHONPATH.') from error
+    task = getattr(module, 'TASK', None)
     if not isinstance(task, Task):
         raise UserError(f'task={name} must be a module with TASK, a resnet_jax.tasks.Task.')
     return task

@@ -2,7 +2,6 @@
 
 import doctest
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -11,37 +10,14 @@ import resnet_jax
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import registry
-from resnet_jax.models.backbone import Backbone, WithHead
-from resnet_jax.models.conv import Conv
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.weights import stored, write_torchvision
 
 
-class ToyBackbone(Backbone):
-    """One convolution of stride 4."""
-
-    stages = ('grid',)
-
-    def setup(self):
-        self.conv = Conv(self.width, 3, 4, use_bias=True)
-
-    def run(self, stage, x, *, train):
-        return nn.relu(self.conv(x))
-
-
-class Toy(WithHead, ToyBackbone):
-    pass
-
-
 @pytest.fixture
-def toy_config(tiny_config, monkeypatch):
-    monkeypatch.setattr(registry, '_FAMILIES', dict(registry._FAMILIES))
-    models.register('toy', models.Family(
-        create=lambda config: Toy(**models.common_fields(config)),
-        title=lambda config: f'Toy-{config["depth"]}', normalises=lambda config: False,
-        named=lambda name: Toy() if name == 'toy' else None, names=('toy',)))
-    tiny_config.model.update(family='toy', depth=1)
+def toy_config(tiny_config):
+    tiny_config.model.update(family='tests.models.toy', depth=1)
     tiny_config.num_steps = 2
     tiny_config.eval.every_steps = tiny_config.checkpoint.every_steps = None
     return tiny_config
@@ -63,7 +39,7 @@ def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
     assert network.stages == ('grid', 'pool')
     assert network.features(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 8)
 
-    with pytest.raises(UserError, match='family toy cannot be converted'):
+    with pytest.raises(UserError, match=r'family tests\.models\.toy cannot be converted'):
         write_torchvision(tmp_path / 'out.safetensors', stored.read(tmp_path))
     toy_config.eval.recalibrate_batches = 1
     with pytest.raises(UserError, match='must be 0 for a network without batch normalisation'):
@@ -103,3 +79,10 @@ def test_the_example_of_create_is_true():
         resnet_jax.create, globs={'resnet_jax': resnet_jax, 'np': np, 'jax': jax})
     assert len(test) == 1 and test[0].examples
     assert doctest.DocTestRunner().run(test[0]).failed == 0
+
+
+def test_a_family_that_is_not_there_is_one_sentence(tiny_config):
+    for name in ('resnext', 'no_such.network', 'tests.models.test_relu', None):
+        tiny_config.model.family = name
+        with pytest.raises(models.ConfigError, match='must be one of imagenet, cifar, vgg'):
+            models.create(tiny_config.model)
