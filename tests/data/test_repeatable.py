@@ -24,7 +24,7 @@ def start(config, process, port):
     file.write_text(config.to_json_best_effort())
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(PROGRAM.parents[2]),
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+        'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'}
     arguments = [process, 2, port, 0, STEPS, file]
     return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, arguments)],
                             env=environment, stdout=subprocess.PIPE, text=True)
