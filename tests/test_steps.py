@@ -77,7 +77,7 @@ def test_eight_devices_give_the_losses_of_one(slow_config, virtual_batch_size):
     one, *_ = after_steps(slow_config)
     slow_config.mesh.data = 8
     eight, *_ = after_steps(slow_config)
-    assert one[-1] < one[0]
+    assert len(set(one)) == STEPS  # every step changed something
     np.testing.assert_allclose(eight, one, rtol=1e-9)
 
 

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 import resnet_jax
 from resnet_jax import cli, data
 from resnet_jax import config as config_lib
-from resnet_jax import export as export_command
 from resnet_jax.data import sizes, statistics
 from resnet_jax.data.synthetic import synthetic
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import inference
+from resnet_jax.tasks.classification.stablehlo import stablehlo
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.weights import stored
@@ -66,7 +66,7 @@ def test_a_network_that_is_not_square_is_evaluated_exported_and_described(tmp_pa
     np.testing.assert_allclose(np.exp(found['center_crop'][:64]),
                                np.asarray(jax.nn.softmax(logits)), atol=1e-5)
     assert 0 < np.abs(found['ten_crop'] - found['center_crop']).max() < 5
-    call = export.deserialize(export_command.stablehlo(network, (8, 12))).call
+    call = export.deserialize(stablehlo(network, (8, 12))).call
     np.testing.assert_allclose(call(source.images[:64]), logits, atol=1e-4)
     shapes = {stage['name']: stage['shape'] for stage in summarize(network.config)['stages']}
     assert (shapes['stage1'], shapes['stage3']) == ([8, 12, 4], [2, 3, 16])
