@@ -10,7 +10,7 @@ from resnet_jax.training import loop as train
 from resnet_jax.training import workdir
 from resnet_jax.training.writers import read_rows
 from tests import tiny
-from tests.test_train import arrays, assert_same_bits
+from tests.training.test_train import arrays, assert_same_bits
 
 
 @pytest.fixture(scope='module')
