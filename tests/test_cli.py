@@ -12,7 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import loop
 from resnet_jax.training.program import build
 from tests.data.data_helpers import write_folder
-from tests.test_train import rows
+from tests.training.test_train import rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

@@ -1,6 +1,6 @@
 """A run of an earlier version is resumed, evaluated and loaded, whatever fields come and go.
 
-tests/specimen/ holds the config.json and data.json that a run of tests/tiny.py left in November
+specimen/ holds the config.json and data.json that a run of tests/tiny.py left in November
 2026, before checkpoints had digests. They are never to be changed.
 """
 

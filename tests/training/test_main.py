@@ -14,9 +14,9 @@ import pytest
 
 from resnet_jax.training import workdir
 from tests import xla_options
-from tests.test_train import arrays, assert_same_bits, logged, points, rows
+from tests.training.test_train import arrays, assert_same_bits, logged, points, rows
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
        '--config.batch_size=64', '--config.num_steps=60',
        '--config.schedule.name=constant', '--config.checkpoint.every_steps=10',

@@ -13,7 +13,7 @@ import pytest
 
 from resnet_jax.distributed import processes, watch
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 WATCHER = '''
 import sys
 from resnet_jax.distributed import watch

@@ -81,6 +81,6 @@ def test_training_needs_nothing_that_only_linux_has(tmp_path):
          f'--workdir={tmp_path}', '--config.model.depth=8', '--config.model.width=4',
          '--config.num_steps=3', '--config.schedule.warmup=none',
          '--config.data.pipeline=host', '--config.compilation_cache='],
-        capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
+        capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2])
     assert process.returncode == 0, process.stderr
     assert 'done: top-1 error' in process.stdout

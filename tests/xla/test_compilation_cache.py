@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax.xla import compilation_cache
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 COMPILES_TWICE = '''
 import sys
 import jax

@@ -20,8 +20,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import disk, loop, workdir, writers
 from resnet_jax.training.writers import parse_rows
 from tests import tiny
-from tests.test_main import ONE_DEVICE, RUN
-from tests.test_train import arrays, assert_same_bits, finished, rows  # noqa: F401
+from tests.training.test_main import ONE_DEVICE, RUN
+from tests.training.test_train import arrays, assert_same_bits, finished, rows  # noqa: F401
 
 
 def test_train_runs_in_a_thread_and_leaves_the_same_bits(finished, tmp_path):  # noqa: F811

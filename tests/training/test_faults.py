@@ -18,7 +18,7 @@ from resnet_jax.training.writers import MetricsWriter
 from resnet_jax.weights.checkpoint import read_weights
 from resnet_jax.weights.checkpoints import Checkpoints
 from tests import tiny
-from tests.test_train import arrays, assert_same_bits, logged, points, rows
+from tests.training.test_train import arrays, assert_same_bits, logged, points, rows
 
 MEASURED = {'train/images_per_second', 'train/data_wait_fraction'}
 

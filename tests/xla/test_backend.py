@@ -7,7 +7,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import loop
 from resnet_jax.training.writers import read_rows
 from resnet_jax.xla import backend
-from tests.test_train import arrays, assert_same_bits
+from tests.training.test_train import arrays, assert_same_bits
 
 STARTS = '''
 import jax

@@ -7,9 +7,10 @@ import signal
 import pytest
 
 from resnet_jax.training import loop
-from tests import test_faults, tiny
-from tests.test_processes import Job
-from tests.test_train import arrays, assert_same_bits, rows
+from tests import tiny
+from tests.distributed.test_processes import Job
+from tests.training import test_faults
+from tests.training.test_train import arrays, assert_same_bits, rows
 
 STOPS = '''
 import os
@@ -20,8 +21,8 @@ import pytest
 from resnet_jax import cli
 from resnet_jax.distributed import processes
 from resnet_jax.training import loop
-from tests.test_faults import Places, build_once
-from tests.test_faults_of_processes import PLACES, SECONDS, SIGNALS, config
+from tests.training.test_faults import Places, build_once
+from tests.training.test_faults_of_processes import PLACES, SECONDS, SIGNALS, config
 
 PROCESSES = cli.process_flags()
 

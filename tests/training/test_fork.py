@@ -9,7 +9,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import loop, workdir
 from resnet_jax.training.writers import read_rows
 from tests import tiny
-from tests.test_train import arrays, assert_same_bits
+from tests.training.test_train import arrays, assert_same_bits
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = ('--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=4',
         '--config.batch_size=16', '--config.model.virtual_batch_size=8', '--config.mesh.data=1',
         '--config.schedule.warmup=none')

@@ -194,7 +194,7 @@ from resnet_jax.distributed import processes
 from resnet_jax.distributed import sharding
 from resnet_jax.training import loop
 from resnet_jax.training.program import build
-from tests import test_processes
+from tests.distributed import test_processes
 
 PROCESSES = cli.process_flags()
 
