@@ -19,7 +19,7 @@ BELOW = {
     'data': ('config', 'errors', 'output', 'distributed', 'xla', 'regions'),
     'weights': ('config', 'errors', 'output', 'distributed', 'xla', 'models', 'data'),
 }
-BELOW['tasks'] = (*BELOW['weights'], 'weights')
+BELOW['tasks'] = (*BELOW['weights'], 'weights', 'regions')
 BELOW['training'] = (*BELOW['tasks'], 'tasks')
 BELOW['cli'] = ('config', 'errors')
 BELOW['commands'] = (*BELOW['training'], 'training', 'cli')
@@ -83,3 +83,12 @@ def test_files_are_short_and_few_lie_directly_in_the_package():
     assert len(list(PACKAGE.glob('*.py'))) <= 12
     assert {path.name: lines for path in FILES
             if (lines := len(path.read_text().splitlines())) > 400} == {}
+
+
+def test_regions_need_only_jax_and_numpy():
+    allowed = {'functools', 'math', 'typing', 'jax', 'numpy', 'resnet_jax'}
+    for path in (PACKAGE / 'regions').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = ([node.module] if isinstance(node, ast.ImportFrom) else
+                     [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            assert {name.split('.')[0] for name in names} <= allowed, path.name
