@@ -262,7 +262,8 @@ def test_any_image_size_channels_and_classes(size, channels, classes):
 
 
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():
-    exact, half = bottleneck(), bottleneck(dtype='bfloat16')
+    exact, half = (repeated(basic=False, dtype=dtype).clone(stage_sizes=(1, 1))
+                   for dtype in ('float32', 'bfloat16'))
     variables, images = init(half)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     logits = evaluate(half, variables, images)
