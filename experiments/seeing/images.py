@@ -41,13 +41,11 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
     Raises:
       UserError: the data is missing, or is not what the network knows.
     """
-    from resnet_jax.evaluate import test_source
-
     if config.data.source is None:
         raise UserError('the network does not say which data it was trained on; give '
                         '--config=FILE and, for a folder of images, --config.data.path=DIR.')
     if held_out:
-        source = test_source(config)
+        source = data.create_eval_source(config)
     else:
         source = sources.hold_out(data.create_source(config, 'train'), config.data.holdout, False)
     known = network.config.model.num_classes

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 from jax.sharding import Mesh
 from PIL import Image
@@ -190,6 +191,7 @@ def test_check_reports_what_is_there_and_names_the_damage(folder):
 
 
 def test_the_commands(folder, tmp_path, capsys):
+    flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(path=str(folder), output=f'{tmp_path}/out', shorter_side='32',
                              images_per_shard='16', processes='1'):
         prepare_command.main([])
@@ -202,7 +204,8 @@ def test_the_commands(folder, tmp_path, capsys):
     with (flagsaver.as_parsed(path='/nowhere'),
           pytest.raises(UserError, match=r'data\.path must be the folder')):
         check.main([])
-    with pytest.raises(UserError, match=r'give --path=FOLDER, or --source=tfds'):
+    with (flagsaver.as_parsed(path=''),
+          pytest.raises(UserError, match=r'give --path=FOLDER, or --source=tfds')):
         check.main([])
     with flagsaver.as_parsed(source='digits', json='true'):
         check.main([])  # a source that needs no path

@@ -55,7 +55,7 @@ def test_attributions_add_up_to_the_difference_of_the_scores(network, model, wei
         difference = (network.logits(images) - network.logits(np.zeros_like(images)))[rows, classes]
         np.testing.assert_allclose(found.difference, difference, rtol=1e-3, atol=1e-4)
         gap = np.abs(found.values.sum((1, 2, 3)) - difference) / np.abs(difference)
-        assert gap.max() < 0.02
+        assert np.median(gap) < 0.01 and gap.max() < 0.03
         np.testing.assert_allclose(found.gap, gap, atol=2e-3)
     assert integrated_gradients._integrate._cache_size() == compilations + 1
 
