@@ -43,10 +43,11 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
     BENCHMARKS + 'gpu_traffic.py': 'config json rows',
     BENCHMARKS + 'input_pipeline.py': 'images json path repeats',
+    BENCHMARKS + 'regions.py': 'json regions repeats units',
     BENCHMARKS + 'startup.py': 'config json repeats',
     BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
 }
-RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity')
+RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

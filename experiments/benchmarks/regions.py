@@ -1,6 +1,6 @@
 """Times the operations on boxes and regions that a detector needs: suppression and RoIAlign.
 
-    taskset -c 0 python experiments/benchmarks/regions.py --json=result.json
+  python experiments/benchmarks/regions.py --json=result.json
 
 The contenders take turns, each in its own process: this program; the obvious JAX, which suppresses
 box by box in a loop, and gathers the four neighbours of every sampling point; and torchvision, if

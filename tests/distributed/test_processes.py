@@ -226,6 +226,7 @@ def gone_on(folder, one, commands):
     return job, workdir
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_on):
     job, workdir = gone_on
     assert 'resuming from step 5 ' in job.output(0)

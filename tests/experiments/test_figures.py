@@ -128,6 +128,7 @@ def test_runs_that_a_figure_cannot_tell_apart_are_refused():
         study.by(twice, 'model.depth')
 
 
+@pytest.mark.slow
 def test_sizes_of_the_published_networks(monkeypatch):
     few = {'plain-34', 'ResNet-152', 'VGG-16', 'VGG-19'}
     monkeypatch.setattr(complexity, 'NETWORKS', [

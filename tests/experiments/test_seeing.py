@@ -46,6 +46,7 @@ def weights(network):
     return on_device(network)
 
 
+@pytest.mark.slow
 def test_attributions_add_up_to_the_difference_of_the_scores(network, model, weights):
     images, rows = TEST.images[:12], np.arange(12)
     compilations = integrated_gradients._integrate._cache_size()
@@ -184,8 +185,11 @@ SECTIONS = {
 }
 
 
+DEAR = ('maximisation', 'integrated_gradients')
+
+
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow if name == 'maximisation' else ())
+    pytest.param(name, marks=pytest.mark.slow if name in DEAR else ())
     for name in SECTIONS])
 def test_a_section_tells_numbers_and_describes_every_picture(network, name):
     section = SECTIONS[name](network)

@@ -45,7 +45,8 @@ def starts_of(workdir):
 
 
 @pytest.mark.parametrize(
-    'how', ['SIGTERM', pytest.param('SIGKILL', marks=pytest.mark.slow)])
+    'how', [pytest.param('SIGTERM', marks=pytest.mark.slow),
+            pytest.param('SIGKILL', marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, start, how):
     args = [*BASE, '--sweep=seed=0,1,2,3', f'--workdir={tmp_path}']
     number = getattr(signal, how)

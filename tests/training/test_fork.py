@@ -80,6 +80,7 @@ def test_a_fork_that_cannot_be_is_refused_in_a_sentence(original, tmp_path, fiel
     assert not list(tmp_path.glob('fork/checkpoints/*'))
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_recalibrated_checkpoint_reports_what_its_own_checkpoint_holds(
         original, tmp_path):
     fields = {'num_steps': 12, 'eval.recalibrate_batches': 2, 'checkpoint.keep_best': True}

@@ -37,7 +37,7 @@ def straight(tmp_path_factory, commands):
 
 @pytest.mark.parametrize(('number', 'seed'), [
     (signal.SIGKILL, 1), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
-    (signal.SIGTERM, 3)])
+    pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         straight, tmp_path, commands, number, seed):
     args = ['resnet_jax.main', *RUN, f'--workdir={tmp_path}']

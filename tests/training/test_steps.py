@@ -71,7 +71,8 @@ def slow_config(tiny_config):
     return tiny_config
 
 
-@pytest.mark.parametrize('virtual_batch_size', [None, 8])
+@pytest.mark.parametrize(
+    'virtual_batch_size', [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_eight_devices_give_the_losses_of_one(slow_config, virtual_batch_size):
     slow_config.model.virtual_batch_size = virtual_batch_size
     one, *_ = after_steps(slow_config)
@@ -127,7 +128,8 @@ def test_accumulating_in_parts_equals_the_whole_batch(slow_config):
 
 
 @pytest.mark.parametrize(
-    'virtual_batch_size', [8, pytest.param(None, marks=pytest.mark.slow)])
+    'virtual_batch_size', [
+        pytest.param(8, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)])
 def test_the_parts_of_a_batch_do_not_depend_on_the_mesh(slow_config, virtual_batch_size):
     slow_config.model.virtual_batch_size = virtual_batch_size
     slow_config.optimizer.accumulation_steps = 4
@@ -229,7 +231,7 @@ class Recorder:
         return jnp.zeros((len(images), 10)), {}
 
 
-@pytest.mark.parametrize('parts', [1, 4])
+@pytest.mark.parametrize('parts', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_no_key_of_dropout_is_a_key_of_the_augmentation(tiny_config, parts):
     tiny_config.optimizer.accumulation_steps = parts
     program = build(tiny_config, sharding.create_mesh(tiny_config))

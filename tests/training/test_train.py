@@ -138,6 +138,7 @@ def test_more_steps_go_on_from_the_end_and_no_row_is_doubled(
     assert [row['step'] for row in again] == [5, 10, 10, 15, 20, 20]
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_compute_the_same_as_single_steps(finished, tmp_path):
     config = tiny.config()
     config.num_steps, config.steps_per_call = 7, 2
@@ -172,6 +173,7 @@ def test_calls_end_where_something_is_due_and_have_one_of_two_lengths(per_call, 
     assert {end for end in due if end >= min(ends)} <= ends
 
 
+@pytest.mark.slow
 def test_the_host_pipeline_takes_several_steps_a_call_too(tmp_path):
     config = tiny.config()
     config.num_steps = 6
@@ -235,7 +237,8 @@ def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(finish
 
 
 @pytest.mark.parametrize(('number', 'per_call'), [
-    pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow), (signal.SIGINT, 3)])
+    pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, 3, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, number, per_call):
     config = tiny.config()
     config.steps_per_call = per_call

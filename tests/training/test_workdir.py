@@ -169,6 +169,7 @@ def mounted(folder, options):
         subprocess.run(['umount', folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_or_is_read_only_ends_the_command_with_one_sentence(
         tmp_path, commands):
     def command(folder, steps):

@@ -44,6 +44,7 @@ def test_a_biased_first_convolution_moves_the_mean(tmp_path):
                                tensors['bn1.running_mean'] - bias, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_caffes_network_is_equalled_from_raw_pixels(tmp_path):
     torch_networks = pytest.importorskip(
         'tests.weights.torch_networks', reason='parity needs PyTorch: pip install .[test-torch]')

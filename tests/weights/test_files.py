@@ -106,6 +106,7 @@ def test_a_caffemodel_cut_short_is_told(caffemodel, tmp_path):
         refuse(tmp_path / 'weights.caffemodel', caffemodel[:length], r'\.')
 
 
+@pytest.mark.slow
 def test_a_caffemodel_with_wrong_lengths_or_bytes_is_told_or_read(caffemodel, tmp_path):
     net = caffe.message_class('NetParameter').FromString(caffemodel)
     path = tmp_path / 'weights.caffemodel'

@@ -126,9 +126,9 @@ def assert_parity(found, network, shapes, float32_gradients=True):
     assert worst < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('depth', 'stride_in'), [
-    (18, 'v1.5'), pytest.param(50, 'v1', marks=pytest.mark.slow),
-    pytest.param(50, 'v1.5', marks=pytest.mark.slow)])
+    (18, 'v1.5'), (50, 'v1'), (50, 'v1.5')])
 def test_narrow_networks_equal_transformers(depth, stride_in, tmp_path):
     network = hugging_face(depth, stride_in, width=8, classes=7)
     found = read(network, tmp_path)
@@ -150,6 +150,7 @@ def test_networks_of_the_paper_equal_transformers(depth, stride_in, tmp_path):
     assert_parity(found, network, [(1, 224, 224, 3), (1, 256, 320, 3)])
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_sgd_equal_torch(tmp_path):
     network = randomize(CifarNet(8, 8), 0)
     torch.save({'state_dict': network.state_dict()}, tmp_path / 'start.pth')

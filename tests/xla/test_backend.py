@@ -38,6 +38,7 @@ def test_without_jit_nothing_is_trained(tiny_config, tmp_path):
         loop.train(tiny_config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_bits_with_and_without_64_bit_types(tiny_config, tmp_path):
     tiny_config.num_steps = 3
     tiny_config.log.every_steps = 1

@@ -75,6 +75,7 @@ runpy.run_module('resnet_jax.main', run_name='__main__')
 '''
 
 
+@pytest.mark.slow
 def test_training_needs_nothing_that_only_linux_has(tmp_path):
     process = subprocess.run(
         [sys.executable, '-c', ELSEWHERE, '--config=configs/digits_r20.py',

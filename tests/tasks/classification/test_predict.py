@@ -124,8 +124,9 @@ def test_the_names_of_imagenet_come_with_the_package():
         'tench, Tinca tinca', 'tabby, tabby cat', 'toilet tissue')
 
 
-@pytest.mark.parametrize('changes', [{}, {
-    'family': 'imagenet', 'depth': 50, 'shortcut': 'B', 'width': 4, 'unroll': False}])
+@pytest.mark.parametrize('changes', [{}, pytest.param({
+    'family': 'imagenet', 'depth': 50, 'shortcut': 'B', 'width': 4, 'unroll': False},
+    marks=pytest.mark.slow)])
 def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
     store(tmp_path, **changes)
     network = resnet_jax.load(tmp_path)
