@@ -12,7 +12,8 @@ def get_config():
     config.batch_size = 32
     config.num_steps = 150
     config.log.every_steps = 50
-    config.eval.every_steps = 30
+    config.eval.every_steps = 50
     config.schedule.name = 'cosine'
+    config.checkpoint.every_steps = None
     config.checkpoint.keep_last = 1
     return config
