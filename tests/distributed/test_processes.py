@@ -235,6 +235,7 @@ def test_a_checkpoint_goes_on_on_more_processes_with_the_same_batches(one, gone_
                                [losses(one)[s] for s in steps], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_over_processes_leaves_a_device_less_than_a_sixth(gone_on):
     job, _ = gone_on
     for process in range(2):

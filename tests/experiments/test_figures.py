@@ -98,6 +98,7 @@ def test_table_6_stands_beside_the_paper():
     assert len(depth.chart(numbers).to_dict()['layer']) == 2
 
 
+@pytest.mark.slow
 def test_table_3_compares_the_options():
     found = [row(imagenet_r34.get_config, 30 - i + seed / 10, 1.0, **{
         'model.shortcut': option, 'model.plain': False, 'seed': seed})

@@ -184,7 +184,7 @@ def test_with_a_warm_up_the_moving_average_forgets_the_initial_parameters():
 
 
 @pytest.mark.parametrize('pipeline', ['resident', 'host'])
-@pytest.mark.parametrize('family', ['cifar', 'vgg'])
+@pytest.mark.parametrize('family', ['cifar', pytest.param('vgg', marks=pytest.mark.slow)])
 def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(
         tiny_config, monkeypatch, family, pipeline):
     tiny_config.data.update(source='tfds', tfds_name='cifar10', channels=3, pipeline=pipeline,

@@ -24,6 +24,7 @@ from tests.training.test_main import ONE_DEVICE, RUN
 from tests.training.test_train import arrays, assert_same_bits, finished, rows  # noqa: F401
 
 
+@pytest.mark.slow
 def test_train_runs_in_a_thread_and_leaves_the_same_bits(finished, tmp_path):  # noqa: F811
     ends = []
     thread = threading.Thread(target=lambda: ends.append(loop.train(tiny.config(), tmp_path)))
