@@ -54,7 +54,7 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warn(f'{path} cannot be read and is made again: {error}.')
+        warn(f'{path} cannot be read, and is created again: {error}.')
         return None
 
 

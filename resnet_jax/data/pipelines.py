@@ -113,8 +113,8 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source
     eval_batch = _eval_batch_size(config, len(test_source), mesh.shape['data'])
     own = train_transform or eval_transform
     if own and data.pipeline == 'resident':
-        raise UserError("data.pipeline 'resident' has no transforms on the host, which this task "
-                        'needs: set data.pipeline to host.')
+        raise UserError("this task transforms images on the host, which data.pipeline 'resident' "
+                        'cannot do: set data.pipeline to host.')
     if not own and (resident := _as_resident(config, train_source, test_source)):
         return tuple(Resident(source, mesh, size, augment, seed=seed) for source, size, seed in zip(
             resident, (config.batch_size, eval_batch), (config.seed, None), strict=True))

@@ -40,8 +40,8 @@ def check_names(target: Tree) -> None:
     """Raises ValueError where a part of a target is called as what a pipeline adds to it."""
     for name in ('mask', 'seed'):
         if name in target:
-            raise ValueError(f'a target must not have a part called {name!r}, which is a name of '
-                             'the pipelines.')
+            raise ValueError(f'a target must not have a part called {name!r}: this name is '
+                             'reserved.')
 
 
 class Source(Protocol):

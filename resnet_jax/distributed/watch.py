@@ -242,7 +242,7 @@ def main() -> None:
         watcher.listen(socket.socket(fileno=job['listener']))
     elif not watcher.connect(job['addresses'], job['port']):
         print(f'warning: process {job["process"]} cannot reach port {job["port"]} of process 0 on '
-              f'{job["hosts"][0]}; if a process dies, only JAX notices it, a minute later.',
+              f'{job["hosts"][0]}; if a process dies, only JAX will notice, a minute later.',
               file=sys.stderr, flush=True)
         return
     message = watcher.wait()

@@ -43,11 +43,11 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
     task, networks = load_all(paths)
     config = config or networks[0].config
     if config.data.source is None:
-        raise UserError(f'{paths[0]} does not say which data to evaluate on; give --config=FILE '
+        raise UserError(f'{paths[0]} does not say which data to evaluate on; pass --config=FILE '
                         'and, for a folder of images, --config.data.path=DIR.')
     unknown = [name for name in given if name not in task.test_options]
     if unknown:
-        raise UserError(f'--{unknown[0]} has no meaning for the task {networks[0].config.task}.')
+        raise UserError(f'--{unknown[0]} does not apply to the task {networks[0].config.task}.')
     compilation_cache.use(config.compilation_cache)
     if recalibrate_batches:
         networks = [recalibrated(network, config, recalibrate_batches) for network in networks]

@@ -217,7 +217,7 @@ class Run:
         log.settle(self.record.written_step)
         row, skipped = log.row(), 0
         if due:
-            log.start_anew()
+            log.reset()
             if skipped := self.program.train_data.total_skipped():
                 row['train/skipped_images'] = skipped
             self.record.log(step, row)

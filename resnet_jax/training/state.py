@@ -100,9 +100,9 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
         if there.shape[there.ndim - np.ndim(normalization[part]):] != np.shape(
                 normalization[part]):
             raise UserError(
-                f'the {part} that goes with the weights of init.checkpoint has the shape '
-                f'{np.shape(normalization[part])}, and that of the data {there.shape}: set '
-                'data.normalization and data.image_size as they were.')
+                f'the {part} stored with the weights of init.checkpoint has the shape '
+                f'{np.shape(normalization[part])}, but that of the data has {there.shape}: set '
+                'data.normalization and data.image_size as for those weights.')
     put = functools.partial(jax.tree.map, lambda x, like: jax.device_put(
         np.broadcast_to(x, like.shape) if isinstance(x, np.ndarray) else x, like.sharding))
     new = put(new, old)

@@ -230,5 +230,5 @@ def _damaged(checkpoint: pathlib.Path, what: Exception | str) -> Damaged:
         advice = (f'The checkpoint before it is {earlier}: to resume from there, pass '
                   f'--config.init.resume_from={earlier} with a new --workdir.')
     else:
-        advice = 'There is none before it.'
+        advice = 'There is no earlier one.'
     return Damaged(f'the checkpoint {checkpoint} is damaged ({what}). {advice}')

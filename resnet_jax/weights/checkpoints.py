@@ -223,5 +223,5 @@ def _evaluation(checkpoint: pathlib.Path) -> dict[str, float] | None:
             return content['values']
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    warn(f'{file} is damaged; the evaluation counts as not done.')
+    warn(f'{file} is damaged and is treated as missing.')
     return None

@@ -151,7 +151,7 @@ def test_a_jpeg_that_is_cut_anywhere_is_refused_in_words(make):
         assert part == whole
         reasons.add(whole.removeprefix('x cannot be read: '))
     assert reasons == {'it is empty.', 'it is not a JPEG, PNG or WebP image.',
-                       'its JPEG header is incomplete or damaged.', 'it is cut short.'}
+                       'its JPEG header is incomplete or damaged.', 'it is truncated.'}
 
 
 def test_fill_bytes_do_not_make_reading_a_part_slower():

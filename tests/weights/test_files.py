@@ -112,9 +112,9 @@ def test_a_caffemodel_with_wrong_lengths_or_bytes_is_told_or_read(caffemodel, tm
     for layer in (1, 2, 3, len(net.layer) - 1):
         changed = caffe.message_class('NetParameter').FromString(caffemodel)
         changed.layer[layer].blobs[0].shape.dim[0] += 1
-        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+        refuse(path, changed.SerializeToString(), 'declares .* but holds .* numbers')
         changed.layer[layer].blobs[0].shape.dim[0] = -2**62
-        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+        refuse(path, changed.SerializeToString(), 'declares .* but holds .* numbers')
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(caffemodel)
@@ -202,5 +202,5 @@ def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r'several files of weights: name one of a\.pth, b\.'):
         weights.read(tmp_path)
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
-    with pytest.raises(UserError, match='need not be converted'):
+    with pytest.raises(UserError, match='does not need to be converted'):
         weights.read(tmp_path / 'run')

@@ -194,7 +194,7 @@ def wider(tensors):
 
 
 def grouped(tensors):
-    """Groups of two channels, as ResNeXt has."""
+    """Groups of two channels, as in ResNeXt."""
     for name, array in tensors.items():
         if name.endswith('conv2.weight'):
             tensors[name] = array[:, :2]

@@ -58,6 +58,6 @@ def load(weights: Weights, path: pathlib.Path) -> Classifier:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
     if len(classes) != count:
         raise UserError(f'classes.txt of {path} has {len(classes)} names for {count} classes; '
-                        'correct it, or delete it to have numbers instead.')
+                        'correct it, or delete it to use numbers as names.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
                       named)
