@@ -65,13 +65,13 @@ def told(curves: dict[str, np.ndarray]) -> str:
     at = SHARES.index(TOLD)
     parts = [f'to {curve[at]:.2f} for {name}' for name, curve in curves.items()]
     start = next(iter(curves.values()))[0]
-    return (f'Turning a fifth of the pixels black, the most important first, takes the mean '
+    return (f'Turning a fifth of the pixels black, the most important first, lowers the mean '
             f'probability from {start:.2f} {", ".join(parts[:-1])}, and {parts[-1]}.')
 
 
 def chart(curves: dict[str, np.ndarray]) -> alt.Chart:
     """The curves as lines."""
-    return lines([100 * share for share in SHARES], curves, x_title='pixels taken away (%)',
+    return lines([100 * share for share in SHARES], curves, x_title='pixels removed (%)',
                  y_title='mean probability', series_title='order of the pixels',
                  scale=alt.Scale(domain=[0, 1]))
 

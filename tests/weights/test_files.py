@@ -169,7 +169,7 @@ def test_a_published_cifar_network_needs_its_mean_and_std():
     if not root:
         pytest.skip('RESNET_JAX_TEST_DATA is not set to the folder of the real data')
     path = pathlib.Path(root) / 'cifar10_resnet20_torch.th'
-    with pytest.raises(UserError, match='give --mean and --std'):
+    with pytest.raises(UserError, match='pass --mean and --std'):
         weights.read(path)
     found = weights.read(path, mean=(.485, .456, .406), std=(.229, .224, .225))
     assert found.describe().startswith(
