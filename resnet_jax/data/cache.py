@@ -30,7 +30,7 @@ class UnequalSizesError(Exception):
 def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes a .npz beside the path and renames it. Where that fails, there is only a warning.
 
-    A cache saves time; a full or read-only disk is no reason to stop.
+    A cache saves time; a full or read-only disk is not a reason to stop.
     """
     temporary = None
     try:

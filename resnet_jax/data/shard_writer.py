@@ -181,7 +181,7 @@ def verify(info: dict[str, Any], split: str, output: pathlib.Path, threads: int)
     """Reads all shards of a split again.
 
     Raises:
-      UserError: a shard is not as it was written; it is named, and deleted to be written anew.
+      UserError: a shard is damaged; the message names it. It is deleted, to be written again.
     """
     tasks = {shard['name']: functools.partial(verify_shard, output, shard, info['format'])
              for shard in info['shards']}

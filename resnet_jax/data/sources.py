@@ -51,7 +51,7 @@ class ArraySource:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], of a source of classes."""
+        """The label of each image, int32 [N]; only if the targets have a label."""
         return self.targets['label']
 
 

@@ -21,12 +21,12 @@ def create(config: ConfigDict, split: str) -> 'Tfds':
 
 
 def num_images(config: ConfigDict, split: str) -> int | None:
-    """Of the CIFAR datasets."""
+    """Returns the number of images in a split; known for the CIFAR datasets only."""
     return IMAGES.get(config.data.tfds_name.split(':')[0], {}).get(split)
 
 
 def example_target(config: ConfigDict) -> Tree:
-    """A class."""
+    """Returns the target of any item: a class."""
     del config
     return {'label': np.int32(0)}
 

@@ -131,7 +131,7 @@ def image_shape(item: Item) -> tuple[int, int]:
 
 
 def channels(item: Item) -> int:
-    """Of an item's image as it is decoded."""
+    """The number of channels of an item's image after decoding."""
     return item.image.shape[-1] if isinstance(item.image, np.ndarray) else 3
 
 

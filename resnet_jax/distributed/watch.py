@@ -128,7 +128,7 @@ class Watcher:
                 self.tell({})
 
     def _messages(self, seconds: float):
-        """The messages that arrive within so many seconds, including those about lost processes."""
+        """The messages of the next `seconds`, including those about lost processes."""
         for key, _ in self.selector.select(seconds):
             if key.fileobj is self.listener:
                 with contextlib.suppress(OSError):

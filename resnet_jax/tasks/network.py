@@ -53,15 +53,15 @@ class Network:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What `features` takes for its `stage`."""
+        """The names of the stages, for `features`."""
         return (*self.model.stages, POOL)
 
     def outputs(self, images: Any) -> np.ndarray:
-        """What the Flax module gives: float32 [N, …], or without N for one image."""
+        """Computes the outputs of the Flax module: float32 [N, …], or without N for one image."""
         return self.apply(self._outputs, images)
 
     def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
-        """What the network has computed behind a stage.
+        """Computes the feature map after a stage.
 
         Args:
           images: see the class.
@@ -126,7 +126,7 @@ class Network:
 
 
 def outputs(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> Any:
-    """What a network gives for images as they come. Pure.
+    """Computes the outputs of a network for images that are not normalised yet. Pure.
 
     Args:
       model: the network.

@@ -25,12 +25,12 @@ from resnet_jax.xla import backend, compilation_cache
 
 def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batches: int,
              options: Mapping[str, Any], given: Sequence[str]) -> Report:
-    """Evaluates the networks of these paths together.
+    """Evaluates one network, or several as an ensemble.
 
     Args:
       paths: workdirs, checkpoints or converted weights.
       config: whose data is used; None: that of the first network.
-      recalibrate_batches: training batches over which BN statistics are first computed anew; 0:
+      recalibrate_batches: training batches over which BN statistics are first recomputed; 0:
         those of the checkpoints.
       options: for the task's test protocols, by name.
       given: the options that the user has set.
@@ -67,7 +67,7 @@ def _as_in_training(task: Task, network: Any, config: ConfigDict) -> Report:
 
 
 def recalibrated(network: Any, config: ConfigDict, batches: int) -> Any:
-    """The network with running statistics as a strict average over training batches.
+    """Recomputes the running statistics of a network as an average over training batches.
 
     Args:
       network: see `Task.load`.

@@ -74,7 +74,7 @@ class StepLog:
         self._pending = []
 
     def row(self) -> dict[str, float]:
-        """The row of the log on the steps since `reset`; all of them must be settled."""
+        """Averages the steps since `reset` into a row; all of them must be settled."""
         metrics = jax.tree.map(lambda *sums: functools.reduce(np.add, sums),
                                *(report.metrics for report in self._reports))
         last = self._reports[-1]
@@ -116,7 +116,7 @@ class Meter:
         self._steps += steps
 
     def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_second and data_wait_fraction since the last `reset`."""
+        """Computes images_per_second and data_wait_fraction since the last `reset`."""
         self.pause()
         self.start()
         seconds = max(self._elapsed, 1e-9)
@@ -124,7 +124,7 @@ class Meter:
                 'train/data_wait_fraction': self._waited / seconds}
 
     def reset(self) -> None:
-        """Forgets what was timed so far."""
+        """Discards the times measured so far."""
         self._elapsed = self._waited = 0.0
         self._steps = 0
         self.start()

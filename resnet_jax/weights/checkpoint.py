@@ -108,7 +108,7 @@ def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     """An item of a checkpoint, verified and laid out like a tree of `jax.ShapeDtypeStruct`.
 
     Every process reads all of it: nothing but the arrays is needed then, and whatever goes wrong
-    on the devices is no matter of the files.
+    on the devices does not concern the files.
     """
     tree = _tree(checkpoint, item)
     _check_fits(checkpoint, item, like, tree)

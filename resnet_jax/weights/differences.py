@@ -18,7 +18,7 @@ def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) 
       original: the names that the tensors have in their file.
 
     Returns:
-      Phrases that go on from 'the network has'; none where nothing known is different.
+      Phrases that continue 'the network has'; none if no known difference is found.
     """
     found = []
     if name := _first(tensors, _DEEP_STEM):

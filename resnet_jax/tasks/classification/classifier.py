@@ -42,7 +42,7 @@ class Classifier(Network):
 
 
 def load(weights: Weights, path: pathlib.Path) -> Classifier:
-    """The classifier of the weights that were read from a path; see `Task.load`.
+    """Makes a classifier from the weights that were read from a path; see `Task.load`.
 
     Raises:
       UserError: its config.json describes no network, or classes.txt does not fit.
