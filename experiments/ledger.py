@@ -80,7 +80,7 @@ def read(path: pathlib.Path) -> list[Row]:
 
 
 def row(cell: Any, folder: pathlib.Path, **others: Any) -> Row:
-    """What a run's folder tells of it.
+    """Reads the results of a run from its folder.
 
     Args:
       cell: see `experiments.grid.Cell`.

@@ -181,7 +181,7 @@ class _Run:
         restrict(self.process.pid, share.cores)
 
     def step(self) -> int:
-        """The last step that its log tells of."""
+        """The last step in its log."""
         return max((row['step'] for row in read_rows(self.folder / 'metrics.jsonl')), default=0)
 
     def seconds(self) -> float:

@@ -21,7 +21,7 @@ NOTICEABLE = 5.0  # points of error that the loss of a block may cost and still 
 
 
 def answer(networks: Mapping[str, Representation], lesions: Mapping[str, Lesions]) -> list[str]:
-    """Paragraphs of plain text: the first network by itself, then the two side by side."""
+    """Paragraphs of plain text: the first network alone, then the two side by side."""
     name, network = next(iter(networks.items()))
     paragraphs = [_nearness(name, network), _disentangling(network),
                   _dependence(name, lesions[name])]

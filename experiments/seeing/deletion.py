@@ -21,7 +21,7 @@ def deletion_curve(network: Classifier, images: np.ndarray, classes: np.ndarray,
     Args:
       network: a trained network.
       images: uint8 [N, H, W, C].
-      classes: of each image the class whose probability is told, int [N].
+      classes: the class of each image whose probability is measured, int [N].
       importance: of the pixels, float [N, H, W]; ties fall in the order of the pixels.
       shares: of the pixels that are taken away.
 

@@ -24,7 +24,7 @@ PIECES = (4, 16, 64, 256)  # tried one after the other, until the attributions a
 TOLERANCE = 0.015  # of the completeness, relative
 GROUP = 8  # images that are computed at once
 SHOWN = 10
-IMAGES = 32  # of which the curves and the completeness are told
+IMAGES = 32  # over which the curves and the completeness are measured
 TOLD = 0.02  # gap
 
 

@@ -19,7 +19,7 @@ from resnet_jax.tasks.classification.classifier import Classifier
 
 REFERENCE = ('A. Veit, M. Wilber and S. Belongie, "Residual Networks Behave Like Ensembles of '
              'Relatively Shallow Networks", 2016, sections 4.1 and 4.3.')
-MOST_PAIRS = 120  # that are swapped: of more, so many are drawn
+MOST_PAIRS = 120  # to swap at most; if there are more, this many are drawn at random
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Lesions:
     Attributes:
       blocks: the names of the L blocks.
       whole: of the network as it is.
-      deleted: without each block, float64 [L]; what the block carries goes on by itself.
+      deleted: without each block, float64 [L]; only what the block carries is passed on.
       swapped: by pair of blocks (i < j, positions among the L) of one stage and shape, which
         change places.
     """

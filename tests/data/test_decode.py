@@ -214,7 +214,7 @@ def damaged(i: int) -> tuple[bytes, bool]:
 
 
 def wide_png(width: int, height: int) -> bytes:
-    """A header that claims so many pixels, and hardly any data."""
+    """A header that claims this many pixels, with hardly any data."""
     def chunk(name, body):
         return struct.pack('>I', len(body)) + name + body + struct.pack(
             '>I', zlib.crc32(name + body))

@@ -343,7 +343,7 @@ def test_targets_of_one_shape_lie_on_the_devices_and_in_the_cache(config, tmp_pa
     [file] = (tmp_path / 'cache').glob('images-*.npz')
     with np.load(file) as arrays:
         assert sorted(arrays) == ['images', 'target/point/x', 'target/point/y']
-    np.savez(file, images=np.zeros((7, 24, 24, 3), np.uint8), labels=np.zeros(7))  # as of old
+    np.savez(file, images=np.zeros((7, 24, 24, 3), np.uint8), labels=np.zeros(7))  # the old format
     assert data.create_pipelines(config, mesh())[0].source.images.max() > 0
 
 

@@ -1,4 +1,4 @@
-"""The loop, from within: what it writes, and how it stops and goes on."""
+"""The loop, from within: what it writes, and how it stops and resumes."""
 
 import json
 import os
