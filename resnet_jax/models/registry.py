@@ -54,10 +54,10 @@ def register(name: str, family: Family) -> None:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of `config.model`.
+    """Returns the family of `config.model`.
 
-    A name with a dot in it is a module that Python can import, such as 'my_package.my_network',
-    which registers itself under this name.
+    A name with a dot is a module that Python can import, such as 'my_package.my_network', and that
+    registers itself under this name.
 
     Raises:
       ConfigError: there is no such family.

@@ -120,7 +120,7 @@ class Task:
       report: (metrics, outputs) -> {name: float}, among them 'count', on the host; written as
         eval/NAME. The outputs are those of all images with mask 1, in the order of the split.
       headline: the number that decides which checkpoint is the best.
-      line: ({name: float}) -> str: what the terminal shows of a train_report or a report.
+      line: ({name: float}) -> str: how the terminal shows a train_report or a report.
       watched: (metrics) -> float32 []: what a schedule watches, lower being better, such as
         the training error in percent.
       load: (weights, path) -> the network of the weights that were read from a path: a frozen
@@ -129,13 +129,13 @@ class Task:
       transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
         `resnet_jax.data.create_pipelines`, where they differ from classification's.
       complete: (config) -> the config with what this task takes from the data.
-      check: (config, train, test): raises UserError where one of these sources does not suit the
+      check: (config, train, test): raises UserError if one of these sources does not fit the
         config.
-      test: (networks, paths, config, flags) -> Report: own test protocols of `evaluate`; None:
-        a network is evaluated as in training.
+      test: (networks, paths, config, flags) -> Report: the task's own test protocols, for
+        `evaluate`; None: a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
-      heads: parameters that `init.new_head` starts at random.
+      heads: parameters that `init.new_head` initialises at random.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]
