@@ -36,7 +36,7 @@ CONFIG = cli.config_flag()
 VARIANT = flags.DEFINE_multi_string(
     'variant', [], 'Also time this program with these fields changed, as in '
     '--variant=model.unroll=False,model.depth=20.')
-PYTORCH = flags.DEFINE_bool('pytorch', True, 'Also time PyTorch, where it is installed.')
+PYTORCH = flags.DEFINE_bool('pytorch', True, 'Also time PyTorch, if it is installed.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each contender.', 1)
 STEPS = flags.DEFINE_integer('steps', 10, 'Steps per pass.', 1)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')

@@ -140,7 +140,7 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
     known = foreign.of(fields)
     config.data.channels = tensors[known.first].shape[1]
     if config.data.channels not in (1, 3):
-        raise UserError(f'{path}: the network takes images of {config.data.channels} channels, and '
+        raise UserError(f'{path}: the network takes images of {config.data.channels} channels, but '
                         'only grey images (1) and colour images (3) can be read.')
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', known.image_size)
