@@ -48,7 +48,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
 
     Returns:
       `std` is the standard error of the difference, `n` the seeds of the smaller group. With one
-      seed on a side there is no interval.
+      seed per side there is no interval.
     """
     mean = estimate(a).mean - estimate(b).mean
     n = min(len(a), len(b))

@@ -126,7 +126,7 @@ def findings(points: Sequence[dict[str, Any]]) -> list[Finding]:
                 f'{deep / 1e9:.2f} against {vgg / 1e9:.2f} and '
                 f'{sizes["VGG-19"].multiply_adds / 1e9:.2f} billion',
                 Verdict.HELD if deep < vgg else Verdict.FAILED),
-        Finding('plain-34 has 18 % of the multiply-adds of VGG-19, to a point',
+        Finding('plain-34 has 18 % of the multiply-adds of VGG-19, within 1 point',
                 '3.6 of 19.6 billion, 18 % (section 3.3)', f'{100 * share:.1f} %',
                 Verdict.HELD if abs(share - 0.18) < 0.01 else Verdict.FAILED),
     ]

@@ -66,4 +66,4 @@ def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
         for kind in ('plain', 'residual') if any(point['kind'] == kind for point in points)]
     return alt.hconcat(*panels).resolve_scale(y='shared', color='shared').properties(
         title={'text': 'Error over the training steps, mean over the seeds',
-               'subtitle': 'bands: from the least to the greatest test error of the seeds'})
+               'subtitle': 'bands: from the lowest to the highest test error of the seeds'})

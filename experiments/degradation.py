@@ -48,7 +48,7 @@ def table(groups: Groups) -> str:
                       str(len(group))])
     some = _config(next(iter(groups.values())))
     return f'{paper.dataset(some)}, {some["num_steps"]:,} steps\n{tables.text(lines)}\n' \
-        'mean ± half of the 95 % t-interval over the seeds; the paper\'s error is of CIFAR-10 ' \
+        'mean ± half of the 95 % t-interval over the seeds; the paper\'s error is on CIFAR-10 ' \
         'or ImageNet'
 
 

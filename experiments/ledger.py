@@ -42,7 +42,7 @@ class Ledger:
         """Reads the file, if it is there.
 
         Raises:
-          UserError: the file is no ledger.
+          UserError: the file is not a ledger.
         """
         self.path = path
         self.rows: dict[str, Row] = {}
@@ -66,7 +66,7 @@ def read(path: pathlib.Path) -> list[Row]:
       path: of the file, or of its folder.
 
     Raises:
-      UserError: it is not there, or is no ledger.
+      UserError: it is missing, or is not a ledger.
     """
     path = path / 'ledger.jsonl' if path.is_dir() else path
     try:
@@ -75,12 +75,12 @@ def read(path: pathlib.Path) -> list[Row]:
     except OSError as error:
         raise UserError(f'there is no ledger {path}: {error.strerror}.') from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is no ledger of a sweep ({type(error).__name__}: {error}); move '
-                        'it away, and finished runs will be entered anew.') from error
+        raise UserError(f'{path} is not a ledger of a sweep ({type(error).__name__}: {error}); '
+                        'move it away, and finished runs will be entered again.') from error
 
 
 def row(cell: Any, folder: pathlib.Path, **others: Any) -> Row:
-    """What a run's folder tells of it.
+    """Reads the results of a run from its folder.
 
     Args:
       cell: see `experiments.grid.Cell`.

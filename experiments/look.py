@@ -38,7 +38,7 @@ TRAIN_IMAGES = cli.flag(
 
 
 PICTURES = 5  # sections of `pictures`
-WEIGHT = 8  # each takes about as long as so many blocks
+WEIGHT = 8  # each takes about as long as this many blocks
 
 
 class Found(NamedTuple):

@@ -102,8 +102,8 @@ def share_out(machine: Machine, parallel: int | None, configs: Sequence[Any]) ->
     if parallel == 1:
         return [Share({}, machine.cores)]
     if machine.backend != 'gpu':
-        raise UserError('a TPU host is not divided: leave --parallel out, or start the commands '
-                        'that --dry_run prints on hosts of their own.')
+        raise UserError('a TPU host runs one command at a time: leave --parallel out, or start the '
+                        'commands that --dry_run prints on separate hosts.')
     each = machine.num_devices // parallel
     if each < needed:
         raise UserError(f'--parallel={parallel} runs of {needed} devices each need more than the '

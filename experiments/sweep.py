@@ -157,7 +157,7 @@ def _wait_for(lock, workdir: pathlib.Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f'another sweep, or runs that it left behind, are at work in {workdir}; waiting')
+        say(f'another sweep, or runs left over from one, are active in {workdir}; waiting')
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
@@ -181,7 +181,7 @@ class _Run:
         restrict(self.process.pid, share.cores)
 
     def step(self) -> int:
-        """The last step that its log tells of."""
+        """The last step in its log."""
         return max((row['step'] for row in read_rows(self.folder / 'metrics.jsonl')), default=0)
 
     def seconds(self) -> float:
@@ -196,7 +196,7 @@ class _Run:
         # The sentence for a user; or the last line of a traceback.
         errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
         how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
-        last = (errors or lines or ['it said nothing'])[-1]
+        last = (errors or lines or ['no output'])[-1]
         return f'{last[:ERROR_LENGTH]} ({how})'
 
 

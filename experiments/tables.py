@@ -43,7 +43,7 @@ def over_seeds(rows: Sequence[Row]) -> str:
     if not any(int(line[-1]) for line in lines):
         headings, lines = headings[:-1], [line[:-1] for line in lines]
     return text(list(itertools.chain([headings], lines))) + (
-        '\nmean ± standard deviation over the runs of a line')
+        '\nmean ± standard deviation over the runs of each row')
 
 
 def _cell(values: Sequence[float], digits: int) -> str:

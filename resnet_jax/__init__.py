@@ -16,7 +16,7 @@ __all__ = ['__version__', 'create', 'load']
 
 
 def load(path: str | os.PathLike) -> Classifier:
-    """A trained network, from a run's workdir or from converted weights.
+    """Loads a trained network from a run's workdir or from converted weights.
 
     >>> network = resnet_jax.load(workdir)
     >>> images = np.zeros((2, 32, 32, 3), np.uint8)
@@ -26,13 +26,13 @@ def load(path: str | os.PathLike) -> Classifier:
     np.float32(1.0)
     >>> network.features(images, stage='stage2').shape
     (2, 16, 16, 16)
-    >>> network.features(images).shape  # what the last layer sees
+    >>> network.features(images).shape  # the input of the last layer
     (2, 32)
     >>> sorted(network.variables)
     ['batch_stats', 'params']
 
     Args:
-      path: a workdir, of which the newest checkpoint is taken; one of its checkpoints,
+      path: a workdir, whose latest checkpoint is loaded; one of its checkpoints,
         `workdir/checkpoints/<step>`; or a folder that `resnet_jax.convert` wrote.
 
     Returns:
@@ -47,13 +47,13 @@ def load(path: str | os.PathLike) -> Classifier:
 
 
 def create(name: str, **fields: typing.Any) -> nn.Module:
-    """A network of the paper as a Flax module, with random weights to come.
+    """Creates a network of the paper as a Flax module; `init` draws its weights.
 
     >>> network = resnet_jax.create('resnet50', num_classes=10)
     >>> network.stage_sizes
     (3, 4, 6, 3)
     >>> images = np.zeros((2, 32, 32, 3), np.float32)
-    >>> network = resnet_jax.create('resnet8', width=4)  # of 6n + 2 layers: for CIFAR
+    >>> network = resnet_jax.create('resnet8', width=4)  # a CIFAR network
     >>> variables = network.init(jax.random.key(0), images, train=False)
     >>> network.apply(variables, images, train=False).shape  # class scores
     (2, 10)
@@ -63,7 +63,7 @@ def create(name: str, **fields: typing.Any) -> nn.Module:
 
     Args:
       name: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'; for CIFAR 'resnet20' and
-        any other depth of 6n + 2; 'plain18', … without shortcuts; 'vgg16', 'vgg19', and 'vgg16_bn',
+        any other depth 6n + 2; 'plain18', … without shortcuts; 'vgg16', 'vgg19', and 'vgg16_bn',
         'vgg19_bn' with batch normalisation.
       **fields: what differs from the paper; see `resnet_jax.models.resnet.ResNetBackbone` and
         `resnet_jax.models.vgg.VGGBackbone`.
@@ -72,7 +72,7 @@ def create(name: str, **fields: typing.Any) -> nn.Module:
       A `resnet_jax.models.backbone.WithHead`. Its images are float32 [N, H, W, C], normalised.
 
     Raises:
-      ValueError: there is no network of this name; the sentence gives the nearest names.
+      ValueError: there is no network of this name; the message lists the nearest names.
     """
     from resnet_jax import models
 

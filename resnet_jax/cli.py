@@ -80,7 +80,7 @@ def flag(define: Callable[..., flags.FlagHolder], name: str, *args, **kwargs) ->
 
 
 def config_flag() -> flags.FlagHolder:
-    """The flag --config; fields are set by --config.a.b=value, and 'none' empties them."""
+    """Defines --config; fields are set by --config.a.b=value, and cleared by 'none'."""
     _let_numbers_be_empty()
     return flag(
         config_flags.DEFINE_config_file, 'config', None,
@@ -119,7 +119,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
 
 
 def config_name() -> str:
-    """Of the file that --config names, without folder and suffix, such as 'digits_r20'."""
+    """The name of the --config file without folder and suffix, such as 'digits_r20'."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
@@ -133,12 +133,12 @@ def workdir(default: str | None = None) -> pathlib.Path:
 
 
 def json_flag() -> flags.FlagHolder:
-    """The flag --json."""
+    """Defines the flag --json."""
     return flag(flags.DEFINE_bool, 'json', False, 'Print JSON instead of a table.')
 
 
 def process_flags() -> tuple[flags.FlagHolder, ...]:
-    """The flags --coordinator, --num_processes and --process_id, for `processes.job`."""
+    """Defines the flags --coordinator, --num_processes and --process_id, for `processes.job`."""
     return (
         flag(flags.DEFINE_string, 'coordinator', None,
              'Address and port of process 0. Only needed for jobs of several processes that are '
@@ -153,9 +153,8 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
         takes_files: bool = False) -> None:
     """Parses the flags and runs a command.
 
-    A mistake of the user's ends in one sentence on stderr and exit status 1, with its traceback
-    only where --traceback or RESNET_JAX_TRACEBACK=1 asks for it; any other error keeps its
-    traceback.
+    A user's mistake is reported in one line on stderr, with exit status 1; --traceback or
+    RESNET_JAX_TRACEBACK=1 shows its traceback as well. All other errors keep their traceback.
 
     Args:
       main: takes what is left when the flags are parsed, the program's name first; returns the exit
@@ -192,7 +191,7 @@ def fail(message: str) -> None:
 
 
 def give(what: str, module: str) -> str:
-    """A sentence that asks for flags, with the first example of the command's docstring.
+    """Writes a sentence that asks for flags, with the first example of the command's docstring.
 
     Args:
       what: the flags, as '--config=FILE'.
@@ -205,7 +204,7 @@ def give(what: str, module: str) -> str:
 
 
 def help_text(main: Callable) -> str:
-    """What --help prints: what the command does, and all of its flags."""
+    """Writes what --help prints: what the command does, and all of its flags."""
     module = main.__module__
     lines = [sys.modules[module].__doc__.strip(), '', 'Flags:']
     for one in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda one: one.name):
@@ -232,7 +231,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     if any(argument in HELP for argument in before_files):
         try:
             print(help_text(main), flush=True)
-        except BrokenPipeError:  # as of `--help | head`
+        except BrokenPipeError:  # as in `--help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     _find_configs(argv)
@@ -259,7 +258,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     if folder is not None and _is_empty(folder):
         fail('--workdir is empty; give it a folder, such as --workdir=runs/digits.')
     if flags.FLAGS['verbosity'].using_default_value:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every detail of its work otherwise
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every detail otherwise
     return rest
 
 

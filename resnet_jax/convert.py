@@ -60,7 +60,7 @@ def _numbers(flag: str, values: list[str] | None) -> tuple[float, ...] | None:
     try:
         return values and tuple(float(value) for value in values)
     except ValueError as error:
-        raise UserError(f'--{flag} must be numbers with commas between, got {",".join(values)}.'
+        raise UserError(f'--{flag} must be numbers separated by commas, got {",".join(values)}.'
                         ) from error
 
 

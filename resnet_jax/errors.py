@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one clear sentence that says what to do.
+    """A mistake that the user can correct: one clear sentence that says what to do.
 
     Commands print the sentence without a traceback and exit with 1. It is not a ValueError: code
     that handles those must not swallow it.

@@ -21,18 +21,18 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def say(message: str, file: TextIO | None = None) -> None:
-    """A line on stdout or another file, from the first process only; nobody need be listening."""
+    """Prints a line on stdout or another file, in process 0 only; a closed pipe is ignored."""
     if jax.process_index() == 0:
         with contextlib.suppress(BrokenPipeError):
             print(message, file=file, flush=True)
 
 
 def warn(message: str) -> None:
-    """One line on stderr, from the first process only: 'warning: ' and the sentence."""
+    """Prints 'warning: ' and the sentence on stderr, in process 0 only."""
     say(f'warning: {message}', sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as in 1:02:03."""
+    """Formats seconds as hours, minutes and seconds, as in 1:02:03."""
     seconds = round(seconds)
     return f'{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}'

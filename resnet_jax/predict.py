@@ -39,11 +39,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
     files, failures = prediction.find_files(argv[1:])
     if not files and not failures:
-        raise UserError('give image files, folders of them, or - for standard input.')
+        raise UserError('pass image files, folders of them, or - for standard input.')
     backend.devices()
     task, networks = load_all(CHECKPOINT.value)
     if task.predictor is None:
-        raise UserError(f'networks of the task {networks[0].config.task} predict no images.')
+        raise UserError(f'networks of the task {networks[0].config.task} cannot predict images.')
     predictor = task.predictor(networks, {'top': TOP.value})
     compilation_cache.use(networks[0].config.compilation_cache)
     for failure in failures:

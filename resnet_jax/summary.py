@@ -22,7 +22,7 @@ PARAMETERS = cli.flag(
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary for a person to read."""
+    """Formats the summary as text."""
     lines = [f'{"part":<14} output of one image']
     lines += [f'{stage["name"]:<14} {" x ".join(map(str, stage["shape"]))}'
               for stage in summary['stages']]

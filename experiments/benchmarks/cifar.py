@@ -34,7 +34,7 @@ WORKDIR = flags.DEFINE_string(
     'workdir', None,
     'Folder of the runs, which are resumed. Default: runs/NAME_benchmark, after the config file '
     'NAME.py.')
-PROGRAMS = flags.DEFINE_list('programs', ['ours', 'plain', 'fair'], 'Of ours, plain and fair.')
+PROGRAMS = flags.DEFINE_list('programs', ['ours', 'plain', 'fair'], 'Out of ours, plain and fair.')
 LIMIT = flags.DEFINE_float('limit', 0.0, 'Seconds after which a program is stopped; 0: never.', 0)
 WORKERS = flags.DEFINE_integer('workers', 4, "Processes of the plain program's DataLoader.", 0)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
@@ -63,7 +63,7 @@ def recipe(config) -> dict:
     given = leaves(config)
     for field, value in fixed.items():
         if given[field] != value:
-            raise UserError(f'the PyTorch programs have {field} {value!r} only, got '
+            raise UserError(f'the PyTorch programs support only {field}={value!r}, got '
                             f'{given[field]!r}; --programs=ours leaves them out.')
     if schedule.warmup == 'linear':
         raise UserError("the PyTorch programs have schedule.warmup 'none' and 'error' only, got "
@@ -93,8 +93,8 @@ def write_images(config, path: pathlib.Path) -> None:
     jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the programs
     train, test, normalization = data.create_pipelines(config, sharding.create_mesh(config))
     if not isinstance(train.source, ArraySource):
-        raise UserError('the images are no small dataset of one size; --programs=ours leaves out '
-                        'the PyTorch programs, which need that.')
+        raise UserError('the PyTorch programs need a small dataset of images of one size; '
+                        '--programs=ours leaves them out.')
     part = path.with_name('part.npz')
     np.savez(part, train_images=train.source.images, train_labels=train.source.labels,
              test_images=test.source.images, test_labels=test.source.labels, **normalization)

@@ -23,8 +23,8 @@ from resnet_jax.errors import UserError
 CONFIG = cli.config_flag()
 DEPTHS = flags.DEFINE_list('depths', ['20', '56', '110'], 'Depths of the network.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Measurements of each row.', 1)
-LIMIT = flags.DEFINE_float('limit', 600.0, 'Seconds after which a process, and with it its row, is '
-                           'given up.', 0)
+LIMIT = flags.DEFINE_float('limit', 600.0, 'Seconds after which a process is stopped and its row '
+                           'is skipped.', 0)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 PARTS = ('initial_state', 'trace', 'compile')
 

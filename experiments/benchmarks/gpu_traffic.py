@@ -101,8 +101,8 @@ def main(_) -> None:
         [name, f'{row["kernels"]:,.0f}', f'{row["bytes"] / 1e9:.2f}',
          f'{row["bytes"] / total["bytes"]:.1%}'] for name, row in rows]))
     temporaries = compiled.memory_analysis().temp_size_in_bytes
-    print(f'{total["bytes"] / config.batch_size / 1e6:.1f} MB an image; at least '
-          f'{1e3 * total["bytes"] / BANDWIDTH:.2f} ms a step on an H100 SXM; '
+    print(f'{total["bytes"] / config.batch_size / 1e6:.1f} MB per image; at least '
+          f'{1e3 * total["bytes"] / BANDWIDTH:.2f} ms per step on an H100 SXM; '
           f'temporaries {temporaries / 1e9:.2f} GB')
     turns.write_json(JSON.value, {
         'config': json.loads(config.to_json()), 'kinds': ordered, **total,

@@ -28,7 +28,7 @@ from resnet_jax.errors import UserError
 PATH = flags.DEFINE_string('path', None, 'Image folder with a split called test or val.')
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each pipeline.', 1)
-IMAGES = flags.DEFINE_integer('images', 1000, 'Images a pass.', 1)
+IMAGES = flags.DEFINE_integer('images', 1000, 'Images per pass.', 1)
 
 SIZE = 224
 BATCH = 50
@@ -127,7 +127,7 @@ def _files(path: str) -> list[str]:
 
 
 def contender(pipeline, *arguments):
-    """A pipeline that makes so many images a pass; see `turns.take_turns`."""
+    """A pipeline that makes this many images per pass; see `turns.take_turns`."""
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
     batches = pipeline(*arguments)
 
@@ -151,7 +151,7 @@ def measure(pipelines: dict, cores: list[int], repeats: int, images: int) -> dic
 
 def columns(results: dict) -> dict[str, dict[str, list[float]]]:
     """Column of the table: pipeline: rates of the passes."""
-    made = {'a core of processor time': {
+    made = {'per core-second': {
         name: [cpu for _, cpu in passes] for name, passes in results[1].items()}}
     for n, by_name in results.items():
         made[f'{n} core{"s" * (n > 1)}'] = {

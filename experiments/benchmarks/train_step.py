@@ -36,9 +36,9 @@ CONFIG = cli.config_flag()
 VARIANT = flags.DEFINE_multi_string(
     'variant', [], 'Also time this program with these fields changed, as in '
     '--variant=model.unroll=False,model.depth=20.')
-PYTORCH = flags.DEFINE_bool('pytorch', True, 'Also time PyTorch, where it is installed.')
+PYTORCH = flags.DEFINE_bool('pytorch', True, 'Also time PyTorch, if it is installed.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed passes of each contender.', 1)
-STEPS = flags.DEFINE_integer('steps', 10, 'Steps a pass.', 1)
+STEPS = flags.DEFINE_integer('steps', 10, 'Steps per pass.', 1)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 
 # Published peaks in bfloat16 without sparsity, FLOPs a second, by a part of the device's name.
@@ -225,8 +225,8 @@ def table(made: dict[str, dict]) -> str:
                 f'{row["peak_bytes"] / 1e9:.2f}']
 
     return turns.table(
-        ['', 'images/s', 'ms a step', 'processor ms', 'speed over the first',
-         'speed over PyTorch', 'MFU %', 'MB an image', 'peak GB'],
+        ['', 'images/s', 'ms per step', 'processor ms', 'speed over the first',
+         'speed over PyTorch', 'MFU %', 'MB per image', 'peak GB'],
         [cells(name, row) for name, row in made.items()])
 
 

@@ -26,7 +26,7 @@ from resnet_jax.distributed.cores import available_cores, core_numbers, restrict
 PAUSE = 0.3  # seconds
 NO_PYTORCH = "PyTorch is not installed: pip install -e '.[torch]'"
 
-Run = Callable[[int], dict[str, float]]  # so many units of work -> what was measured
+Run = Callable[[int], dict[str, float]]  # units of work -> what was measured
 
 
 class NotRun(Exception):  # noqa: N818
@@ -38,7 +38,7 @@ class Outcome:
     """What became of a contender.
 
     Attributes:
-      facts: what it tells of itself.
+      facts: what it reports about itself.
       passes: what was measured in each turn.
       not_run: why there are no passes.
     """
@@ -68,7 +68,7 @@ class Process:
         """What the process sends next.
 
         Raises:
-          NotRun: it cannot take part, or has not answered within so many seconds.
+          NotRun: it cannot take part, or has not answered within this many seconds.
           RuntimeError: it failed; it has told how.
         """
         if not self._connection.poll(limit):
@@ -83,7 +83,7 @@ class Process:
         return content
 
     def take_turn(self, units: int, limit: float | None = None) -> dict[str, float]:
-        """One pass of so many units of work; see `receive`."""
+        """Runs one pass of this many units of work; see `receive`."""
         self._connection.send(units)
         return self.receive(limit)
 
@@ -149,9 +149,9 @@ def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
 
     Args:
       contenders: name: (function, its arguments …). In its process, the function returns what the
-        contender tells of itself, and what makes a pass; or raises NotRun.
+        contender reports about itself, and what makes a pass; or raises NotRun.
       repeats: passes of each that are counted; one goes before, to warm up.
-      units: of work, a pass.
+      units: units of work per pass.
       cores: that each is bound to; None: all there are.
     """
     cores = core_numbers() if cores is None else cores

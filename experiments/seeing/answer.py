@@ -21,7 +21,7 @@ NOTICEABLE = 5.0  # points of error that the loss of a block may cost and still 
 
 
 def answer(networks: Mapping[str, Representation], lesions: Mapping[str, Lesions]) -> list[str]:
-    """Paragraphs of plain text: the first network by itself, then the two side by side."""
+    """Paragraphs of plain text: the first network alone, then the two side by side."""
     name, network = next(iter(networks.items()))
     paragraphs = [_nearness(name, network), _disentangling(network),
                   _dependence(name, lesions[name])]
@@ -108,10 +108,10 @@ def _dependence(name: str, lesions: Lesions) -> str:
     count = len(lesions.blocks)
     dear = [lesions.blocks[i] for i in np.argsort(-cost) if cost[i] >= NOTICEABLE]
     if not cheap:
-        return (f'No block of the {name} network can be missed: without any one of them the error '
+        return (f'No block of the {name} network can be spared: without any one of them the error '
                 f'rises from {lesions.whole:.2f} % to {lesions.deleted.min():.1f} % at least, and '
                 f'to {lesions.deleted.max():.1f} % without block {dear[0]}.')
-    first = ('Most blocks can be missed' if cheap > count / 2 else 'Most blocks cannot be missed')
+    first = ('Most blocks can be spared' if cheap > count / 2 else 'Most blocks cannot be spared')
     return (f'{first}: without {cheap} of the {count} blocks of the {name} network, one at a time, '
             f'the error rises by less than {NOTICEABLE:.0f} points from {lesions.whole:.2f} %'
             + (f'; without block {dear[0]} it is {lesions.deleted.max():.1f} %.' if dear else '.'))

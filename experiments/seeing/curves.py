@@ -43,7 +43,7 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
 
 def table(steps: Sequence[str], columns: Mapping[str, np.ndarray],
           digits: int = 3) -> tuple[list[str], list[list]]:
-    """Heads and rows of a table: a row a step."""
+    """Heads and rows of a table: one row per step."""
     return (['step', *columns],
             [[step, *(round(float(column[i]), digits) for column in columns.values())]
              for i, step in enumerate(steps)])

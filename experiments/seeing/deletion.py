@@ -21,7 +21,7 @@ def deletion_curve(network: Classifier, images: np.ndarray, classes: np.ndarray,
     Args:
       network: a trained network.
       images: uint8 [N, H, W, C].
-      classes: of each image the class whose probability is told, int [N].
+      classes: the class of each image whose probability is measured, int [N].
       importance: of the pixels, float [N, H, W]; ties fall in the order of the pixels.
       shares: of the pixels that are taken away.
 
@@ -65,13 +65,13 @@ def told(curves: dict[str, np.ndarray]) -> str:
     at = SHARES.index(TOLD)
     parts = [f'to {curve[at]:.2f} for {name}' for name, curve in curves.items()]
     start = next(iter(curves.values()))[0]
-    return (f'Turning a fifth of the pixels black, the most important first, takes the mean '
+    return (f'Turning a fifth of the pixels black, the most important first, lowers the mean '
             f'probability from {start:.2f} {", ".join(parts[:-1])}, and {parts[-1]}.')
 
 
 def chart(curves: dict[str, np.ndarray]) -> alt.Chart:
     """The curves as lines."""
-    return lines([100 * share for share in SHARES], curves, x_title='pixels taken away (%)',
+    return lines([100 * share for share in SHARES], curves, x_title='pixels removed (%)',
                  y_title='mean probability', series_title='order of the pixels',
                  scale=alt.Scale(domain=[0, 1]))
 

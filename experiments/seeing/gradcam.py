@@ -89,7 +89,7 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
         reference='R. Selvaraju et al., Grad-CAM, 2017; deletion: V. Petsiuk et al., RISE, 2018',
         charts={'gradcam_deletion': deletion.chart(curves)},
         descriptions={'gradcam_deletion': 'Mean probability of the predicted class against the '
-                                          f'share of pixels taken away. {deletion.told(curves)}'},
+                                          f'share of pixels removed. {deletion.told(curves)}'},
         pictures={'gradcam_maps': Picture(
             pictures.mosaic(np.concatenate(tiles), len(shown)),
             alt=f'{len(shown)} test images in the upper row; under each, heat maps for '

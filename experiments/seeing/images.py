@@ -35,7 +35,7 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
     Args:
       network: whose classes they are.
       config: its `data` says where they come from.
-      count: at most so many, taken in a fixed random order.
+      count: most images to take, in a fixed random order.
       held_out: from the evaluation split, otherwise from the training split.
 
     Raises:
@@ -66,7 +66,7 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
             pixels.append(transform.pixels(item))
             labels.append(label)
     if len(set(labels)) < 2:
-        raise UserError('there are images of fewer than two classes; nothing can be told apart.')
+        raise UserError('the images have fewer than two classes; at least two are needed.')
     names = getattr(source, 'class_names', ())
     # A network that came with names of its own knows better than the folders.
     named = network.classes != tuple(str(i) for i in range(known))

@@ -24,7 +24,7 @@ PIECES = (4, 16, 64, 256)  # tried one after the other, until the attributions a
 TOLERANCE = 0.015  # of the completeness, relative
 GROUP = 8  # images that are computed at once
 SHOWN = 10
-IMAGES = 32  # of which the curves and the completeness are told
+IMAGES = 32  # over which the curves and the completeness are measured
 TOLD = 0.02  # gap
 
 
@@ -143,14 +143,14 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
         f'2 %; the median gap is {100 * np.median(found.gap):.2f} % and the largest '
         f'{100 * found.gap.max():.2f} %, with {np.median(found.points):.0f} gradients for the '
         f'median image. In the median image {100 * np.median(against):.0f} % of the contributions, '
-        f'by magnitude, speak against the class.\n\n{deletion.told(curves)}')
+        f'by magnitude, count against the class.\n\n{deletion.told(curves)}')
     return Section(
         title='What every pixel contributes: integrated gradients', caption=caption,
         reference='M. Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017; '
                   'deletion: V. Petsiuk et al., RISE, 2018',
         charts={'attribution_deletion': deletion.chart(curves)},
         descriptions={'attribution_deletion': 'Mean probability of the predicted class against the '
-                                              f'share of pixels taken away. '
+                                              f'share of pixels removed. '
                                               f'{deletion.told(curves)}'},
         pictures={'attributions': Picture(
             pictures.mosaic(np.concatenate(tiles), len(shown)),

@@ -15,7 +15,7 @@ from experiments.seeing.section import Section
 
 REFERENCE = ('P. Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966; '
              'L. McInnes, J. Healy and J. Melville, "UMAP", 2018.')
-THUMBNAIL = 48  # pixels a side, at most
+THUMBNAIL = 48  # pixels per side, at most
 SIDE = 380  # pixels of a panel
 # One for each of the ten classes, beside its colour and its name.
 SHAPES = ('circle', 'square', 'cross', 'diamond', 'triangle-up', 'triangle-down', 'triangle-left',

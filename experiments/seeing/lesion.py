@@ -19,7 +19,7 @@ from resnet_jax.tasks.classification.classifier import Classifier
 
 REFERENCE = ('A. Veit, M. Wilber and S. Belongie, "Residual Networks Behave Like Ensembles of '
              'Relatively Shallow Networks", 2016, sections 4.1 and 4.3.')
-MOST_PAIRS = 120  # that are swapped: of more, so many are drawn
+MOST_PAIRS = 120  # to swap at most; if there are more, this many are drawn at random
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Lesions:
     Attributes:
       blocks: the names of the L blocks.
       whole: of the network as it is.
-      deleted: without each block, float64 [L]; what the block carries goes on by itself.
+      deleted: without each block, float64 [L]; only what the block carries is passed on.
       swapped: by pair of blocks (i < j, positions among the L) of one stage and shape, which
         change places.
     """
@@ -105,8 +105,8 @@ def section(networks: Mapping[str, Lesions]) -> Section:
     return Section(
         'Deleting and swapping blocks',
         'If every block only refines what it is given, the others should cope without it, or with '
-        'it in another place. A deleted block lets pass what it carries; no weight is trained '
-        'again. Blocks that change the shape are deleted too, but are not swapped.',
+        'it in another place. A deleted block passes on what it carries; no weights are '
+        'retrained. Blocks that change the shape are deleted too, but are not swapped.',
         REFERENCE, charts, described,
         numbers={f'{key}_{name}': value for name, lesions in networks.items() for key, value in {
             'error': lesions.whole,
@@ -142,7 +142,7 @@ def _swaps(name: str, lesions: Lesions) -> alt.Chart:
 def _deletion(name: str, lesions: Lesions) -> str:
     worst = int(lesions.deleted.argmax())
     return (f'Without one block the error of the {name} network goes from {lesions.whole:.2f} % to '
-            f'{np.median(lesions.deleted):.2f} % in the median, and to '
+            f'{np.median(lesions.deleted):.2f} % without the median block, and to '
             f'{lesions.deleted[worst]:.2f} % without block {lesions.blocks[worst]}.')
 
 
@@ -152,5 +152,5 @@ def _swapping(name: str, lesions: Lesions) -> str:
     values = list(lesions.swapped.values())
     (i, j), worst = max(lesions.swapped.items(), key=lambda item: item[1])
     return (f'With two blocks of the {name} network swapped, one pair of {len(values)} at a time, '
-            f'the error is {np.median(values):.2f} % in the median and {worst:.2f} % at worst '
+            f'the median error is {np.median(values):.2f} %, and the highest {worst:.2f} % '
             f'(blocks {lesions.blocks[i]} and {lesions.blocks[j]}).')

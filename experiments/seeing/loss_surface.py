@@ -24,7 +24,7 @@ from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.classification.metrics import cross_entropy
 from resnet_jax.tasks.network import outputs
 
-POINTS = 21  # a side, odd: the middle one is the network
+POINTS = 21  # per side, odd: the middle one is the network
 RADIUS = 1.0  # of the slice, in filters' norms
 IMAGES = 256  # of the training split
 LOW = 1.0  # a loss below which the network is still of use
@@ -91,7 +91,7 @@ def loss_surface(model: nn.Module, weights: tuple[Any, Any], images: np.ndarray,
       images: uint8 [N, H, W, C].
       labels: int [N].
       key: of the directions.
-      points: a side, odd.
+      points: per side, odd.
       radius: of the slice; at 1 a filter has moved by its own length.
 
     Raises:
@@ -159,23 +159,24 @@ def section(networks: Mapping[str, Classifier], images: np.ndarray, labels: np.n
         rows.append([name, *(round(value, 4) for value in values.values())])
         told.append(
             f'{name}: {values["centre"]:.4f} in the middle, below {LOW:.0f} on '
-            f'{100 * values["low_share"]:.0f} % of the slice, {values["median"]:.2f} in the median '
-            f'and {values["highest"]:.3g} at the highest point; {values["local_minima"]} local '
+            f'{100 * values["low_share"]:.0f} % of the slice, with a median of '
+            f'{values["median"]:.2f} and a maximum of {values["highest"]:.3g}; '
+            f'{values["local_minima"]} local '
             f'{"minimum" if values["local_minima"] == 1 else "minima"}')
     chance = math.log(next(iter(networks.values())).config.model.num_classes)
     summary = f'Loss of {". ".join(told)}.'
     caption = (
         f'The loss over {len(images)} training images on a plane through the trained network, '
         f'along two random directions that move every filter by up to {radius:g} times its own '
-        f'length; {points} x {points} points, of which the middle one is the network itself. '
-        f'{summary} Guessing evenly costs {chance:.2f}.')
+        f'length; {points} x {points} points, with the network itself in the middle. '
+        f'{summary} Uniform guessing has a loss of {chance:.2f}.')
     return Section(
         title='The loss around the minimum', caption=caption,
         reference='H. Li et al., Visualizing the Loss Landscape of Neural Nets, 2018',
         charts={'loss_surface': _maps(found), 'loss_profile': _profile(found)},
         descriptions={
             'loss_surface': f'Maps of the loss, one for each network, side by side. {summary}',
-            'loss_profile': f'The loss along the first direction, one line a network. {summary}'},
+            'loss_profile': f'The loss along the first direction, one line per network. {summary}'},
         numbers=numbers,
         tables={'loss_surface': (['network', 'loss in the middle', f'share below {LOW:.0f}',
                                   'median', 'highest', 'local minima'], rows)})

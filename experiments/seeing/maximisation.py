@@ -178,13 +178,13 @@ def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: in
     numbers['maximised_class_score'] = float(np.median(result.activation))
     caption = (
         f'Every image was optimised in {steps} steps, from {STARTS} images of noise, and is the '
-        f'best of the {STARTS}. Of the classes '
-        f'({", ".join(names)}), the network gives its own image a probability of '
-        f'{100 * numbers["maximised_class_probability"]:.1f} % in the median, and '
-        f'{100 * probability.min():.1f} % at least; the median score is '
+        f'best of the {STARTS}. For the classes '
+        f'{", ".join(names)}, the network gives the class of each image a median probability of '
+        f'{100 * numbers["maximised_class_probability"]:.1f} % (lowest: '
+        f'{100 * probability.min():.1f} %); the median score is '
         f'{numbers["maximised_class_score"]:.1f}, and that of the best among {len(images)} test '
         f'images {np.median(best.max(0)):.1f}.\n\n'
-        'Of each stage, the channels are shown that differ most from image to image. In the '
+        'For each stage, the channels that differ most from image to image are shown. In the '
         f'median channel the optimised image reaches this many times the activation of noise of '
         f'the same norm, and of the best test image: {"; ".join(told)}.')
     return Section(
@@ -207,7 +207,7 @@ def _channel_means(network: Classifier, images: np.ndarray, stage: str) -> np.nd
 
 
 def _picture(found, stages: list[str], what: str) -> Picture:
-    """Two rows a stage: the optimised images, and the test images that come closest."""
+    """Two rows per stage: the optimised images, and the test images that come closest."""
     rows = [part for stage in stages for part in (found[stage][0].images, found[stage][1])]
     columns = max(map(len, rows))
     tiles = [np.concatenate([pictures.to_rgb(row), np.zeros(
@@ -216,6 +216,6 @@ def _picture(found, stages: list[str], what: str) -> Picture:
     return Picture(
         pictures.mosaic(np.concatenate(tiles), columns),
         alt=f'Rows in pairs{where}: images that were optimised for a {what}, and under each the '
-            f'test image that drives this {what} highest.',
+            f'test image with the highest activation of this {what}.',
         caption=f'Upper row of each pair: optimised; lower row: the test image with the highest '
                 f'activation of the same {what}{where}.')

@@ -51,7 +51,7 @@ def section(networks: Mapping[str, Representation]) -> Section:
 def _told(series: np.ndarray, steps: Sequence[str]) -> str:
     lowest, highest = int(series.argmin()), int(series.argmax())
     return (f'{series[lowest]:.2f} (block {steps[lowest]}) to {series[highest]:.2f} (block '
-            f'{steps[highest]}), {np.median(series):.2f} in the median; over the depth it '
+            f'{steps[highest]}), with a median of {np.median(series):.2f}; over the depth it '
             f'{_trend(series)}.')
 
 

@@ -35,7 +35,7 @@ def signed(values: np.ndarray) -> np.ndarray:
 
 
 def enlarged(images: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
-    """[N, H, W, ...] with every pixel repeated until the sides have at least so many."""
+    """[N, H, W, ...] with every pixel repeated until the sides have at least that many."""
     times = max(1, math.ceil(least / min(images.shape[1:3])))
     return images.repeat(times, 1).repeat(times, 2)
 

@@ -5,7 +5,7 @@ G. Alain and Y. Bengio, "Understanding intermediate layers using linear classifi
 
 import numpy as np
 
-POSITIONS = 8  # a feature map is averaged to at most so many positions a side
+POSITIONS = 8  # a feature map is averaged to at most this many positions per side
 COMPONENTS = 100
 
 

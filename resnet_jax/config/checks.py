@@ -64,7 +64,7 @@ def _check_schedule(config: ConfigDict) -> None:
 
 
 def check_ranges(fields: dict[str, Any]) -> None:
-    """Checks that fields are set, and each of them in its range; see the tables of `fields`.
+    """Checks that fields are set and in range; the ranges are in `resnet_jax.config.fields`.
 
     Args:
       fields: values by path, see `leaves`; all fields or some.

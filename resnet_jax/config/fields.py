@@ -31,7 +31,7 @@ REMOVED = ('model.stem_space_to_depth',)
 
 
 def default() -> ConfigDict:
-    """A config with every field; recipes set those that have no default."""
+    """Returns a config with all fields; recipes set those that have no default."""
     config = ConfigDict()
 
     # 'classification', or a module of your own with a TASK; see resnet_jax/tasks/task.py.
@@ -49,7 +49,7 @@ def default() -> ConfigDict:
     model.family = placeholder(str)  # 'imagenet', 'cifar', 'vgg', or another that is registered
     # If not set, and init.checkpoint is: the architecture of those weights.
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
-    model.num_classes = placeholder(int)  # None: as many as the data has
+    model.num_classes = placeholder(int)  # None: the number in the data
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.plain = False  # no shortcuts
     model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' everywhere
@@ -89,7 +89,7 @@ def default() -> ConfigDict:
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
     data.resident_bytes = 2**30  # ('auto' only) largest split that is copied to every device
     # The network's input: the side of a square, or (height, width). If not set, and init.checkpoint
-    # is: as its weights.
+    # is: that of its weights.
     data.image_size = placeholder(object)
     data.channels = 3  # 1 or 3
     # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
@@ -161,7 +161,7 @@ def default() -> ConfigDict:
     # A checkpoint also precedes every evaluation; None: only those.
     checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
-    checkpoint.keep_best = True  # also keep the one with the lowest top-1 error
+    checkpoint.keep_best = True  # also keep the best one, for a classifier by top-1 error
 
     config.log = ConfigDict()
     config.log.every_steps = 100

@@ -17,7 +17,7 @@ from resnet_jax.config.fields import (
 
 
 def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """All fields by path, such as 'model.depth', as they look after a round trip through JSON."""
+    """Lists all fields by path, such as 'model.depth', with their values as JSON holds them."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):

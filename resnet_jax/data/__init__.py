@@ -6,7 +6,7 @@ images that pad the last batch of an evaluation; the rest are the targets, which
 are 'label' int32 [N]. With mixup or CutMix, a training batch also has 'mix_label' and 'mix_weight';
 see `resnet_jax.data.augment`.
 
-A new task gives its transforms to `create_pipelines`; a new source goes into the table of
+A new task passes its transforms to `create_pipelines`; a new source is entered in the table of
 `resnet_jax.data.registry`.
 """
 
@@ -23,7 +23,7 @@ __all__ = ['SOURCES', 'Batch', 'Item', 'Normalization', 'Pipeline', 'Source',
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what decodes images, and Grain, only where a pipeline is asked for."""
+    """Imports Grain and the image decoders only when a pipeline is used."""
     if name == 'check_config':
         from resnet_jax.data import fields
 

@@ -11,13 +11,13 @@ from resnet_jax.data.types import Source, as_arrays
 
 
 def is_known(config: ConfigDict) -> bool:
-    """Whether the examples of `config.data.source` are known without its data, but their number."""
+    """Whether the shapes of the examples of `config.data.source` are known without its data."""
     source = find(config.data.source)
     return getattr(source, 'ON_DISK', False) and hasattr(source, 'example_target')
 
 
 def blank(num_images: int, config: ConfigDict) -> ArraySource:
-    """So many times the same black image with a target of zeros, which take the memory of one.
+    """A source that repeats a black image with a target of zeros, in the memory of one.
 
     Args:
       num_images: how many.

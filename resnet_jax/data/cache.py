@@ -30,7 +30,7 @@ class UnequalSizesError(Exception):
 def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes a .npz beside the path and renames it. Where that fails, there is only a warning.
 
-    A cache saves time; a full or read-only disk is no reason to stop.
+    A cache saves time; a full or read-only disk is not a reason to stop.
     """
     temporary = None
     try:
@@ -54,7 +54,7 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warn(f'{path} cannot be read and is made again: {error}.')
+        warn(f'{path} cannot be read, and is created again: {error}.')
         return None
 
 

@@ -276,7 +276,7 @@ def _jpeg_rows(data: bytes, height: int, width: int, rows: int, scale: int, *,
             simplejpeg.decode_jpeg(data, 'RGB', **arguments)
         except ValueError as error:
             if strict or not any(warning in str(error) for warning in HARMLESS_WARNINGS):
-                raise ValueError('it is cut short' if END_OF_IMAGE not in data else str(error)
+                raise ValueError('it is truncated' if END_OF_IMAGE not in data else str(error)
                                  ) from error
             # The data below the cut is what the decoder finds too much, once all rows are there.
             if not cut:

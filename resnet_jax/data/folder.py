@@ -73,12 +73,12 @@ def create(config: ConfigDict, split: str) -> Folder:
 
 
 def count_classes(config: ConfigDict) -> int:
-    """Without listing the images."""
+    """Counts the classes without listing the images."""
     return len(class_names(config.data.path, config.data.class_list))
 
 
 def example_target(config: ConfigDict) -> Tree:
-    """A class."""
+    """Returns the target of any item: a class."""
     del config
     return {'label': np.int32(0)}
 

@@ -236,7 +236,7 @@ def _stack(examples: Sequence[Example]) -> Example:
                for path, leaf in jax.tree.leaves_with_path(example)} for example in examples]
     for other in shapes:
         if other != shapes[0]:
-            raise UserError('the images of a batch must have targets of one shape, and there are '
+            raise UserError('the targets of all images in a batch must have the same shapes, got '
                             f'{shapes[0]} and {other}: this task cannot use this data.')
     return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 

@@ -28,7 +28,7 @@ def create_pipelines(config: ConfigDict, mesh: Mesh, *,
                      train_transform: TrainTransform | None = None,
                      eval_transform: EvalTransform | None = None,
                      augment: Augment | None = None) -> tuple[Pipeline, Pipeline, Normalization]:
-    """The training pipeline, the evaluation pipeline, and the training split's normalisation.
+    """Creates both pipelines, and measures the normalisation of the training split.
 
     A task that needs other examples than cropped images with the targets of the source gives its
     own functions; what it leaves out is done as in classification, by the fields of `config.data`.
@@ -72,13 +72,13 @@ def blank_pipelines(config: ConfigDict, mesh: Mesh, *,
                     train_transform: TrainTransform | None = None,
                     eval_transform: EvalTransform | None = None,
                     augment: Augment | None = None) -> tuple[Pipeline, Pipeline, Normalization]:
-    """The same over blank images: enough to compile the steps, without the data and the devices.
+    """Creates pipelines of blank images: enough to compile the steps without data or devices.
 
     The data is opened only where the steps depend on the number of images and that is not known,
     or where the source does not tell what its targets are like.
 
     Args:
-      config, mesh, train_transform, eval_transform, augment: as of `create_pipelines`.
+      config, mesh, train_transform, eval_transform, augment: see `create_pipelines`.
 
     Raises:
       UserError: as `create_pipelines`.
@@ -113,8 +113,8 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source
     eval_batch = _eval_batch_size(config, len(test_source), mesh.shape['data'])
     own = train_transform or eval_transform
     if own and data.pipeline == 'resident':
-        raise UserError("data.pipeline 'resident' has no transforms on the host, which this task "
-                        'needs: set data.pipeline to host.')
+        raise UserError("this task transforms images on the host, which data.pipeline 'resident' "
+                        'cannot do: set data.pipeline to host.')
     if not own and (resident := _as_resident(config, train_source, test_source)):
         return tuple(Resident(source, mesh, size, augment, seed=seed) for source, size, seed in zip(
             resident, (config.batch_size, eval_batch), (config.seed, None), strict=True))

@@ -1,4 +1,4 @@
-"""The table of data sources. A new source is one file and one line here, or no line at all.
+"""The table of data sources. To add a source, write a file and enter it here.
 
 A source is a module with a function
 
@@ -37,7 +37,7 @@ SOURCES = {
 
 
 def find(name: str | None) -> ModuleType:
-    """The module of a source.
+    """Imports the module of a source.
 
     Args:
       name: from the table, or a module that Python can import, such as 'my_package.my_source'.
@@ -64,7 +64,7 @@ def find(name: str | None) -> ModuleType:
 
 
 def create_source(config: ConfigDict, split: str) -> Source:
-    """The split 'train' or 'test' of `config.data.source`.
+    """Opens the split 'train' or 'test' of `config.data.source`.
 
     Raises:
       UserError: there is no such source, or its data is missing; the sentence says what to do.
@@ -73,7 +73,7 @@ def create_source(config: ConfigDict, split: str) -> Source:
 
 
 def create_eval_source(config: ConfigDict) -> Source:
-    """The split that `config.data.eval_split` names: 'test', or the held-out training images.
+    """Opens the split named by `config.data.eval_split`: 'test', or the held-out training images.
 
     Raises:
       UserError: as `create_source`.
@@ -84,7 +84,7 @@ def create_eval_source(config: ConfigDict) -> Source:
 
 
 def count_classes(config: ConfigDict) -> int | None:
-    """The classes of `config.data.source`, or None where it has none or the config chooses.
+    """Counts the classes of `config.data.source`; None if it has none or the config decides.
 
     Raises:
       UserError: as `create_source`.

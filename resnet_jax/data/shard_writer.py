@@ -93,7 +93,7 @@ def verify_shard(folder: pathlib.Path, shard: dict[str, Any], record_format: int
     checksum, count, counts = 0, 0, np.zeros(len(shard['class_counts']), int)
     try:
         if path.stat().st_size != shard['bytes']:
-            return f'{path} has {path.stat().st_size} bytes and not {shard["bytes"]}'
+            return f'{path} has {path.stat().st_size} bytes instead of {shard["bytes"]}'
         reader = ArrayRecordReader(str(path))
         for start in range(0, reader.num_records(), READ_AT_ONCE):
             for record in reader.read(range(start, min(start + READ_AT_ONCE,
@@ -181,7 +181,7 @@ def verify(info: dict[str, Any], split: str, output: pathlib.Path, threads: int)
     """Reads all shards of a split again.
 
     Raises:
-      UserError: a shard is not as it was written; it is named, and deleted to be written anew.
+      UserError: a shard is damaged; the message names it. It is deleted, to be written again.
     """
     tasks = {shard['name']: functools.partial(verify_shard, output, shard, info['format'])
              for shard in info['shards']}

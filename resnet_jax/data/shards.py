@@ -76,14 +76,14 @@ class Shards:
         for shard, path in zip(shards, self._files, strict=True):
             size = path.stat().st_size if path.is_file() else 0
             if size != shard['bytes']:
-                raise UserError(f'{path} has {size} bytes and not {shard["bytes"]}: it was cut '
-                                f'short or replaced; run `{PREPARE}` again, which writes only '
+                raise UserError(f'{path} has {size} bytes instead of {shard["bytes"]}: it was '
+                                f'truncated or replaced; run `{PREPARE}` again, which writes only '
                                 'what is missing.')
         # Where each shard's records start among all.
         self._starts = np.cumsum([0] + [shard['num_images'] for shard in shards])
         self._records = grain.sources.ArrayRecordDataSource([str(x) for x in self._files])
         if len(self._records) != self._starts[-1]:
-            raise UserError(f'{file} promises {self._starts[-1]} images, and the shards hold '
+            raise UserError(f'{file} lists {self._starts[-1]} images, but the shards hold '
                             f'{len(self._records)}: prepare it again with `{PREPARE}`.')
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class ArraySource:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], of a source of classes."""
+        """The label of each image, int32 [N]; only if the targets have a label."""
         return self.targets['label']
 
 
@@ -109,8 +109,8 @@ def hold_out(source: Source, num_images: int, held_out: bool) -> Source:
     if num_images == 0:
         return source
     if not 0 < num_images < len(source):
-        raise UserError(f'data.holdout must be from 0 to {len(source) - 1}, the training split '
-                        f'having {len(source)} images; got {num_images}.')
+        raise UserError(f'data.holdout must be from 0 to {len(source) - 1}, because the training '
+                        f'split has {len(source)} images; got {num_images}.')
     order = image_index(np.arange(len(source), dtype=np.uint32), len(source), HOLDOUT_SEED)
     chosen = np.sort(order[-num_images:] if held_out else order[:-num_images])
     if isinstance(source, ArraySource):

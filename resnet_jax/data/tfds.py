@@ -21,12 +21,12 @@ def create(config: ConfigDict, split: str) -> 'Tfds':
 
 
 def num_images(config: ConfigDict, split: str) -> int | None:
-    """Of the CIFAR datasets."""
+    """Returns the number of images in a split; known for the CIFAR datasets only."""
     return IMAGES.get(config.data.tfds_name.split(':')[0], {}).get(split)
 
 
 def example_target(config: ConfigDict) -> Tree:
-    """A class."""
+    """Returns the target of any item: a class."""
     del config
     return {'label': np.int32(0)}
 
@@ -66,8 +66,8 @@ class Tfds:
             raise UserError(f'the TFDS dataset {name!r} has no features `image` and `label`.')
         split_name = next((x for x in SPLIT_NAMES[split] if x in builder.info.splits), None)
         if split_name is None:
-            raise UserError(f'the TFDS dataset {name!r} has the splits '
-                            f'{", ".join(builder.info.splits)}, and no {split}.')
+            raise UserError(f'the TFDS dataset {name!r} has no split {split}, only '
+                            f'{", ".join(builder.info.splits)}.')
         self._name = f'{builder.info.full_name}/{split_name}'
         self.class_names = tuple(features['label'].names)
         self.num_classes = features['label'].num_classes
@@ -81,8 +81,8 @@ class Tfds:
             raise UserError(f'the TFDS dataset {name!r} is prepared in a format without random '
                             f'access: {prepare}') from error
         if len(self._records) != info.num_examples:
-            raise UserError(f'{self._name} has {len(self._records)} images, and its description '
-                            f'promises {info.num_examples}: delete its folder and {prepare}')
+            raise UserError(f'{self._name} has {len(self._records)} images, but its description '
+                            f'lists {info.num_examples}: delete its folder and {prepare}')
 
     def __len__(self) -> int:
         return len(self._records)

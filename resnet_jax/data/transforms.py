@@ -77,7 +77,7 @@ class TrainTransform(NamedTuple):
         """
         if self.randaugment_layers and crops.has_coordinates(item.target):
             raise UserError('data.randaugment_layers must be 0 for images with boxes or points, '
-                            'which it would leave where they are.')
+                            'because RandAugment does not move them.')
         example = _example(item, self._crop(item, rng), reduce=self.crop != 'pad')
         if self.randaugment_layers:
             example['image'] = rand_augment(
@@ -131,7 +131,7 @@ def image_shape(item: Item) -> tuple[int, int]:
 
 
 def channels(item: Item) -> int:
-    """Of an item's image as it is decoded."""
+    """The number of channels of an item's image after decoding."""
     return item.image.shape[-1] if isinstance(item.image, np.ndarray) else 3
 
 

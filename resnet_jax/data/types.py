@@ -40,8 +40,8 @@ def check_names(target: Tree) -> None:
     """Raises ValueError where a part of a target is called as what a pipeline adds to it."""
     for name in ('mask', 'seed'):
         if name in target:
-            raise ValueError(f'a target must not have a part called {name!r}, which is a name of '
-                             'the pipelines.')
+            raise ValueError(f'a target must not have a part called {name!r}: this name is '
+                             'reserved.')
 
 
 class Source(Protocol):
@@ -63,10 +63,10 @@ class Source(Protocol):
 
 
 class Pipeline(Protocol):
-    """Batches of one split: what travels to the devices, and what the devices make of it.
+    """Batches of one split: the inputs sent to the devices, and the batch made from them there.
 
     Attributes:
-      source: where the images come from; its `fingerprint` tells whether they changed.
+      source: where the images come from; its `fingerprint` shows whether they changed.
       num_images: images in the split.
       num_classes: labels are in [0, num_classes); None where the source has no classes.
       image_shape: (H, W, C) of a batch's images.

@@ -166,7 +166,7 @@ def _receive(coordinator: str, port: int, num_processes: int, end: float) -> str
                 numbers.add(number)
             elif time.monotonic() > end:
                 missing = sorted(set(range(1, num_processes)) - numbers)
-                problem = (f'of the {num_processes} processes, {", ".join(map(str, missing))} did '
+                problem = (f'processes {", ".join(map(str, missing))} (of {num_processes}) did '
                            f'not connect to {coordinator} within {START_SECONDS} s.')
         server.close()  # JAX opens the port next
         for connection in connections:

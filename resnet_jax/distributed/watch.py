@@ -128,7 +128,7 @@ class Watcher:
                 self.tell({})
 
     def _messages(self, seconds: float):
-        """The messages that arrive within so many seconds, including those about lost processes."""
+        """The messages of the next `seconds`, including those about lost processes."""
         for key, _ in self.selector.select(seconds):
             if key.fileobj is self.listener:
                 with contextlib.suppress(OSError):
@@ -242,7 +242,7 @@ def main() -> None:
         watcher.listen(socket.socket(fileno=job['listener']))
     elif not watcher.connect(job['addresses'], job['port']):
         print(f'warning: process {job["process"]} cannot reach port {job["port"]} of process 0 on '
-              f'{job["hosts"][0]}; if a process dies, only JAX notices it, a minute later.',
+              f'{job["hosts"][0]}; if a process dies, only JAX will notice, a minute later.',
               file=sys.stderr, flush=True)
         return
     message = watcher.wait()

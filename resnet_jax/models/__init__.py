@@ -25,7 +25,7 @@ CHOICES = {
 
 
 def create(config: Mapping[str, Any]) -> nn.Module:
-    """The network that `config.model` describes; its fields are explained in `resnet_jax.config`.
+    """Creates the network that `config.model` describes; see `resnet_jax.config.fields`.
 
     `variables = network.init(key, images, train=False)` makes the parameters ('params') and the
     running statistics ('batch_stats'); `network.apply(variables, images, train=False)` gives the
@@ -46,5 +46,5 @@ def create(config: Mapping[str, Any]) -> nn.Module:
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """What the network of `config.model` is called, such as 'ResNet-50'."""
+    """The name of the network of `config.model`, such as 'ResNet-50'."""
     return family_of(config).title(config)

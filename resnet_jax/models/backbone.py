@@ -1,4 +1,4 @@
-"""A network is a backbone, which gives named feature maps, and a head."""
+"""Backbones, which compute named feature maps, and classifiers, which add a head."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ class Backbone(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def norm_fields(self) -> dict[str, Any]:
-        """The fields of `BatchNorm` that follow from those of the network."""
+        """The fields of `BatchNorm` that are determined by those of the network."""
         return dict(virtual_batch_size=self.virtual_batch_size, momentum=self.bn_momentum,
                     epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance,
                     dtype=self.dtype, frozen=self.bn_frozen)
@@ -53,7 +53,7 @@ class Backbone(nn.Module, kw_only=True):
         return getattr(self, stage)(x, train=train)
 
     def features(self, images, *, train: bool, upto: str | None = None) -> dict[str, Any]:
-        """The feature maps of images.
+        """Computes the feature maps of images.
 
         Args:
           images: float [N, H, W, C], normalised.
@@ -102,7 +102,7 @@ class WithHead(Backbone, kw_only=True):
         return self.head(average(x))
 
     def __call__(self, images, *, train: bool):
-        """Class scores before the softmax.
+        """Computes class scores, before the softmax.
 
         Args:
           images, train: see `features`.

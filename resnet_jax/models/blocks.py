@@ -50,7 +50,7 @@ class BasicBlock(nn.Module):
     Attributes:
       features: filters of both convolutions.
       stride: of the first convolution.
-      stride_in: has no meaning here; see `BottleneckBlock`.
+      stride_in: unused here; see `BottleneckBlock`.
       shortcut: makes the `Shortcut`; None in a plain network.
       last_scale_init: initialiser of the last gamma.
       last_relu: of the sum; see `resnet_jax.models.relu`.
@@ -124,7 +124,7 @@ class BottleneckBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width: the first may change the shape, the others are alike.
+    """Blocks of one width; only the first may change the shape.
 
     The others are scanned, so their parameters, below 'blocks', are stacked along a new first axis,
     and the tree of parameters does not depend on `unroll`.

@@ -38,7 +38,7 @@ def conv2d(x, kernel, stride: int, num_devices: int = 1, groups: int = 1, dilati
       stride: in both directions.
       num_devices: number of devices that the batch is sharded over. On a single CPU device the
         kernel's gradient is computed a few images at a time, see `_correlate`.
-      groups: the channels, and the features, are divided into so many groups, and each group of
+      groups: the channels, and the features, are divided into this many groups, and each group of
         features sees one group of channels.
       dilation: distance in pixels between neighbouring taps of the kernel.
 

@@ -19,7 +19,7 @@ ModelConfig = Mapping[str, Any]  # the fields of `config.model`, explained in `r
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the project knows of one kind of network.
+    """A kind of network: how to build it, what it is called and what it needs.
 
     Attributes:
       create: the network of a config, a `WithHead`; raises ConfigError where a field of this
@@ -49,15 +49,15 @@ _FAMILIES: dict[str, Family] = {}
 
 
 def register(name: str, family: Family) -> None:
-    """Makes a family known by the name that `config.model.family` takes."""
+    """Registers a family under its name in `config.model.family`."""
     _FAMILIES[name] = family
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of `config.model`.
+    """Returns the family of `config.model`.
 
-    A name with a dot in it is a module that Python can import, such as 'my_package.my_network',
-    which registers itself under this name.
+    A name with a dot is a module that Python can import, such as 'my_package.my_network', and that
+    registers itself under this name.
 
     Raises:
       ConfigError: there is no such family.
@@ -76,7 +76,7 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def named(name: str) -> nn.Module:
-    """The network of a name such as 'resnet50', with the paper's fields.
+    """Creates a network by name, such as 'resnet50', with the paper's settings.
 
     Where families share a name, as ResNet-50 does with 6n + 2 layers for CIFAR, the one that was
     registered first has it.

@@ -48,7 +48,7 @@ def match(iou, present, positive: float, negative: tuple[float, float], *,
 def exempt(label, ioa, ignored, threshold: float = 0.7):
     """Makes negatives inside of ignored regions neither positive nor negative.
 
-    A crowd contains objects without boxes of their own, so what lies in it is no background. The
+    A crowd contains objects without boxes of their own, so what lies in it is not background. The
     threshold is py-faster-rcnn's.
 
     Args:

@@ -44,7 +44,7 @@ def nms(boxes, scores, valid, threshold: float, number: int, *, before: int | No
         never do.
       threshold: of IoU; a box is suppressed if it overlaps more.
       number: how many boxes to keep at most.
-      before: if given, only so many boxes of the highest scores take part.
+      before: if given, only this many boxes with the highest scores are considered.
       classes: int [..., n] or None; boxes of different classes do not suppress each other.
       plus_one: see `resnet_jax.regions`.
       block: number of boxes in a block; it does not change the result.

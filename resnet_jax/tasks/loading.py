@@ -10,14 +10,14 @@ from resnet_jax.weights import stored
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """The network of a workdir, a checkpoint or converted weights; see `resnet_jax.load`."""
+    """Loads the network of a workdir, a checkpoint or converted weights; see `resnet_jax.load`."""
     path = pathlib.Path(path)
     weights = stored.read(path)
     return get(weights.config.task).load(weights, path)
 
 
 def load_all(paths: Sequence[str | pathlib.Path]) -> tuple[Task, list[Any]]:
-    """The networks of these paths, and their task.
+    """Loads networks, and checks that they have the same task.
 
     Raises:
       UserError: a path holds no network, or they were trained for different tasks.

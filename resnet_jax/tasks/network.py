@@ -25,8 +25,8 @@ class Network:
     """A trained network; each task has a subclass that says what the outputs mean.
 
     Images are uint8, or float in units of the full range (0 to 1): [N, H, W, C], or [H, W, C] for
-    one. They are normalised as the network was trained. H and W may be any that the network takes;
-    the features are averaged over all positions.
+    one. They are normalised as in training. H and W may be any that the network accepts; the
+    features are averaged over all positions.
 
     Attributes:
       config: what the network was trained or converted with; see `resnet_jax.config`.
@@ -53,20 +53,20 @@ class Network:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What `features` takes for its `stage`."""
+        """The names of the stages, for `features`."""
         return (*self.model.stages, POOL)
 
     def outputs(self, images: Any) -> np.ndarray:
-        """What the Flax module gives: float32 [N, …], or without N for one image."""
+        """Computes the outputs of the Flax module: float32 [N, …], or without N for one image."""
         return self.apply(self._outputs, images)
 
     def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
-        """What the network has computed behind a stage.
+        """Computes the feature map after a stage.
 
         Args:
           images: see the class.
-          stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': what the last
-            layer sees, averaged over all positions; VGG also has 'dense'. See `stages`.
+          stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': the input of
+            the last layer, averaged over all positions; VGG also has 'dense'. See `stages`.
 
         Returns:
           [N, H', W', channels] in the network's dtype; for 'pool' [N, channels], float32. Without
@@ -126,7 +126,7 @@ class Network:
 
 
 def outputs(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> Any:
-    """What a network gives for images as they come. Pure.
+    """Computes the outputs of a network for images that are not normalised yet. Pure.
 
     Args:
       model: the network.
@@ -134,14 +134,14 @@ def outputs(model: nn.Module, weights: tuple[Any, Any], images: jax.Array) -> An
       images: uint8, or float in units of the full range, [N, H, W, C].
 
     Returns:
-      Of a classifier the class scores before the softmax, float32 [N, classes].
+      For a classifier, the class scores before the softmax, float32 [N, classes].
     """
     variables, normalization = weights
     return model.apply(variables, normalized(images, normalization), train=False)
 
 
 def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
-    """What the first layer sees: float32 [N, H, W, C] of images as `outputs` takes them."""
+    """Normalises images as `outputs` takes them: float32 [N, H, W, C]."""
     mean, std = normalization['mean'], normalization['std']
     if mean.ndim == 3 and mean.shape[:2] != images.shape[1:3]:
         # A mean image fits one size only; images of another get its mean colour.

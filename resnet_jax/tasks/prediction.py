@@ -20,7 +20,7 @@ File = tuple[str, bytes | None]  # its name, and its bytes where they came on st
 
 
 def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
-    """The files that arguments mean, in order.
+    """Finds the files that the arguments name, in order.
 
     Folders stand for the images in them and in their folders, by name; '-' for standard input,
     which is an image or a list of files, one per line.
@@ -52,7 +52,7 @@ def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
 
 def predictions(predictor: Predictor,
                 files: Sequence[File]) -> Iterator[tuple[str, Answer | Exception]]:
-    """(name, what is predicted or what is wrong with the file), in order.
+    """Yields (name, the prediction or the problem with the file), in order.
 
     The next images are decoded while these are computed. All batches of one image shape have one
     size, so that one program serves them.

@@ -37,7 +37,7 @@ class Headline(NamedTuple):
     lower_is_better: bool = True
 
     def rank(self, values: Mapping[str, float | None]) -> float | None:
-        """Sorts evaluations, the best first; None if this number was not measured.
+        """A key that sorts evaluations, the best first; None if this number was not measured.
 
         Args:
           values: by their tags.
@@ -55,7 +55,7 @@ class Headline(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a task's own test protocol found.
+    """The result of a task's own test protocol.
 
     Attributes:
       values: by their tags; everything that JSON can hold.
@@ -67,7 +67,7 @@ class Report(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a network says of one image.
+    """The prediction for one image.
 
     Attributes:
       fields: keys of the JSON object, beside 'file'.
@@ -79,7 +79,7 @@ class Answer(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """How images of any size are predicted.
+    """Predicts images of any size.
 
     Attributes:
       load: (resnet_jax.data.sources.Item) -> uint8 [H, W, C], what the network is given. Runs in
@@ -101,7 +101,7 @@ def _no_check(config: ConfigDict, train: Source, test: Source) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: everything in which it differs from others, as pure functions.
+    """A task, as pure functions: everything that distinguishes it from other tasks.
 
     A batch is a dict with a leading image axis N: 'image' float32 [N, H, W, C], 'mask' float32 [N],
     0 for images that pad a batch, and the targets under the names that the source gives them.
@@ -120,7 +120,7 @@ class Task:
       report: (metrics, outputs) -> {name: float}, among them 'count', on the host; written as
         eval/NAME. The outputs are those of all images with mask 1, in the order of the split.
       headline: the number that decides which checkpoint is the best.
-      line: ({name: float}) -> str: what the terminal shows of a train_report or a report.
+      line: ({name: float}) -> str: how the terminal shows a train_report or a report.
       watched: (metrics) -> float32 []: what a schedule watches, lower being better, such as
         the training error in percent.
       load: (weights, path) -> the network of the weights that were read from a path: a frozen
@@ -129,13 +129,13 @@ class Task:
       transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
         `resnet_jax.data.create_pipelines`, where they differ from classification's.
       complete: (config) -> the config with what this task takes from the data.
-      check: (config, train, test): raises UserError where one of these sources does not suit the
+      check: (config, train, test): raises UserError if one of these sources does not fit the
         config.
-      test: (networks, paths, config, flags) -> Report: own test protocols of `evaluate`; None:
-        a network is evaluated as in training.
+      test: (networks, paths, config, flags) -> Report: the task's own test protocols, for
+        `evaluate`; None: a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
-      heads: parameters that `init.new_head` starts at random.
+      heads: parameters that `init.new_head` initialises at random.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]
@@ -157,7 +157,7 @@ class Task:
 
 
 def get(name: str) -> Task:
-    """The task that `config.task` names.
+    """Returns the task that `config.task` names.
 
     Args:
       name: of `TASKS`, or of a module that can be imported and has a `TASK`, such as

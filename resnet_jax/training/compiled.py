@@ -87,7 +87,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A `report` for a person to read."""
+    """Formats a `report` as text."""
     memory, capacity = result['memory'], result['memory']['capacity']
     device, count = result['device'], result['devices']
     lines = [f'training step on {result["topology"]}',
@@ -118,7 +118,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def check_memory(result: dict[str, Any]) -> None:
-    """Raises UserError where the step of a `report` does not fit."""
+    """Raises UserError if the step of a `report` does not fit in memory."""
     memory = result['memory']
     if not result['fits']:
         raise UserError(

@@ -25,12 +25,12 @@ from resnet_jax.xla import backend, compilation_cache
 
 def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batches: int,
              options: Mapping[str, Any], given: Sequence[str]) -> Report:
-    """Evaluates the networks of these paths together.
+    """Evaluates one network, or several as an ensemble.
 
     Args:
       paths: workdirs, checkpoints or converted weights.
       config: whose data is used; None: that of the first network.
-      recalibrate_batches: training batches over which BN statistics are first computed anew; 0:
+      recalibrate_batches: training batches over which BN statistics are first recomputed; 0:
         those of the checkpoints.
       options: for the task's test protocols, by name.
       given: the options that the user has set.
@@ -43,11 +43,11 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
     task, networks = load_all(paths)
     config = config or networks[0].config
     if config.data.source is None:
-        raise UserError(f'{paths[0]} does not say which data to evaluate on; give --config=FILE '
+        raise UserError(f'{paths[0]} does not say which data to evaluate on; pass --config=FILE '
                         'and, for a folder of images, --config.data.path=DIR.')
     unknown = [name for name in given if name not in task.test_options]
     if unknown:
-        raise UserError(f'--{unknown[0]} has no meaning for the task {networks[0].config.task}.')
+        raise UserError(f'--{unknown[0]} does not apply to the task {networks[0].config.task}.')
     compilation_cache.use(config.compilation_cache)
     if recalibrate_batches:
         networks = [recalibrated(network, config, recalibrate_batches) for network in networks]
@@ -67,7 +67,7 @@ def _as_in_training(task: Task, network: Any, config: ConfigDict) -> Report:
 
 
 def recalibrated(network: Any, config: ConfigDict, batches: int) -> Any:
-    """The network with running statistics as a strict average over training batches.
+    """Recomputes the running statistics of a network as an average over training batches.
 
     Args:
       network: see `Task.load`.

@@ -12,8 +12,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.tasks import Task
 from resnet_jax.training.step import StepReport
 
-# Calls that the host may be ahead of the devices: enough to hide its own work, few enough that a
-# request to stop is answered within a call or two.
+# Calls that the host may be ahead of the devices: enough to hide its own work, few enough that the
+# run stops within a call or two of a request.
 IN_FLIGHT = 2
 
 
@@ -43,13 +43,13 @@ class StepLog:
             jax.block_until_ready(self._pending[-IN_FLIGHT - 1])
 
     def settle(self, last_checkpoint: int | None) -> None:
-        """Waits for the pending steps and sees that they went well.
+        """Waits for the pending steps and checks that their values are finite.
 
         Args:
-          last_checkpoint: step of the newest checkpoint, if there is one.
+          last_checkpoint: step of the latest checkpoint, if there is one.
 
         Raises:
-          Diverged: a step did not.
+          Diverged: the loss, the gradient or the parameters of a step are not finite.
         """
         reports = [jax.tree.map(lambda x, i=i: x[i], call)
                    for call in jax.device_get(self._pending)
@@ -61,20 +61,20 @@ class StepLog:
                         'norm of the parameters': report.parameter_norm}
             for name, value in measured.items():
                 if not math.isfinite(value):
-                    kept = (f'the latest checkpoint is that of step {last_checkpoint}'
+                    kept = (f'the latest checkpoint is of step {last_checkpoint}'
                             if last_checkpoint is not None else 'no checkpoint had been written')
                     raise Diverged(
                         f'the {name} became {value} in step {self._settled_step}; {kept}. Lower '
-                        'schedule.learning_rate, warm up, or set optimizer.clip_norm, with another '
-                        '--workdir' + (
-                            '; to start there from this checkpoint, pass --config.init.resume_from='
+                        'schedule.learning_rate, add a warm-up or set optimizer.clip_norm, and use '
+                        'another --workdir' + (
+                            '; to start it from this checkpoint, pass --config.init.resume_from='
                             f'WORKDIR/checkpoints/{last_checkpoint}.'
                             if last_checkpoint is not None else '.'))
         self._reports += reports
         self._pending = []
 
     def row(self) -> dict[str, float]:
-        """The row of the log on the steps since `start_anew`; all of them must be settled."""
+        """Averages the steps since `reset` into a row; all of them must be settled."""
         metrics = jax.tree.map(lambda *sums: functools.reduce(np.add, sums),
                                *(report.metrics for report in self._reports))
         last = self._reports[-1]
@@ -87,10 +87,10 @@ class StepLog:
             **self.meter.rates(self._batch_size),
         }
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Begins the next row."""
         self._reports = []
-        self.meter.start_anew()
+        self.meter.reset()
 
 
 class Meter:
@@ -116,15 +116,15 @@ class Meter:
         self._steps += steps
 
     def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_second and data_wait_fraction since the last `start_anew`."""
+        """Computes images_per_second and data_wait_fraction since the last `reset`."""
         self.pause()
         self.start()
         seconds = max(self._elapsed, 1e-9)
         return {'train/images_per_second': self._steps * batch_size / seconds,
                 'train/data_wait_fraction': self._waited / seconds}
 
-    def start_anew(self) -> None:
-        """Forgets what was timed so far."""
+    def reset(self) -> None:
+        """Discards the times measured so far."""
         self._elapsed = self._waited = 0.0
         self._steps = 0
         self.start()

@@ -44,7 +44,7 @@ class Stopped(Exception):  # noqa: N818
 
 @backend.in_32_bits
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
-    """Trains until `config.num_steps`, from the newest checkpoint in the workdir if there is one.
+    """Trains until `config.num_steps`, from the latest checkpoint in the workdir if there is one.
 
     May be called from any thread; only in the main thread are signals noticed.
 
@@ -213,11 +213,11 @@ class Run:
                       'command again to resume.', number)
 
     def _report(self, log: StepLog, step: int, due: bool) -> None:
-        """A line on the terminal, and a row for the log where one is due."""
+        """Prints a line and writes a row of the log, if one is due."""
         log.settle(self.record.written_step)
         row, skipped = log.row(), 0
         if due:
-            log.start_anew()
+            log.reset()
             if skipped := self.program.train_data.total_skipped():
                 row['train/skipped_images'] = skipped
             self.record.log(step, row)
@@ -266,6 +266,6 @@ class Run:
             f'on {values["eval/count"]:,} images')
 
     def _line(self, kind: str, values: Mapping[str, float]) -> str:
-        """What the task shows of the values under 'train/' or 'eval/'."""
+        """Formats the values under 'train/' or 'eval/' as the task wants."""
         return self.program.task.line({tag.removeprefix(f'{kind}/'): value
                                        for tag, value in values.items()})

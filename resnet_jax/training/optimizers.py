@@ -23,7 +23,7 @@ from resnet_jax.models.blocks import STACKED
 
 
 def create(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of `config.optimizer`, which leaves the parameters of `init.freeze` unchanged.
+    """Creates the optimizer of `config.optimizer`; parameters in `init.freeze` do not change.
 
     Its `update` takes the keyword `learning_rate`, float32 [].
     """
@@ -74,7 +74,7 @@ def decayed_weights(o: ConfigDict) -> optax.GradientTransformation:
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:
-    """Which parameters are not trained: a tree of bools.
+    """Marks the parameters that are not trained: a tree of bools.
 
     Args:
       params: the parameters, or their shapes.
@@ -96,7 +96,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def stop_frozen(params: Any, patterns: Sequence[str]) -> Any:
-    """The parameters, without gradients for those that are frozen."""
+    """Stops the gradients of frozen parameters."""
     return jax.tree.map(lambda is_frozen, x: jax.lax.stop_gradient(x) if is_frozen else x,
                         frozen(params, patterns), params)
 
@@ -111,7 +111,7 @@ def scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_lars(coefficient: float, decay: float) -> optax.GradientTransformation:
-    """A layer's update by LARS, before the global rate: g -> local rate * (g + decay * w).
+    """Scales updates per layer by LARS, before the learning rate: local rate * (g + decay * w).
 
     Y. You et al., "Large Batch Training of Convolutional Networks", 2017, algorithm 1: the local
     rate is coefficient * |w| / (|g| + decay * |w|). As in MLPerf's reference and in timm, it is 1

@@ -20,7 +20,7 @@ class Profiler:
         self._step = 0  # steps done
 
     def before(self, step: int, end: int) -> None:
-        """Starts the trace at the first call from `step` to `end` with steps of the range."""
+        """Starts the trace at the first call, from `step` to `end`, that overlaps the range."""
         if max(step, self._first) < min(end, self._last) and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True

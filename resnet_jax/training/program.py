@@ -33,7 +33,7 @@ RUNS_ONCE_ON_CPU = {'xla_backend_optimization_level': 0}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config describes, built but not yet compiled or run.
+    """The network, data, optimizer and steps of a config; not yet compiled.
 
     Attributes:
       config: the config.
@@ -58,7 +58,7 @@ class Program:
     state: Any
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, on the mesh: random, or as `config.init` says.
+        """Creates the state before the first step, on the mesh: random, or as in `config.init`.
 
         Raises:
           UserError: the weights to start from cannot be read, or are another network's.
@@ -66,7 +66,7 @@ class Program:
         cpu = self.mesh.devices.flat[0].platform == 'cpu'
         create = jax.jit(self.create_state, out_shardings=self.shardings,
                          compiler_options=RUNS_ONCE_ON_CPU if cpu else None)
-        # The seed is no constant of the program, so that runs that differ in it share one.
+        # The seed is an input of the program, so that runs with different seeds share one program.
         created = create(seed=np.uint32(self.config.seed & 0xFFFFFFFF))
         checkpoint = self.config.init.checkpoint
         if not checkpoint:
@@ -103,7 +103,7 @@ class Program:
 
     def lower_train_steps(self, train_state: Any, inputs: Sequence[Any],
                           count: int) -> jax.stages.Lowered:
-        """`train_steps` as they are run: the new state takes the place of the old one.
+        """Lowers `train_steps`, with the buffers of the old state reused for the new one.
 
         Args:
           train_state, inputs, count: see there; shapes may take the place of arrays.
@@ -133,7 +133,7 @@ class Program:
         return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
 
     def no_sums(self) -> tuple[jax.Array, Any]:
-        """What an evaluation starts from: index 0, and metrics of no images."""
+        """Creates what an evaluation starts from: index 0 and the metrics of no images."""
         index = jax.ShapeDtypeStruct((), jnp.int32)
         metrics, _ = jax.eval_shape(self._evaluate, self.state, self.eval_data.input_shapes, index)
         return jax.device_put((np.int32(0), jax.tree.map(
@@ -141,7 +141,7 @@ class Program:
 
     @property
     def everywhere(self) -> NamedSharding:
-        """The sharding of what every device has whole."""
+        """The sharding of replicated arrays."""
         return NamedSharding(self.mesh, P())
 
     @property
@@ -151,7 +151,7 @@ class Program:
 
 
 def create_model(config: ConfigDict) -> nn.Module:
-    """The network of `config.model`, checked against the size of the images.
+    """Creates the network of `config.model`, and checks that it accepts the images.
 
     Raises:
       UserError: there is no such network, or it cannot take these images.
@@ -170,7 +170,7 @@ def create_model(config: ConfigDict) -> nn.Module:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config with what it leaves empty: the architecture, the image size and the classes.
+    """Fills in fields that are not set: the architecture, the image size and the classes.
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
     an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,

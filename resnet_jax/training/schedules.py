@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 class Schedule(NamedTuple):
-    """A learning rate, or a factor of one, that may depend on how the training goes.
+    """A learning rate, or a factor of it, which may depend on the progress of training.
 
     Attributes:
       init: () -> state, or None if it has none.
@@ -28,7 +28,7 @@ class Schedule(NamedTuple):
 
 
 def create(config: ConfigDict) -> Schedule:
-    """The schedule of `config.schedule`: the product of the curve `name` and of `warmup`."""
+    """Creates the schedule of `config.schedule`: the curve `name` times the `warmup`."""
     names = config.schedule
     parts = {names.name: SCHEDULES[names.name](config), 'warmup': WARMUPS[names.warmup](config)}
 
@@ -49,25 +49,25 @@ def create(config: ConfigDict) -> Schedule:
 
 
 def of_step(curve: Callable[[jax.Array], Any]) -> Schedule:
-    """The schedule of a function of the step alone."""
+    """Makes a schedule from a function of the step."""
     return Schedule(lambda: None,
                     lambda state, step, watched: (None, jnp.asarray(curve(step), jnp.float32)))
 
 
 def constant(config: ConfigDict) -> Schedule:
-    """`learning_rate` throughout."""
+    """Keeps the learning rate constant."""
     return of_step(optax.constant_schedule(config.schedule.learning_rate))
 
 
 def steps(config: ConfigDict) -> Schedule:
-    """`learning_rate`, multiplied by `factor` at each of the `boundaries` (paper, section 4.2)."""
+    """Multiplies the learning rate by `factor` at each of the `boundaries` (section 4.2)."""
     s = config.schedule
     return of_step(optax.piecewise_constant_schedule(
         s.learning_rate, {int(step): s.factor for step in s.boundaries}))
 
 
 def cosine(config: ConfigDict) -> Schedule:
-    """From `learning_rate` to 0 along half a cosine, which begins after a linear warm-up.
+    """Lowers the learning rate to 0 along half a cosine, which begins after a linear warm-up.
 
     I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     """
@@ -80,9 +80,9 @@ def cosine(config: ConfigDict) -> Schedule:
 def plateau(config: ConfigDict) -> Schedule:
     """Lowers the learning rate when the watched number stops falling (paper, section 3.4).
 
-    The number is averaged over windows of `plateau_window` steps. After `plateau_patience` windows
-    of which none was better than the best by `plateau_threshold`, relative to it, the learning rate
-    is multiplied by `factor`. The product of these factors never falls below `plateau_min_factor`.
+    The number is averaged over windows of `plateau_window` steps. If none of `plateau_patience`
+    windows improves on the best one by `plateau_threshold`, relative to it, the learning rate is
+    multiplied by `factor`. The product of these factors never falls below `plateau_min_factor`.
     """
     s = config.schedule
     rule = optax.contrib.reduce_on_plateau(
@@ -100,13 +100,13 @@ SCHEDULES = {'steps': steps, 'plateau': plateau, 'cosine': cosine, 'constant': c
 
 
 def no_warmup(config: ConfigDict) -> Schedule:
-    """A factor of 1."""
+    """Uses no warm-up: a factor of 1."""
     del config
     return of_step(optax.constant_schedule(1.0))
 
 
 def linear_warmup(config: ConfigDict) -> Schedule:
-    """A factor that grows from 1 / `warmup_steps` to 1 (Goyal et al., 2017, section 2.2)."""
+    """Increases a factor from 1 / `warmup_steps` to 1 (Goyal et al., 2017, section 2.2)."""
     length = max(config.schedule.warmup_steps, 1)
     return of_step(lambda step: jnp.minimum((step + 1) / length, 1))
 

@@ -14,7 +14,7 @@ _places = itertools.count(1)
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered, until the loop asks for them.
+    """Records SIGTERM and SIGINT while it is entered, until the loop asks for them.
 
     In a job of several processes, SIGTERM is left to JAX, whose preemption service notices it
     within a second and chooses the place at which all processes stop, once per job. SIGINT is

@@ -42,19 +42,19 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is applied with in training."""
+        """The variables for training."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """What the network is evaluated with: the moving averages, where there are any."""
+        """The variables for evaluation: the moving averages, if there are any."""
         return self.variables if self.ema is None else self.ema
 
 
 def create_state(model: nn.Module, optimizer: optax.GradientTransformation, schedule: Schedule,
                  image_shape: tuple[int, int, int], seed: int, use_ema: bool,
                  normalization: Normalization) -> TrainState:
-    """The state before the first step. Pure: runs under jit, and `jax.eval_shape`."""
+    """Creates the state before the first step. Pure: runs under jit and `jax.eval_shape`."""
     image = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), image, train=False)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
@@ -73,7 +73,7 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, sche
 
 def with_weights(state: TrainState, variables: Mapping[str, Any],
                  normalization: Mapping[str, Any], heads: Sequence[str]) -> TrainState:
-    """The state with the weights of another network, and the normalisation that goes with them.
+    """Replaces the weights by those of another network, and the normalisation with them.
 
     Args:
       state: before the first step; gives the shapes and the shardings.
@@ -100,9 +100,9 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
         if there.shape[there.ndim - np.ndim(normalization[part]):] != np.shape(
                 normalization[part]):
             raise UserError(
-                f'the {part} that goes with the weights of init.checkpoint has the shape '
-                f'{np.shape(normalization[part])}, and that of the data {there.shape}: set '
-                'data.normalization and data.image_size as they were.')
+                f'the {part} stored with the weights of init.checkpoint has the shape '
+                f'{np.shape(normalization[part])}, but that of the data has {there.shape}: set '
+                'data.normalization and data.image_size as for those weights.')
     put = functools.partial(jax.tree.map, lambda x, like: jax.device_put(
         np.broadcast_to(x, like.shape) if isinstance(x, np.ndarray) else x, like.sharding))
     new = put(new, old)
@@ -112,7 +112,7 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
 
 
 def recalibrate(statistics: Iterable[Any]) -> Any:
-    """Running statistics as the strict average over some training batches.
+    """Computes running statistics as the plain average over some training batches.
 
     The authors' released models were evaluated so. Each batch is normalised by its own statistics,
     as in training.

@@ -18,7 +18,7 @@ from resnet_jax.training.state import TrainState
 
 @struct.dataclass
 class StepReport:
-    """What a training step reports.
+    """The measurements of a training step.
 
     Attributes:
       metrics: of the step's batch, before the update; see `Task.loss`.
@@ -34,14 +34,14 @@ class StepReport:
 
 
 # The purpose of the keys of dropout, below the step's. The augmentation folds the rows of the batch
-# into the same key, and 2**32 - 1; no batch has so many rows.
+# into the same key, and 2**32 - 1; no batch has that many rows.
 DROPOUT = 2**32 - 2
 
 
 def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, task: Task, model: nn.Module,
                optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule,
                config: ConfigDict) -> tuple[TrainState, StepReport]:
-    """One update: the gradient of the mean loss over the batch, the rate, the optimizer.
+    """Updates the state by the gradient of the mean loss over a batch.
 
     Args:
       state: see `TrainState`.
@@ -97,7 +97,7 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, task: Task, 
 
 
 def ema_decay(decay: float, warmup: bool, step: jax.Array) -> float | jax.Array:
-    """The share of the moving average that an update keeps.
+    """Computes the decay of the moving average at a step.
 
     With a warm-up, at most (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage.
     After n updates below the cap, the initial parameters then have the weight 9! n! / (n + 9)!, 2 %
@@ -149,7 +149,7 @@ def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any
 
 
 def batch_statistics(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
-    """The batch statistics that one batch would add to the running ones."""
+    """Computes the statistics of one batch."""
     # With momentum 0 nothing is left of the old running statistics.
     _, updates = model.clone(bn_momentum=0.0, bn_frozen=False).apply(
         state.eval_variables, batch['image'], train=True, mutable=['batch_stats'],

@@ -30,7 +30,7 @@ def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args) -> C
 
 
 def with_statistics(state: TrainState, batch_stats: Any) -> TrainState:
-    """The state with other running statistics where it is evaluated."""
+    """Replaces the running statistics used for evaluation."""
     if state.ema is None:
         return state.replace(batch_stats=batch_stats)
     return state.replace(ema={**state.ema, 'batch_stats': batch_stats})
@@ -57,7 +57,7 @@ class Evaluator:
         self._eval_step: Callable | None = None
 
     def evaluate(self, state: TrainState) -> dict[str, float] | None:
-        """The metrics over every image of the evaluation split, or None if a signal comes.
+        """Evaluates every image of the evaluation split; returns None if a signal arrives.
 
         Returns:
           Values under their TensorBoard tags.
@@ -88,10 +88,10 @@ class Evaluator:
         return {f'eval/{name}': value for name, value in report.items()}
 
     def recalibrate(self, state: TrainState) -> Any | None:
-        """Running statistics as a strict average over the training batches that would follow.
+        """Averages batch statistics over the training batches that would follow.
 
         Returns:
-          A tree like `state.batch_stats`, or None if a signal comes; the next start begins anew.
+          A tree like `state.batch_stats`, or None if a signal arrives; the next start begins again.
         """
         program, batches = self._program, self._program.config.eval.recalibrate_batches
         shardings = program.shardings.batch_stats

@@ -37,7 +37,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def check_path(workdir: pathlib.Path) -> None:
-    """Raises UserError where a path can be no folder of a run."""
+    """Raises UserError if a path cannot be the folder of a run."""
     if '://' in str(workdir) or ':/' in str(workdir):
         raise UserError(f'--workdir must be a folder of a file system, got {workdir}: mount the '
                         'bucket, for example with Cloud Storage FUSE.')
@@ -46,7 +46,7 @@ def check_path(workdir: pathlib.Path) -> None:
 
 
 def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises UserError where a new run has nothing at `init.resume_from` to start from."""
+    """Raises UserError if a new run finds no checkpoint at `init.resume_from`."""
     if config.init.resume_from and not _has_checkpoints(workdir):
         locate(pathlib.Path(config.init.resume_from))
 
@@ -94,7 +94,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Sees that checkpoints in the folder, if there are any, are of the same run.
+    """Checks that any checkpoints in the folder belong to the same run.
 
     Raises:
       UserError: they were made from another config, or it is not known from which.
@@ -111,7 +111,7 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def check_data(program: Program, workdir: pathlib.Path) -> None:
-    """Sees that checkpoints in the folder, if there are any, were made from the same data.
+    """Checks that any checkpoints in the folder were made from the same data.
 
     Raises:
       UserError: the data has changed, or it is not known from which they were made.
@@ -127,7 +127,7 @@ def check_data(program: Program, workdir: pathlib.Path) -> None:
 
 
 def describe(program: Program, workdir: pathlib.Path) -> None:
-    """Notes in the folder what its checkpoints are made from."""
+    """Writes to the folder what its checkpoints are made from."""
     if jax.process_index() == 0:
         write_whole(workdir / 'config.json', program.config.to_json(indent=2) + '\n')
         write_whole(workdir / 'data.json', json.dumps(
@@ -171,7 +171,7 @@ class Record:
     """
 
     def __init__(self, program: Program, workdir: pathlib.Path):
-        """Opens what is there.
+        """Opens the folder.
 
         Raises:
           UserError: the folder holds a run that is further than `num_steps`.
@@ -203,7 +203,7 @@ class Record:
         self._writer = MetricsWriter(workdir, rows, self.start_step, self.evaluations)
 
     def _fork(self, program: Program) -> None:
-        """Starts from a checkpoint of another run, as if it were the newest of this one."""
+        """Starts from a checkpoint of another run, as if it were the latest of this one."""
         origin = locate(pathlib.Path(program.config.init.resume_from))
         if int(origin.name) > program.config.num_steps:
             raise UserError(f'init.resume_from={origin} is beyond num_steps='
@@ -242,7 +242,7 @@ class Record:
 
     @property
     def written_step(self) -> int | None:
-        """The step of the newest checkpoint that is completely on disk, if there is one."""
+        """The step of the latest checkpoint that is completely on disk, if there is one."""
         return self._checkpoints.written_step
 
     def restore(self, like: Any) -> TrainState:

@@ -78,7 +78,7 @@ class TensorBoard:
         self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One point for each tag, on disk when this returns."""
+        """Writes one point per tag, on disk when this returns."""
         value = self._protos.summary_pb2.Summary.Value
         points = [value(tag=tag, simple_value=math.nan if x is None else x)
                   for tag, x in values.items() if tag != 'step']

@@ -136,11 +136,11 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
         try:
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
-            raise UserError(f'{path}: what it says of the network is damaged: {error}') from error
+            raise UserError(f'{path}: its network description is damaged: {error}') from error
     known = foreign.of(fields)
     config.data.channels = tensors[known.first].shape[1]
     if config.data.channels not in (1, 3):
-        raise UserError(f'{path}: the network takes images of {config.data.channels} channels, and '
+        raise UserError(f'{path}: the network takes images of {config.data.channels} channels, but '
                         'only grey images (1) and colour images (3) can be read.')
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', known.image_size)
@@ -155,10 +155,10 @@ def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str,
     """
     if not foreign.of(config.model).convention and (mean is None or std is None):
         raise UserError(
-            f'{path} does not say how its input is normalised; give --mean and --std. Of CIFAR-10 '
-            'networks some have the mean and std of ImageNet (--mean=0.485,0.456,0.406 '
-            '--std=0.229,0.224,0.225), some those of CIFAR-10 (--mean=0.4914,0.4822,0.4465 '
-            '--std=0.2470,0.2435,0.2616): the code that trained them says which.')
+            f'{path} does not say how its input is normalised; pass --mean and --std. Some '
+            'CIFAR-10 networks use the mean and std of ImageNet (--mean=0.485,0.456,0.406 '
+            '--std=0.229,0.224,0.225), others those of CIFAR-10 (--mean=0.4914,0.4822,0.4465 '
+            '--std=0.2470,0.2435,0.2616); look them up in the code that trained the network.')
     return {part: _per_channel(part, default if value is None else value, config.data.channels)
             for part, value, default in (('mean', mean, MEAN), ('std', std, STD))}
 
@@ -207,7 +207,7 @@ def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f'the {name} of the input is {value!r}, which are not numbers.') from error
+        raise UserError(f'the {name} of the input must be numbers, got {value!r}.') from error
     if array.shape == (3,) and channels == 1:
         array = array.mean(keepdims=True)
     if array.shape[-1:] != (channels,) or not np.isfinite(array).all():

@@ -67,7 +67,7 @@ def _timm_problem(name: str, config: Mapping[str, Any]) -> str | None:
     changes = {name: value for name, value in {
         'global_pool': config.get('global_pool', 'avg'), **arguments}.items()
         if name not in _HARMLESS and (name, value) != ('global_pool', 'avg')}
-    return f'is changed by {json.dumps(changes)} there' if changes else None
+    return f'it modifies by {json.dumps(changes)}' if changes else None
 
 
 def _hugging_face_problem(name: str, config: Mapping[str, Any]) -> str | None:
@@ -76,7 +76,7 @@ def _hugging_face_problem(name: str, config: Mapping[str, Any]) -> str | None:
     for option, known in (('model_type', 'resnet'), ('hidden_act', 'relu'),
                           ('downsample_in_first_stage', False)):
         if config.get(option, known) != known:
-            return (f'has {option}={json.dumps(config[option])} there, and the networks of the '
+            return (f'has {option}={json.dumps(config[option])} there, but the networks of the '
                     f'paper have {json.dumps(known)}')
     return None
 

@@ -72,13 +72,13 @@ def read(path: pathlib.Path) -> tuple[Named, str]:
       The tensors, and where a bottleneck has its stride, 'v1' or 'v1.5'.
 
     Raises:
-      UserError: the file is cut short, damaged or holds NaN, or is not a residual network.
+      UserError: the file is truncated, damaged or holds NaN, or is not a residual network.
     """
     net = message_class('NetParameter')()
     try:
         net.ParseFromString(path.read_bytes())
     except (message.DecodeError, OSError) as error:
-        raise UserError(f'{path} is damaged or cut short: it cannot be read as a Caffe model '
+        raise UserError(f'{path} is damaged or truncated: it cannot be read as a Caffe model '
                         f'({" ".join(str(error).split())[:200]}).') from error
     tensors, original, strides = {}, {}, {}
     for layer in net.layer:
@@ -145,6 +145,6 @@ def _array(blob: message.Message, layer: str, path: pathlib.Path) -> np.ndarray:
         while len(shape) > 1 and shape[0] == 1:
             shape = shape[1:]
     if min(shape, default=1) < 0 or data.size != int(np.prod(shape, dtype=object)):
-        raise UserError(f'{path} is damaged: the layer {layer} says {shape} and holds '
-                        f'{data.size} numbers.')
+        raise UserError(f'{path} is damaged: the layer {layer} declares {shape} but '
+                        f'holds {data.size} numbers.')
     return data.reshape(shape)

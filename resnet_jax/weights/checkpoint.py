@@ -108,7 +108,7 @@ def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     """An item of a checkpoint, verified and laid out like a tree of `jax.ShapeDtypeStruct`.
 
     Every process reads all of it: nothing but the arrays is needed then, and whatever goes wrong
-    on the devices is no matter of the files.
+    on the devices does not concern the files.
     """
     tree = _tree(checkpoint, item)
     _check_fits(checkpoint, item, like, tree)
@@ -230,5 +230,5 @@ def _damaged(checkpoint: pathlib.Path, what: Exception | str) -> Damaged:
         advice = (f'The checkpoint before it is {earlier}: to resume from there, pass '
                   f'--config.init.resume_from={earlier} with a new --workdir.')
     else:
-        advice = 'There is none before it.'
+        advice = 'There is no earlier one.'
     return Damaged(f'the checkpoint {checkpoint} is damaged ({what}). {advice}')

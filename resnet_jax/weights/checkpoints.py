@@ -39,8 +39,8 @@ class Checkpoints:
 
         Args:
           folder: made if it is missing.
-          keep_last: so many of the newest checkpoints are kept.
-          rank: by which the best checkpoint is kept as well; None: the newest only.
+          keep_last: number of latest checkpoints to keep.
+          rank: sorts evaluations, so that the best checkpoint is kept too; None: only the latest.
 
         Raises:
           Damaged: the description of the newest checkpoint is not what was written.
@@ -223,5 +223,5 @@ def _evaluation(checkpoint: pathlib.Path) -> dict[str, float] | None:
             return content['values']
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    warn(f'{file} is damaged; the evaluation counts as not done.')
+    warn(f'{file} is damaged and is treated as missing.')
     return None

@@ -18,7 +18,7 @@ def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) 
       original: the names that the tensors have in their file.
 
     Returns:
-      Phrases that go on from 'the network has'; none where nothing known is different.
+      Phrases that continue 'the network has'; none if no known difference is found.
     """
     found = []
     if name := _first(tensors, _DEEP_STEM):
@@ -44,7 +44,7 @@ def _widths(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) -> l
     width, filters, inputs = len(stem), len(first), second.shape[1]
     if 0 < inputs < filters and filters % inputs == 0:
         return [f'grouped convolutions, {filters // inputs} groups of {inputs} channels '
-                f'({original["layer1.0.conv2.weight"]}), as ResNeXt has']
+                f'({original["layer1.0.conv2.weight"]}), as in ResNeXt']
     if filters != width:
         return [f'{"wider" if filters > width else "narrower"} blocks, {filters} filters '
                 f'({original["layer1.0.conv1.weight"]}) behind a stem of {width}, where the '

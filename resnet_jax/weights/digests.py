@@ -53,7 +53,7 @@ def description(leaf: Any) -> str:
 
 
 def checksum(content: Any) -> str:
-    """Of what can be written as JSON, whatever the order of its keys."""
+    """Computes the checksum of a JSON value; the order of keys has no effect."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

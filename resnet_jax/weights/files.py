@@ -40,7 +40,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
     if len(found) == 1:
         return path / found[0]
     if (path / 'checkpoints').is_dir():
-        raise UserError(f'{path} need not be converted: give it to the other commands as it is.')
+        raise UserError(f'{path} does not need to be converted; pass it to the other commands.')
     raise UserError(f'{path} holds no file of weights ({", ".join(SUFFIXES)}).' if not found else
                     f'{path} holds several files of weights: name one of {", ".join(found)}.')
 
@@ -49,7 +49,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
     """The tensors of a .safetensors file, and its metadata.
 
     Raises:
-      UserError: the file is cut short or damaged.
+      UserError: the file is truncated or damaged.
     """
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
@@ -134,7 +134,7 @@ def _refuse(arrays: Mapping[str, np.ndarray], what: pathlib.Path | str, contents
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-    return UserError(f'{path} is damaged or cut short: it cannot be read ({_reason(error)}).')
+    return UserError(f'{path} is damaged or truncated: it cannot be read ({_reason(error)}).')
 
 
 def _reason(error: Exception) -> str:

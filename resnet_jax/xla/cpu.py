@@ -20,7 +20,7 @@ def compute_in_main_thread() -> None:
 def keep_memory() -> None:
     """On CPU, keeps freed memory in the process instead of returning it to the system.
 
-    XLA allocates the temporaries of every step anew, and zero-filled pages from the system are slow
+    XLA allocates new temporaries in every step, and zero-filled pages from the system are slow
     (docs/performance.md). glibc can keep up to 2 GiB in the main thread's arena, so computations
     must run there; see `compute_in_main_thread`.
 

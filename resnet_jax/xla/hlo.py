@@ -47,7 +47,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of the result."""
+        """The size of the result in bytes."""
         return sum(_bits(kind) * math.prod(shape) // 8 for kind, shape in self.arrays)
 
 
@@ -115,7 +115,7 @@ def collectives(module: Module) -> dict[str, dict[str, int]]:
 
 
 def kernels(module: Module) -> Iterator[tuple[Instruction, int, int]]:
-    """What runs by itself, and not as a part of another: an instruction that is not fused.
+    """Lists the instructions that run as kernels of their own, that is, are not fused.
 
     Yields:
       The instruction, the bytes that go in and out of it, and how often it runs.

@@ -75,7 +75,7 @@ class Topology:
 
 
 def create(name: str) -> Topology:
-    """The topology of this name.
+    """Creates the topology of this name.
 
     Args:
       name: 'v5e:4x4', a TPU generation and the chips along each dimension; or 'cpu:8', so many

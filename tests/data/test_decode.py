@@ -151,7 +151,7 @@ def test_a_jpeg_that_is_cut_anywhere_is_refused_in_words(make):
         assert part == whole
         reasons.add(whole.removeprefix('x cannot be read: '))
     assert reasons == {'it is empty.', 'it is not a JPEG, PNG or WebP image.',
-                       'its JPEG header is incomplete or damaged.', 'it is cut short.'}
+                       'its JPEG header is incomplete or damaged.', 'it is truncated.'}
 
 
 def test_fill_bytes_do_not_make_reading_a_part_slower():
@@ -214,7 +214,7 @@ def damaged(i: int) -> tuple[bytes, bool]:
 
 
 def wide_png(width: int, height: int) -> bytes:
-    """A header that claims so many pixels, and hardly any data."""
+    """A header that claims this many pixels, with hardly any data."""
     def chunk(name, body):
         return struct.pack('>I', len(body)) + name + body + struct.pack(
             '>I', zlib.crc32(name + body))

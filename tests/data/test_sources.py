@@ -138,7 +138,7 @@ def test_damaged_shards_are_named(folder, tmp_path):
     with pytest.raises(UserError, match=r'00001-of-00004.array_record\[2\] cannot be read'):
         source[10]
     file.write_bytes(whole[:5000])
-    with pytest.raises(UserError, match=r'has 5000 bytes and not .* it was cut short'):
+    with pytest.raises(UserError, match=r'has 5000 bytes instead of .* it was truncated'):
         Shards(str(tmp_path / 'out'), 'train')
     with pytest.raises(UserError, match=r'00001-of-00004.*were deleted: run'):
         shard_writer.verify(info, 'train', tmp_path / 'out', 2)

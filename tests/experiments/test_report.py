@@ -119,7 +119,7 @@ def test_the_answer_follows_the_numbers():
         assert told in text[0] and f'{network.output_cosine[0, 0]:.2f}' in text[0]
     assert 'without 2 of the 3 blocks' in text[2] and 'without block 1.1 it is 30.0 %' in text[2]
     both = answer.answer(NETWORKS, LESIONS)
-    assert 'No block of the plain network can be missed' in both[-1]
+    assert 'No block of the plain network can be spared' in both[-1]
 
 
 def test_charts_are_written_beside_the_page(tmp_path):

@@ -267,7 +267,7 @@ print(xla_bridge.backends_are_initialized())
 
 def test_a_damaged_ledger_is_told(tmp_path):
     (tmp_path / 'ledger.jsonl').write_text('{"run": "a"')
-    with pytest.raises(UserError, match=r'is no ledger of a sweep .*; move it away'):
+    with pytest.raises(UserError, match=r'is not a ledger of a sweep .*; move it away'):
         ledger.Ledger(tmp_path / 'ledger.jsonl')
     with pytest.raises(UserError, match='there is no ledger'):
         ledger.read(tmp_path / 'nowhere')

@@ -11,7 +11,7 @@ class Photometer(Network):
     """A trained network."""
 
     def predict(self, images):
-        """Images as of `Network` -> brightness from 0 to 1, float32 [N]."""
+        """Images, see `Network` -> brightness from 0 to 1, float32 [N]."""
         return self.outputs(images)[..., 0]
 
 

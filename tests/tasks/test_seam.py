@@ -101,7 +101,7 @@ def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
 
 
 def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
-    with pytest.raises(UserError, match='--protocol has no meaning for the task tests'):
+    with pytest.raises(UserError, match='--protocol does not apply to the task tests'):
         evaluate([str(finished)], None, 0, {'protocol': 'ten_crop'}, ['protocol'])
     with pytest.raises(UserError, match='are evaluated one at a time'):
         evaluate([str(finished)] * 2, None, 0, {}, [])

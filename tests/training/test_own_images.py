@@ -152,7 +152,7 @@ def test_images_that_are_skipped_are_counted_in_each_row_and_line_of_the_log(run
     assert len(counts) == 2
     assert 1 <= counts[-1] <= 5
     assert f'  skipped {counts[-1]} unreadable images\n' in run.out
-    sentence = f'warning: skipped an image: {run.damaged} cannot be read: it is cut short.'
+    sentence = f'warning: skipped an image: {run.damaged} cannot be read: it is truncated.'
     assert run.err.splitlines().count(sentence) >= 2  # for the statistics, then in training
 
 

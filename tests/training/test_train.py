@@ -1,4 +1,4 @@
-"""The loop, from within: what it writes, and how it stops and goes on."""
+"""The loop, from within: what it writes, and how it stops and resumes."""
 
 import json
 import os
@@ -279,7 +279,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(ten_steps,
     stored['schedule']['learning_rate'] = config.schedule.learning_rate = 1e30
     (workdir / 'config.json').write_text(json.dumps(stored))
     with pytest.raises(log.Diverged, match=(
-            r'became (nan|inf) in step 1\d; the latest checkpoint is that of step 10')):
+            r'became (nan|inf) in step 1\d; the latest checkpoint is of step 10')):
         loop.train(config, workdir)
     assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['10']
     assert_same_bits(arrays(workdir, 10), arrays(ten_steps, 10))

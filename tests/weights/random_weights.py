@@ -17,7 +17,7 @@ def fields(**changes):
 
 
 def tensors(model, channels: int = 3) -> dict[str, np.ndarray]:
-    """float32, for images of so many channels; running variances are positive."""
+    """float32, for images of this many channels; running variances are positive."""
     rng = np.random.default_rng(0)
     found = {}
     for leaf in names.leaves(model, channels):

@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path, program, state,
     assert capfd.readouterr().err == ''
     for path in (tmp_path / '2').rglob('manifest.ocdbt'):
         path.unlink()
-    with pytest.raises(Damaged, match=f'{tmp_path}/2 is damaged .*There is none before it'):
+    with pytest.raises(Damaged, match=f'{tmp_path}/2 is damaged .*There is no earlier one'):
         checkpoints.restore(program.state, 2)
     assert checkpoints.steps == kept(tmp_path) == [2, 3]  # nothing is deleted or moved
 

@@ -113,9 +113,9 @@ def test_a_caffemodel_with_wrong_lengths_or_bytes_is_told_or_read(caffemodel, tm
     for layer in (1, 2, 3, len(net.layer) - 1):
         changed = caffe.message_class('NetParameter').FromString(caffemodel)
         changed.layer[layer].blobs[0].shape.dim[0] += 1
-        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+        refuse(path, changed.SerializeToString(), 'declares .* but holds .* numbers')
         changed.layer[layer].blobs[0].shape.dim[0] = -2**62
-        refuse(path, changed.SerializeToString(), 'says .* and holds .* numbers')
+        refuse(path, changed.SerializeToString(), 'declares .* but holds .* numbers')
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(caffemodel)
@@ -170,7 +170,7 @@ def test_a_published_cifar_network_needs_its_mean_and_std():
     if not root:
         pytest.skip('RESNET_JAX_TEST_DATA is not set to the folder of the real data')
     path = pathlib.Path(root) / 'cifar10_resnet20_torch.th'
-    with pytest.raises(UserError, match='give --mean and --std'):
+    with pytest.raises(UserError, match='pass --mean and --std'):
         weights.read(path)
     found = weights.read(path, mean=(.485, .456, .406), std=(.229, .224, .225))
     assert found.describe().startswith(
@@ -203,5 +203,5 @@ def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r'several files of weights: name one of a\.pth, b\.'):
         weights.read(tmp_path)
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
-    with pytest.raises(UserError, match='need not be converted'):
+    with pytest.raises(UserError, match='does not need to be converted'):
         weights.read(tmp_path / 'run')

@@ -137,8 +137,8 @@ def test_timms_networks_of_the_paper_are_known(name, tmp_path):
     ({'pretrained_cfg': {'architecture': 'resnetblur18'}}, 'blurs where it down-samples'),
     ({'architecture': 'resnet18x'}, 'is not known to be a network of the paper'),
     ({'architecture': 'resnet18', 'model_args': {'aa_layer': 'blur'}},
-     'is changed by {"aa_layer": "blur"}'),
-    ({'architecture': 'resnet18', 'global_pool': 'max'}, 'is changed by {"global_pool": "max"}'),
+     'it modifies by {"aa_layer": "blur"}'),
+    ({'architecture': 'resnet18', 'global_pool': 'max'}, 'it modifies by {"global_pool": "max"}'),
     ({'architectures': ['RegNetForImageClassification'], 'model_type': 'regnet'},
      'is not known to be a network of the paper'),
     ({'architectures': ['ResNetForImageClassification'], 'downsample_in_first_stage': True},
@@ -194,7 +194,7 @@ def wider(tensors):
 
 
 def grouped(tensors):
-    """Groups of two channels, as ResNeXt has."""
+    """Groups of two channels, as in ResNeXt."""
     for name, array in tensors.items():
         if name.endswith('conv2.weight'):
             tensors[name] = array[:, :2]

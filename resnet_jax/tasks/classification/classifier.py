@@ -42,7 +42,7 @@ class Classifier(Network):
 
 
 def load(weights: Weights, path: pathlib.Path) -> Classifier:
-    """The classifier of the weights that were read from a path; see `Task.load`.
+    """Makes a classifier from the weights that were read from a path; see `Task.load`.
 
     Raises:
       UserError: its config.json describes no network, or classes.txt does not fit.
@@ -58,6 +58,6 @@ def load(weights: Weights, path: pathlib.Path) -> Classifier:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
     if len(classes) != count:
         raise UserError(f'classes.txt of {path} has {len(classes)} names for {count} classes; '
-                        'correct it, or delete it to have numbers instead.')
+                        'correct it, or delete it to use numbers as names.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
                       named)

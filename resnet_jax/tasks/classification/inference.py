@@ -27,7 +27,7 @@ WINDOW = 128  # images that are decoded ahead of the devices
 
 
 class Predictions(NamedTuple):
-    """What networks say of a split.
+    """The predictions of networks for a split.
 
     Attributes:
       log_probabilities: of the averaged softmax outputs, float32 [N, classes].

@@ -64,7 +64,7 @@ def class_names(networks: Sequence[Classifier], source: Source) -> Sequence[str]
 
 
 def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_classes: int) -> None:
-    """Raises UserError where networks do not fit one another or the data."""
+    """Raises UserError if networks do not match each other or the data."""
     channels = networks[0].config.data.channels
     for network, path in zip(networks, paths, strict=True):
         known = network.config.model.num_classes
@@ -79,7 +79,7 @@ def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_cla
 
 
 def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) -> Views:
-    """The views that the flags ask for, of the size that the config or the network says.
+    """Creates the views that the flags select, in the size of the config or the network.
 
     Raises:
       UserError: a flag is wrong.

@@ -13,7 +13,7 @@ CALIBRATION_BINS = 15
 
 
 class Scores(NamedTuple):
-    """What a set of predictions comes to.
+    """The scores of a set of predictions.
 
     Attributes:
       loss: mean negative log-probability of the right class.
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 
 def score(log_probabilities: np.ndarray, labels: np.ndarray) -> Scores:
-    """Scores predictions.
+    """Computes the scores of predictions.
 
     Args:
       log_probabilities: float32 [N, classes], N at least 1.

@@ -65,7 +65,7 @@ def report(metrics: Metrics, outputs: None) -> dict[str, float]:
 
 
 def line(values: Mapping[str, float]) -> str:
-    """Such as 'loss 0.0709  top-1 error 1.68 %'."""
+    """Formats values, as in 'loss 0.0709  top-1 error 1.68 %'."""
     if 'top5_error' not in values:
         return f'loss {values["loss"]:.4f}  top-1 error {values["top1_error"]:6.2f} %'
     return (f'loss {values["loss"]:.4f}  top-1 error {values["top1_error"]:.2f} %  '
@@ -88,7 +88,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
-    """Raises UserError where the data has other classes than the network."""
+    """Raises UserError if the data and the network differ in their number of classes."""
     known, (train, test) = config.model.num_classes, (
         getattr(source, 'num_classes', 0) for source in (train, test))
     if train != known or test > known:

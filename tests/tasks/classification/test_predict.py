@@ -92,7 +92,7 @@ def test_an_ensemble_has_the_names_of_the_network_that_knows_them():
 
 
 def test_mistakes_end_in_one_sentence(folder, run):
-    for arguments, told in (([], 'give image files'), ([folder / 'none.jpg'], 'cannot be read')):
+    for arguments, told in (([], 'pass image files'), ([folder / 'none.jpg'], 'cannot be read')):
         result = run(*arguments)
         assert result.status == 1 and told in result.errors
         assert result.errors.count('\n') == 1
