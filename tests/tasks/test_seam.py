@@ -18,6 +18,7 @@ from resnet_jax.tasks.prediction import predictions
 from resnet_jax.training import loop
 from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.log import StepLog
+from resnet_jax.training.validation import Evaluator
 from resnet_jax.weights import stored
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
@@ -92,12 +93,29 @@ def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path,
 def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
     config = brightness_config.get_config()
     config.mesh.data = 8
+    # What is trained for, and what it starts from, is of no interest.
+    config.task, config.data.image_size = 'classification', None
+    config.init.checkpoint = '/nothing'
     for given in (None, config):
         report = evaluate([str(finished)], given, 0, {}, [])
         assert report.values == pytest.approx(
             {tag: value for tag, value in evaluations(finished)[150].items() if tag != 'step'},
             rel=1e-4)
         assert report.text.endswith('on 203 images') and 'r2 0.' in report.text
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_could_not_be_measured_is_null(value, finished, monkeypatch):
+    measured = {'eval/loss': 0.5, 'eval/r2': value, 'eval/count': 203}
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: measured)
+    values = evaluate([str(finished)], None, 0, {}, []).values
+    assert values == {**measured, 'eval/r2': None}
+
+
+def test_an_evaluation_that_a_signal_ends_is_one_sentence(finished, monkeypatch):
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: None)
+    with pytest.raises(UserError, match='stopped by a signal'):
+        evaluate([str(finished)], None, 0, {}, [])
 
 
 def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
