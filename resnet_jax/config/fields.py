@@ -161,7 +161,7 @@ def default() -> ConfigDict:
     # A checkpoint also precedes every evaluation; None: only those.
     checkpoint.every_steps = placeholder(int)
     checkpoint.keep_last = 2
-    checkpoint.keep_best = True  # also keep the one with the lowest top-1 error
+    checkpoint.keep_best = True  # also keep the best, such as that of the lowest top-1 error
 
     config.log = ConfigDict()
     config.log.every_steps = 100

@@ -125,7 +125,8 @@ class Task:
         the training error in percent.
       load: (weights, path) -> the network of the weights that were read from a path: a frozen
         dataclass with at least their `config`, `variables` and `normalization`. Raises UserError.
-      create_model: (config) -> the Flax module. Raises `models.ConfigError`.
+      create_model: (config) -> the Flax module, a `models.backbone.Backbone`. Raises
+        `models.ConfigError`.
       transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
         `resnet_jax.data.create_pipelines`, where they differ from classification's.
       complete: (config) -> the config with what this task takes from the data.
@@ -135,7 +136,8 @@ class Task:
         a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
-      heads: parameters that `init.new_head` starts at random.
+      heads: parts of the network that `init.new_head` starts at random, and that another task
+        which starts from these weights leaves out.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]

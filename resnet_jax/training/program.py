@@ -72,7 +72,9 @@ class Program:
         if not checkpoint:
             return created
         weights = stored.read(pathlib.Path(checkpoint))
-        heads = self.task.heads if self.config.init.new_head else ()
+        heads: tuple[str, ...] = ()
+        if self.config.init.new_head:  # a classifier's is nothing to another task, and vice versa
+            heads = (*self.task.heads, *tasks.get(weights.config.task).heads)
         started = state.with_weights(created, weights.variables, weights.normalization, heads)
         say(_loaded(weights, self.config, heads))
         return started
@@ -242,9 +244,9 @@ def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:
 
 def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     """What is printed about the weights that a run starts from."""
-    params = {name: part for name, part in weights.variables['params'].items()
-              if name not in heads}
-    count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
+    count = len(jax.tree.leaves([
+        part for parts in weights.variables.values() for name, part in parts.items()
+        if name not in heads]))
     head = (f'; the head ({config.model.num_classes:,} classes) starts at random' if heads
             else ', the head included')
     return (f'loaded {count} arrays of {models.title(config.model)} from '
