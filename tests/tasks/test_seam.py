@@ -1,5 +1,6 @@
 """A task that the package does not know is trained, evaluated, stopped, resumed and predicted."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import tasks
 from resnet_jax.errors import UserError
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.tasks.prediction import predictions
 from resnet_jax.training import loop
+from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.validation import Evaluator
@@ -116,6 +120,30 @@ def test_an_evaluation_that_a_signal_ends_is_one_sentence(finished, monkeypatch)
     monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: None)
     with pytest.raises(UserError, match='stopped by a signal'):
         evaluate([str(finished)], None, 0, {}, [])
+
+
+class TwoOutputs(ResNet):
+    """As a detector has several heads."""
+
+    def __call__(self, images, *, train):
+        maps = self.features(images, train=train)
+        return {'boxes': maps['stage2'], 'scores': self.classify(maps['stage3'])}
+
+
+def test_a_network_of_several_outputs_is_summarised_and_applied(monkeypatch):
+    network = TwoOutputs(BasicBlock, (1, 1, 1), stem_kind='cifar', width=2, num_classes=1)
+    monkeypatch.setattr(brightness, 'TASK', dataclasses.replace(
+        brightness.TASK, create_model=lambda config: network))
+    config = brightness_config.get_config()
+    assert summarize(config)['stages'][-2:] == [{'name': 'head/boxes', 'shape': [4, 4, 4]},
+                                                {'name': 'head/scores', 'shape': [1]}]
+    variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    plain = {'mean': np.zeros(1, np.float32), 'std': np.ones(1, np.float32)}
+    loaded, images = brightness.Photometer(config, variables, plain), np.zeros((3, 8, 8, 1))
+    assert loaded.model is network
+    shapes = jax.tree.map(np.shape, (loaded.outputs(images), loaded.outputs(images[0])))
+    assert shapes == ({'boxes': (3, 4, 4, 4), 'scores': (3, 1)},
+                      {'boxes': (4, 4, 4), 'scores': (1,)})
 
 
 def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
