@@ -132,7 +132,8 @@ class Program:
     def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
         """(step + 1, BN statistics of the training batch of this step)."""
         batch = self.train_data.batch(inputs, step, train_state.normalization)
-        return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
+        return step + 1, steps.batch_statistics(
+            train_state, batch, task=self.task, model=self.model, config=self.config)
 
     def no_sums(self) -> tuple[jax.Array, Any]:
         """What an evaluation starts from: index 0, and metrics of no images."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.tasks.prediction import predictions
-from resnet_jax.training import loop
+from resnet_jax.training import loop, step
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.log import StepLog
@@ -144,6 +145,18 @@ def test_a_network_of_several_outputs_is_summarised_and_applied(monkeypatch):
     shapes = jax.tree.map(np.shape, (loaded.outputs(images), loaded.outputs(images[0])))
     assert shapes == ({'boxes': (3, 4, 4, 4), 'scores': (3, 1)},
                       {'boxes': (4, 4, 4), 'scores': (1,)})
+
+
+def test_recalibration_applies_the_network_as_the_loss_does():
+    """A detector's needs the boxes in training."""
+    def loss(model, variables, batch, key, config):
+        return 0.0, (model.bn_momentum, model.bn_frozen, batch['brightness']), {}
+
+    network = TwoOutputs(BasicBlock, (1, 1, 1), stem_kind='cifar', bn_frozen=True)
+    state = types.SimpleNamespace(eval_variables={})
+    assert step.batch_statistics(
+        state, {'brightness': 7}, task=dataclasses.replace(brightness.TASK, loss=loss),
+        model=network, config=None) == (0.0, False, 7)
 
 
 def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
