@@ -17,11 +17,11 @@ fields of the config are wrong or data is missing. It may also have
                                     where the config chooses it
 """
 
-import importlib
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from resnet_jax import config as config_lib
 from resnet_jax.data.sources import hold_out
 from resnet_jax.data.types import Source
 from resnet_jax.errors import UserError
@@ -46,17 +46,11 @@ def find(name: str | None) -> ModuleType:
       UserError: there is no such source.
     """
     path = SOURCES.get(name, name)
-    if not isinstance(path, str) or '.' not in path:
+    if not config_lib.is_module(path):
         raise UserError(f'data.source must be one of {", ".join(SOURCES)}, or a module with a '
                         f'function create(config, split) such as my_package.my_source; '
                         f'got {name!r}.')
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
-            raise  # the module is there, and what it imports is not
-        raise UserError(f'data.source names the module {path}, and Python finds no {error.name}: '
-                        'add its folder to PYTHONPATH.') from error
+    module = config_lib.find_module('data.source', path)
     if not hasattr(module, 'create'):
         raise UserError(f'data.source names the module {path}, which has no function '
                         'create(config, split).')

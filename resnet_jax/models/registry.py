@@ -63,7 +63,8 @@ def family_of(config: ModelConfig) -> Family:
       ConfigError: there is no such family.
     """
     name = config['family']
-    if name not in _FAMILIES and isinstance(name, str) and '.' in name:
+    if name not in _FAMILIES and isinstance(name, str) and '.' in name and all(
+            part.isidentifier() for part in name.split('.')):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -15,6 +15,7 @@ from resnet_jax import models
 from resnet_jax.data import Normalization, image_size
 from resnet_jax.data.normalization import normalize
 from resnet_jax.models.backbone import average
+from resnet_jax.tasks.task import get
 
 BATCH_SIZE = 64  # images that a device computes at once
 POOL = 'pool'  # the last feature map, averaged over all positions
@@ -49,15 +50,15 @@ class Network:
     @functools.cached_property
     def model(self) -> nn.Module:
         """The Flax module."""
-        return models.create(self.config.model)
+        return get(self.config.task).create_model(self.config)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, for `features`."""
         return (*self.model.stages, POOL)
 
-    def outputs(self, images: Any) -> np.ndarray:
-        """Computes the outputs of the Flax module: float32 [N, …], or without N for one image."""
+    def outputs(self, images: Any) -> Any:
+        """Computes the outputs of the Flax module: a tree of [N, …], or without N for one image."""
         return self.apply(self._outputs, images)
 
     def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
@@ -81,17 +82,17 @@ class Network:
                              f'stage; got {stage!r}.')
         return self.apply(functools.partial(self._features, stage=name), images)
 
-    def apply(self, function: Callable, images: Any) -> np.ndarray:
+    def apply(self, function: Callable, images: Any) -> Any:
         """Calls a compiled function on batches of one size, a power of two.
 
         There are then few sizes to compile for.
 
         Args:
-          function: ((variables, normalization), images [n, H, W, C]) -> [n, …], compiled.
+          function: ((variables, normalization), images [n, H, W, C]) -> tree of [n, …], compiled.
           images: see the class.
 
         Returns:
-          [N, …], or without N for one image.
+          A tree of NumPy arrays [N, …], or without N for one image.
 
         Raises:
           ValueError: the images have another shape or type.
@@ -104,13 +105,13 @@ class Network:
         if images.dtype != np.uint8 and images.dtype.kind != 'f':
             raise ValueError(f'images must be uint8, or float from 0 to 1, got {images.dtype}.')
         if images.ndim == 3:
-            return self.apply(function, images[None])[0]
+            return jax.tree.map(lambda x: x[0], self.apply(function, images[None]))
         size, outputs = min(BATCH_SIZE, 1 << (len(images) - 1).bit_length()), []
         for start in range(0, len(images), size):
             batch = images[start:start + size]
             padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-            outputs.append(np.asarray(function(self._on_device, padded))[:len(batch)])
-        return np.concatenate(outputs)
+            outputs.append(jax.device_get(function(self._on_device, padded)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(images)], *outputs)
 
     @functools.cached_property
     def _on_device(self) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.data import Source
 from resnet_jax.errors import UserError
@@ -125,7 +125,8 @@ class Task:
         the training error in percent.
       load: (weights, path) -> the network of the weights that were read from a path: a frozen
         dataclass with at least their `config`, `variables` and `normalization`. Raises UserError.
-      create_model: (config) -> the Flax module. Raises `models.ConfigError`.
+      create_model: (config) -> the Flax module, a `models.backbone.Backbone`. Raises
+        `models.ConfigError`.
       transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
         `resnet_jax.data.create_pipelines`, where they differ from classification's.
       complete: (config) -> the config with what this task takes from the data.
@@ -135,7 +136,8 @@ class Task:
         `evaluate`; None: a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
-      heads: parameters that `init.new_head` initialises at random.
+      heads: parts of the network that `init.new_head` initialises at random, and that another task
+        starting from these weights leaves out.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]
@@ -167,19 +169,12 @@ def get(name: str) -> Task:
       UserError: there is no such task.
     """
     path = TASKS.get(name, name)
-    if '.' not in path:
+    if not config_lib.is_module(path):
         close = difflib.get_close_matches(name, TASKS, 1)
         hint = f' Did you mean {close[0]}?' if close else ''
         raise UserError(f'task must be one of {", ".join(TASKS)}, or a module with a TASK such as '
                         f'my_package.my_task, got {name!r}.{hint}')
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
-            raise  # the module is there, and what it imports is not
-        raise UserError(f'task names the module {path}, and Python finds no {error.name}: add its '
-                        'folder to PYTHONPATH.') from error
-    task = getattr(module, 'TASK', None)
+    task = getattr(config_lib.find_module('task', path), 'TASK', None)
     if not isinstance(task, Task):
         raise UserError(f'task={name} must be a module with TASK, a resnet_jax.tasks.Task.')
     return task

@@ -21,7 +21,8 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       'parameters': their number. 'multiply_adds': of convolutions and dense layers, for one image.
-      'stages': name and shape of every feature map [H, W, C], and of the 'head' [C], for one image.
+      'stages': name and shape of every feature map [H, W, C], and of the output 'head' [C], for one
+      image; of several outputs, 'head/NAME' each.
       'memory': bytes of 'parameters', 'batch_stats' and 'optimizer_state'.
 
     Raises:
@@ -36,7 +37,9 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
     maps = jax.eval_shape(functools.partial(model.apply, train=False, method='features'),
                           variables, images)
     outputs = [*((stage, maps[stage]) for stage in model.stages),
-               ('head', jax.eval_shape(forward, variables, images))]
+               *((jax.tree_util.keystr(path, simple=True, separator='/'), output)
+                 for path, output in jax.tree.leaves_with_path(
+                     {'head': jax.eval_shape(forward, variables, images)}))]
     return {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
         'multiply_adds': multiply_adds(forward, variables, images),

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,8 +63,12 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
 def _as_in_training(task: Task, network: Any, config: ConfigDict) -> Report:
     program, state = _with_network(network, config)
     values = Evaluator(program, StopRequest()).evaluate(state)
+    if values is None:
+        raise UserError('stopped by a signal before the evaluation was complete.')
     names = {tag.removeprefix('eval/'): value for tag, value in values.items()}
-    return Report(values, f'{task.line(names)}  on {values["eval/count"]:,} images')
+    # JSON has no NaN.
+    measured = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+    return Report(measured, f'{task.line(names)}  on {values["eval/count"]:,} images')
 
 
 def recalibrated(network: Any, config: ConfigDict, batches: int) -> Any:
@@ -94,10 +99,13 @@ def recalibrated(network: Any, config: ConfigDict, batches: int) -> Any:
 
 
 def _with_network(network: Any, config: ConfigDict) -> tuple[Program, TrainState]:
-    """The program of a config, with the architecture and the weights of a network."""
+    """The program of a config's data, with the task, architecture and weights of a network."""
     config, virtual = copy.deepcopy(config), config.model.virtual_batch_size
     config.model = copy.deepcopy(network.config.model)  # that of the network stays as it is
     config.model.virtual_batch_size = virtual
+    config.task = network.config.task
+    config.data.image_size = config.data.image_size or network.config.data.image_size
+    config.init.update(checkpoint='', resume_from='')  # where others' weights come from
     program = program_lib.build(config, sharding.create_mesh(config))
     state = TrainState(**weights_state(network.variables, network.normalization))
     return program, jax.device_put(state, program.everywhere)

@@ -72,7 +72,9 @@ class Program:
         if not checkpoint:
             return created
         weights = stored.read(pathlib.Path(checkpoint))
-        heads = self.task.heads if self.config.init.new_head else ()
+        heads: tuple[str, ...] = ()
+        if self.config.init.new_head:  # a classifier's is nothing to another task, and vice versa
+            heads = (*self.task.heads, *tasks.get(weights.config.task).heads)
         started = state.with_weights(created, weights.variables, weights.normalization, heads)
         say(_loaded(weights, self.config, heads))
         return started
@@ -130,7 +132,8 @@ class Program:
     def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
         """(step + 1, BN statistics of the training batch of this step)."""
         batch = self.train_data.batch(inputs, step, train_state.normalization)
-        return step + 1, steps.batch_statistics(train_state, batch, model=self.model)
+        return step + 1, steps.batch_statistics(
+            train_state, batch, task=self.task, model=self.model, config=self.config)
 
     def no_sums(self) -> tuple[jax.Array, Any]:
         """Creates what an evaluation starts from: index 0 and the metrics of no images."""
@@ -242,9 +245,9 @@ def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:
 
 def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     """What is printed about the weights that a run starts from."""
-    params = {name: part for name, part in weights.variables['params'].items()
-              if name not in heads}
-    count = len(jax.tree.leaves((params, weights.variables.get('batch_stats', {}))))
+    count = len(jax.tree.leaves([
+        part for parts in weights.variables.values() for name, part in parts.items()
+        if name not in heads]))
     head = (f'; the head ({config.model.num_classes:,} classes) starts at random' if heads
             else ', the head included')
     return (f'loaded {count} arrays of {models.title(config.model)} from '

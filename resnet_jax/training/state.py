@@ -79,14 +79,15 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
       state: before the first step; gives the shapes and the shardings.
       variables: 'params' and 'batch_stats', arrays of the host.
       normalization: 'mean' and 'std'; a colour fits where the state has a mean image.
-      heads: parts of the parameters that stay those of the state, such as ('head',).
+      heads: parts that stay those of the state, such as ('head',); the other network's are left
+        out.
 
     Raises:
       UserError: the weights are those of another architecture; the message lists the differences.
     """
     old = state.variables
-    new = {name: dict(variables.get(name, {})) for name in old}
-    new['params'] |= {name: old['params'][name] for name in heads if name in old['params']}
+    new = {name: {part: tree for part, tree in variables.get(name, {}).items() if part not in heads}
+           | {part: old[name][part] for part in heads if part in old[name]} for name in old}
     shapes, given = (
         {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
          for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (old, new))

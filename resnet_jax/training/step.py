@@ -148,10 +148,12 @@ def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any
     return jax.lax.scan(step, zeros, inputs)[0]
 
 
-def batch_statistics(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
-    """Computes the statistics of one batch."""
+def batch_statistics(state: TrainState, batch: Batch, *, task: Task, model: nn.Module,
+                     config: ConfigDict) -> Any:
+    """Computes the statistics of one batch.
+
+    The network is applied as the task's loss applies it, which may need the targets.
+    """
     # With momentum 0 nothing is left of the old running statistics.
-    _, updates = model.clone(bn_momentum=0.0, bn_frozen=False).apply(
-        state.eval_variables, batch['image'], train=True, mutable=['batch_stats'],
-        rngs={'dropout': jax.random.key(0)})
-    return updates['batch_stats']
+    return task.loss(model.clone(bn_momentum=0.0, bn_frozen=False), state.eval_variables, batch,
+                     jax.random.key(0), config)[1]

@@ -1,10 +1,12 @@
 """A task that the package does not know is trained, evaluated, stopped, resumed and predicted."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -14,10 +16,14 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import tasks
 from resnet_jax.errors import UserError
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.tasks.prediction import predictions
-from resnet_jax.training import loop
+from resnet_jax.training import loop, step
+from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.log import StepLog
+from resnet_jax.training.validation import Evaluator
 from resnet_jax.weights import stored
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
@@ -92,12 +98,65 @@ def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path,
 def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
     config = brightness_config.get_config()
     config.mesh.data = 8
+    # What is trained for, and what it starts from, is of no interest.
+    config.task, config.data.image_size = 'classification', None
+    config.init.checkpoint = '/nothing'
     for given in (None, config):
         report = evaluate([str(finished)], given, 0, {}, [])
         assert report.values == pytest.approx(
             {tag: value for tag, value in evaluations(finished)[150].items() if tag != 'step'},
             rel=1e-4)
         assert report.text.endswith('on 203 images') and 'r2 0.' in report.text
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_could_not_be_measured_is_null(value, finished, monkeypatch):
+    measured = {'eval/loss': 0.5, 'eval/r2': value, 'eval/count': 203}
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: measured)
+    values = evaluate([str(finished)], None, 0, {}, []).values
+    assert values == {**measured, 'eval/r2': None}
+
+
+def test_an_evaluation_that_a_signal_ends_is_one_sentence(finished, monkeypatch):
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: None)
+    with pytest.raises(UserError, match='stopped by a signal'):
+        evaluate([str(finished)], None, 0, {}, [])
+
+
+class TwoOutputs(ResNet):
+    """As a detector has several heads."""
+
+    def __call__(self, images, *, train):
+        maps = self.features(images, train=train)
+        return {'boxes': maps['stage2'], 'scores': self.classify(maps['stage3'])}
+
+
+def test_a_network_of_several_outputs_is_summarised_and_applied(monkeypatch):
+    network = TwoOutputs(BasicBlock, (1, 1, 1), stem_kind='cifar', width=2, num_classes=1)
+    monkeypatch.setattr(brightness, 'TASK', dataclasses.replace(
+        brightness.TASK, create_model=lambda config: network))
+    config = brightness_config.get_config()
+    assert summarize(config)['stages'][-2:] == [{'name': 'head/boxes', 'shape': [4, 4, 4]},
+                                                {'name': 'head/scores', 'shape': [1]}]
+    variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    plain = {'mean': np.zeros(1, np.float32), 'std': np.ones(1, np.float32)}
+    loaded, images = brightness.Photometer(config, variables, plain), np.zeros((3, 8, 8, 1))
+    assert loaded.model is network
+    shapes = jax.tree.map(np.shape, (loaded.outputs(images), loaded.outputs(images[0])))
+    assert shapes == ({'boxes': (3, 4, 4, 4), 'scores': (3, 1)},
+                      {'boxes': (4, 4, 4), 'scores': (1,)})
+
+
+def test_recalibration_applies_the_network_as_the_loss_does():
+    """A detector's needs the boxes in training."""
+    def loss(model, variables, batch, key, config):
+        return 0.0, (model.bn_momentum, model.bn_frozen, batch['brightness']), {}
+
+    network = TwoOutputs(BasicBlock, (1, 1, 1), stem_kind='cifar', bn_frozen=True)
+    state = types.SimpleNamespace(eval_variables={})
+    assert step.batch_statistics(
+        state, {'brightness': 7}, task=dataclasses.replace(brightness.TASK, loss=loss),
+        model=network, config=None) == (0.0, False, 7)
 
 
 def test_options_and_ensembles_that_it_does_not_know_are_refused(finished):
@@ -122,6 +181,7 @@ def test_images_of_any_size_are_predicted(finished, tmp_path):
 def test_a_task_that_does_not_exist_is_one_sentence():
     assert tasks.get('tests.tasks.brightness') is brightness.TASK
     for name, told in (('clasification', 'Did you mean classification'),
+                       ('.my_task', 'task must be one of classification, or a module'),
                        ('no_such.module', 'Python finds no no_such: add its folder'),
                        ('tests.tasks.brightness_config', 'must be a module with TASK')):
         with pytest.raises(UserError, match=told):

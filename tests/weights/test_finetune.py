@@ -9,6 +9,7 @@ import pytest
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop, program
+from resnet_jax.training.state import with_weights
 from resnet_jax.weights import stored
 from tests.weights.networks import store
 
@@ -88,3 +89,23 @@ def test_a_mean_image_does_not_fit_a_mean_colour(base, tiny_config, tmp_path):
     tiny_config.data.normalization = 'per_channel'
     with pytest.raises(UserError, match=r'set data\.normalization'):
         build(tiny_config).initial_state()
+
+
+def test_heads_of_another_task_are_left_out_and_those_of_this_one_are_new(base, tiny_config):
+    """As where a detector starts from a classifier."""
+    before = build(tiny_config).initial_state()
+    head = {'kernel': np.zeros((2, 3), np.float32)}
+    moments = {'mean': np.ones(3, np.float32)}
+    detector = before.replace(
+        params={**{name: part for name, part in before.params.items() if name != 'head'},
+                'boxes': jax.device_put(head)},
+        batch_stats={**before.batch_stats, 'boxes': jax.device_put(moments)})
+    read = stored.read(base)
+    started = with_weights(detector, read.variables, read.normalization, ('boxes', 'head'))
+    assert 'head' not in started.params
+    np.testing.assert_array_equal(started.params['boxes']['kernel'], head['kernel'])
+    np.testing.assert_array_equal(started.batch_stats['boxes']['mean'], moments['mean'])
+    jax.tree.map(np.testing.assert_array_equal, started.params['stem'],
+                 read.variables['params']['stem'])
+    with pytest.raises(UserError, match=r'params/boxes/kernel \(missing'):
+        with_weights(detector, read.variables, read.normalization, ('head',))
