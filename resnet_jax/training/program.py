@@ -173,7 +173,7 @@ def create_model(config: ConfigDict) -> nn.Module:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config with what it leaves empty: the architecture, the image size and the classes.
+    """The config with what it leaves empty: the architecture, the image size, the task's fields.
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
     an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,
