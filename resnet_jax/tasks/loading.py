@@ -25,7 +25,7 @@ def load_all(paths: Sequence[str | pathlib.Path]) -> tuple[Task, list[Any]]:
     networks = [load(path) for path in paths]
     names = {network.config.task: path for network, path in zip(networks, paths, strict=True)}
     if len(names) > 1:
-        raise UserError('these networks are not an ensemble, they were trained for different '
-                        'tasks: ' + ', '.join(f'{path} for {name}' for name, path in names.items())
+        raise UserError('these networks are not an ensemble: they were trained for different '
+                        'tasks, ' + ', '.join(f'{path} for {name}' for name, path in names.items())
                         + '.')
     return get(next(iter(names))), networks

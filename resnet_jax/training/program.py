@@ -173,7 +173,7 @@ def create_model(config: ConfigDict) -> nn.Module:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Fills in fields that are not set: the architecture, the image size and the classes.
+    """Fills in fields that are not set: the architecture, the image size, those of the task.
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
     an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,
@@ -248,10 +248,8 @@ def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     count = len(jax.tree.leaves([
         part for parts in weights.variables.values() for name, part in parts.items()
         if name not in heads]))
-    head = (f'; the head ({config.model.num_classes:,} classes) starts at random' if heads
-            else ', the head included')
-    return (f'loaded {count} arrays of {models.title(config.model)} from '
-            f'{config.init.checkpoint}{head}')
+    new = f'; initialised at random: {", ".join(heads)}' if heads else ''
+    return f'loaded {count} arrays of {models.title(config.model)} from {config.init.checkpoint}{new}'
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -18,6 +18,7 @@ from resnet_jax import tasks
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.tasks.loading import load_all
 from resnet_jax.tasks.prediction import predictions
 from resnet_jax.training import loop, step
 from resnet_jax.training.costs import summarize
@@ -27,6 +28,7 @@ from resnet_jax.training.validation import Evaluator
 from resnet_jax.weights import stored
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
+from tests.weights.networks import store
 
 CONFIG = ROOT / 'tests' / 'tasks' / 'brightness_config.py'
 
@@ -176,6 +178,18 @@ def test_images_of_any_size_are_predicted(finished, tmp_path):
     found = [answer.fields['brightness'] for _, answer in predictions(predictor, files)]
     seen = np.stack([image, np.full((8, 8, 1), 90, np.uint8)])
     assert found == pytest.approx(list(network.predict(seen)), abs=1e-5)
+
+
+def test_networks_of_several_tasks_are_no_ensemble(tmp_path):
+    for name, task in (('one', 'classification'), ('two', 'tests.tasks.brightness'),
+                       ('three', 'not_installed.task')):
+        store(tmp_path / name)
+        file = tmp_path / name / 'config.json'
+        file.write_text(json.dumps({**json.loads(file.read_text()), 'task': task}))
+    with pytest.raises(UserError, match=r'one for classification, .*two for tests\.tasks\.bright'):
+        load_all([tmp_path / 'one', tmp_path / 'two'])
+    with pytest.raises(UserError, match=r'task names the module not_installed\.task, and Python'):
+        load_all([tmp_path / 'three'])
 
 
 def test_a_task_that_does_not_exist_is_one_sentence():
