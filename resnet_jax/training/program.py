@@ -74,7 +74,8 @@ class Program:
         weights = stored.read(pathlib.Path(checkpoint))
         heads: tuple[str, ...] = ()
         if self.config.init.new_head:  # a classifier's is nothing to another task, and vice versa
-            heads = (*self.task.heads, *tasks.get(weights.config.task).heads)
+            heads = tuple(dict.fromkeys(
+                (*self.task.heads, *tasks.get(weights.config.task).heads)))
         started = state.with_weights(created, weights.variables, weights.normalization, heads)
         say(_loaded(weights, self.config, heads))
         return started
@@ -248,8 +249,8 @@ def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
     count = len(jax.tree.leaves([
         part for parts in weights.variables.values() for name, part in parts.items()
         if name not in heads]))
-    new = f'; initialised at random: {", ".join(heads)}' if heads else ''
-    return f'loaded {count} arrays of {models.title(config.model)} from {config.init.checkpoint}{new}'
+    return (f'loaded {count} arrays of {models.title(config.model)} from {config.init.checkpoint}'
+            + (f'; not taken from there: {", ".join(heads)}' if heads else ''))
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
