@@ -250,7 +250,7 @@ def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
         part for parts in weights.variables.values() for name, part in parts.items()
         if name not in heads]))
     return (f'loaded {count} arrays of {models.title(config.model)} from {config.init.checkpoint}'
-            + (f'; not taken from there: {", ".join(heads)}' if heads else ''))
+            + (f'; not loaded: {", ".join(heads)}' if heads else ''))
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

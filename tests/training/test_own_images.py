@@ -90,8 +90,8 @@ def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
     state = program.initial_state()
     weights = stored.read(tmp_path / 'weights')
     arrays = len(jax.tree.leaves(weights.variables)) - 2
-    assert (f'loaded {arrays} arrays of ResNet-8 from {tmp_path / "weights"}; not taken '
-            'from there: head\n') in capsys.readouterr().out
+    assert (f'loaded {arrays} arrays of ResNet-8 from {tmp_path / "weights"}; not '
+            'loaded: head\n') in capsys.readouterr().out
     assert program.config.model.width == 4
     assert data.image_size(program.config.data) == program.train_data.image_shape[:2] == SIZE
     for part in ('mean', 'std'):
