@@ -67,6 +67,7 @@ def test_with_a_cosine_the_number_of_steps_cannot_change():
     assert config_lib.differences(config, stored) == []
 
 
+@pytest.mark.slow
 def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     # These look at every field by design, so they would hide one that nothing else reads.
     monkeypatch.setattr(config_lib, 'check', lambda *_: None)

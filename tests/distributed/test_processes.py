@@ -129,6 +129,7 @@ def stopped(folder, commands):
     return job, job.wait(), workdir
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_have_the_losses_of_one_of_eight(one, stopped):
     expected, found = losses(one), losses(stopped[2])
     steps = range(1, 7)
@@ -147,6 +148,7 @@ def test_the_losses_are_the_same_bits_where_sums_are_taken_in_the_same_order(
     assert expected == {step: found[step] for step in expected}
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
     job, statuses, workdir = stopped
     assert statuses == [143, 143]
@@ -154,6 +156,7 @@ def test_a_signal_to_one_process_makes_all_save_at_the_same_step(stopped):
     assert int(told[1]) == saved(workdir)[-1] == max(losses(workdir))
 
 
+@pytest.mark.slow
 def test_only_process_0_speaks_and_writes_logs(stopped):
     job, _, workdir = stopped
     assert job.said(1) == [] and 'stopped' not in job.errors(1)
@@ -242,6 +245,7 @@ def test_fsdp_over_processes_leaves_a_device_less_than_a_sixth(gone_on):
         assert float(re.search(r'share (\S+)', job.output(process))[1]) < 1 / 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_is_restored_by_one(one, gone_on):
     *_, workdir = gone_on
     states = []
@@ -264,6 +268,7 @@ def slurm(process, port):
             'JAX_COORDINATOR_PORT': str(port)}
 
 
+@pytest.mark.slow
 def test_evaluation_over_processes_counts_every_image_once(folder, one, commands):
     confusion = folder / 'confusion.tsv'
     job = Job(commands, 'resnet_jax.evaluate', f'--workdir={one}', '--json',

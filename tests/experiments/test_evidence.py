@@ -13,6 +13,8 @@ from experiments.seeing.integrated_gradients import ClassScore, integrated_gradi
 from tests.experiments import hand_set
 from tests.weights.networks import images, store
 
+pytestmark = pytest.mark.slow
+
 PATCHES = {hand_set.RED: (slice(4, 12), slice(4, 12)),
            hand_set.GREEN: (slice(20, 28), slice(16, 24))}
 

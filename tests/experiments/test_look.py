@@ -17,6 +17,8 @@ from resnet_jax.errors import UserError
 from tests.weights.networks import images as random_images
 from tests.weights.networks import store
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     'scanned': {'depth': 14, 'unroll': False},
     'unrolled': {'depth': 14, 'unroll': True},

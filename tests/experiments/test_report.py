@@ -79,11 +79,13 @@ def seen(page):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing_and_complains_of_nothing(seen):
     assert seen['console'] == [] and seen['requests'] == []
     assert seen['charts'] == 2 + 3 + 2 + 5 + 2
 
 
+@pytest.mark.slow
 def test_the_slider_moves_the_points_by_keyboard_and_loses_none(seen):
     before, after, last = seen['before'], seen['after'], seen['last']
     assert len(before) == len(after) == len(last) == 4 * COUNT  # PCA and UMAP of two networks
@@ -92,21 +94,25 @@ def test_the_slider_moves_the_points_by_keyboard_and_loses_none(seen):
     assert seen['keyboard'] == [1, 'stem']
 
 
+@pytest.mark.slow
 def test_an_image_is_shown_where_the_pointer_is(seen):
     assert seen['tooltip'] == [8, 'data:image']
 
 
+@pytest.mark.slow
 def test_the_page_is_accessible_in_light_and_dark(seen):
     for theme in ('light', 'dark'):
         assert seen[theme]['violations'] == []
         assert seen[theme]['score'] >= 95 and seen[theme]['passes'] > 20
 
 
+@pytest.mark.slow
 def test_the_theme_can_be_chosen_and_keeps_the_step(seen):
     assert seen['toggled'] == 'rgb(244, 245, 247)'  # light, while the system is dark
     assert seen['kept'] == seen['last']
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_does_not_scroll_sideways(seen):
     assert seen['overflow'] == 0
 

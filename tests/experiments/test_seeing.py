@@ -21,6 +21,8 @@ from resnet_jax.tasks.network import normalized, outputs
 from resnet_jax.training.loop import train
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 TEST = digits('test')
 TRAIN = digits('train')
 

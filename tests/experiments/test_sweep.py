@@ -158,6 +158,7 @@ def test_a_dry_run_shows_the_real_command(tmp_path):
         f'--workdir={tmp_path}/seed=1']
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_the_seed_share_their_programs(tiny_config):
     programs = []
     for seed in (0, 2**31 + 5):
@@ -253,6 +254,7 @@ def test_a_machine_is_shared_out():
             machine.share_out(wrong, parallel, cells_of() * 9)
 
 
+@pytest.mark.slow
 def test_checking_a_sweep_takes_hold_of_no_accelerator(commands):
     code = '''
 from experiments import grid, sweep

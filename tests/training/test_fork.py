@@ -49,6 +49,7 @@ def test_a_fork_with_the_same_config_ends_with_the_bits_of_the_original(
     assert 'starting from' not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_fork_may_have_another_recipe(original, tmp_path):
     values = loop.train(config(**{'init.resume_from': str(original / 'checkpoints' / '6'),
                                    'schedule.learning_rate': 0.001}), tmp_path)

@@ -117,6 +117,7 @@ def test_whole_groups_on_each_device_need_no_communication_for_batch_statistics(
     assert len(found[None]) >= 7  # at least one for each of the seven normalisations of ResNet-8
 
 
+@pytest.mark.slow
 def test_accumulating_in_parts_equals_the_whole_batch(slow_config):
     whole, whole_state, _ = after_steps(slow_config)
     slow_config.optimizer.accumulation_steps = 4
@@ -151,6 +152,7 @@ def test_the_program_of_resnet_1202_is_as_long_as_that_of_resnet_20():
     assert lines(1202) == lines(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('warmup', 'decay'), [
     (True, 2 / 11), pytest.param(False, 0.75, marks=pytest.mark.slow)])
 def test_the_moving_average_follows_the_parameters(tiny_config, warmup, decay):
@@ -202,6 +204,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_program(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_the_step_of_one_device_does_not_depend_on_how_many_are_visible(tiny_config, monkeypatch):
     monkeypatch.setattr(conv, 'CACHE_BYTES', 2**16)  # so that filter gradients are cut into parts
 
@@ -231,6 +234,7 @@ class Recorder:
         return jnp.zeros((len(images), 10)), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('parts', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_no_key_of_dropout_is_a_key_of_the_augmentation(tiny_config, parts):
     tiny_config.optimizer.accumulation_steps = parts

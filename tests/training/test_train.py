@@ -285,6 +285,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(ten_steps,
     assert_same_bits(arrays(workdir, 10), arrays(ten_steps, 10))
 
 
+@pytest.mark.slow
 def test_recalibrated_statistics_are_stored_beside_the_state_and_evaluated(finished, tmp_path):
     config = tiny.config()
     config.eval.recalibrate_batches = 3

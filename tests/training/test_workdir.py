@@ -140,6 +140,7 @@ def test_the_best_checkpoint_is_kept_whose_evaluation_is_only_in_the_log(
     assert sorted(path.name for path in checkpoints.iterdir()) == ['10', '20', '25']
 
 
+@pytest.mark.slow
 def test_the_terminal_has_a_line_after_the_first_step_and_every_few_seconds(
         tmp_path, monkeypatch, capsys):
     config = tiny.config()

@@ -25,6 +25,8 @@ from tests.weights.torch_networks import (
     torch,
 )
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = [(18, 'v1.5'), (34, 'v1.5'), (50, 'v1'), (50, 'v1.5'), (101, 'v1'), (101, 'v1.5'),
             (152, 'v1'), (152, 'v1.5')]
 

@@ -51,6 +51,7 @@ def test_importing_the_package_is_light():
     assert subprocess.check_output([sys.executable, '-c', code], text=True) == '[]\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ema', [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_a_run_is_loaded_and_says_what_it_was_evaluated_to(ema, tiny_config, tmp_path):
     tiny_config.num_steps, tiny_config.data.normalization = 10, 'per_pixel_mean'

@@ -73,6 +73,7 @@ def test_gradients_are_added_up_in_one_go_and_batch_statistics_not_at_all(replic
     assert replicated['notes'] == []
 
 
+@pytest.mark.slow
 def test_virtual_batches_that_span_devices_communicate_in_every_layer(replicated, cpus):
     config = host_config()
     config.model.virtual_batch_size = 64
@@ -95,6 +96,7 @@ def test_fsdp_gathers_parameters_and_keeps_an_eighth(replicated, cpus):
         replicated['memory']['arguments'] - images) / 4
 
 
+@pytest.mark.slow
 def test_loops_count_as_often_as_they_go_round(cpus):
     config = host_config()
     config.model.depth, config.model.unroll = 26, False  # 3 of the 4 blocks of a stage are scanned
@@ -117,6 +119,7 @@ def test_of_several_steps_a_call_the_costs_are_those_of_one(replicated, cpus):
         2 * 8 * 16 * 16 * 3, abs=200)
 
 
+@pytest.mark.slow
 def test_images_on_the_devices_need_no_communication(cpus):
     config = tiny.config()
     config.mesh.data = -1

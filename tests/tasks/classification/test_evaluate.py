@@ -97,6 +97,7 @@ class Shapes:
         return Item(image, {'label': self.labels[i]}, f'{i}')
 
 
+@pytest.mark.slow
 def test_images_of_any_shape_keep_their_place(networks):
     source = Shapes(broken=None)
     ours = log_probabilities(networks[:1], source, 'multi_scale', 32, 32, (32, 64))
