@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,9 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
 
 
 def _as_in_training(task: Task, network: Any, config: ConfigDict) -> Report:
-    program, state = _with_network(network, config)
-    values = Evaluator(program, StopRequest()).evaluate(state)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress: stdout is for the result
+        program, state = _with_network(network, config)
+        values = Evaluator(program, StopRequest()).evaluate(state)
     if values is None:
         raise UserError('stopped by a signal before the evaluation was complete.')
     names = {tag.removeprefix('eval/'): value for tag, value in values.items()}

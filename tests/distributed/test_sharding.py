@@ -63,6 +63,7 @@ def test_rules_that_do_not_fit_are_named(tiny_config, rule):
         build(tiny_config, sharding.create_mesh(tiny_config))
 
 
+@pytest.mark.slow
 def test_fsdp_gives_the_losses_of_replicated_parameters(tiny_config):
     tiny_config.mesh.data = 8
     tiny_config.schedule.learning_rate = 0.01

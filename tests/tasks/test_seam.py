@@ -97,7 +97,7 @@ def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path,
     assert evaluations(tmp_path / 'run') == evaluations(whole)
 
 
-def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
+def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished, capsys):
     config = brightness_config.get_config()
     config.mesh.data = 8
     # What is trained for, and what it starts from, is of no interest.
@@ -109,6 +109,8 @@ def test_it_is_evaluated_by_the_same_code_on_any_mesh(finished):
             {tag: value for tag, value in evaluations(finished)[150].items() if tag != 'step'},
             rel=1e-4)
         assert report.text.endswith('on 203 images') and 'r2 0.' in report.text
+    told = capsys.readouterr()
+    assert not told.out and 'compiled the evaluation step' in told.err  # stdout is for the result
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

@@ -34,6 +34,7 @@ def losses(workdir):
             if 'train/loss' in row}
 
 
+@pytest.mark.slow
 def test_a_fork_with_the_same_config_ends_with_the_bits_of_the_original(
         original, tmp_path, capsys):
     origin = original / 'checkpoints' / '6'

@@ -45,6 +45,7 @@ def test_the_start_has_the_weights_and_a_new_head(base, tiny_config):
     np.testing.assert_array_equal(start.normalization['mean'], read.normalization['mean'])
 
 
+@pytest.mark.slow
 def test_frozen_layers_and_statistics_keep_every_bit(base, tiny_config, tmp_path):
     tiny_config.num_steps = 5
     tiny_config.eval.every_steps = None
