@@ -121,7 +121,6 @@ class Host:
         """
         self.source = source
         self.num_images = len(source)
-        self.num_classes = getattr(source, 'num_classes', None)
         self.batch_size = batch_size
         self._skips = Skips()
         self._transform, self._augment, self._seed = transform, augment, seed

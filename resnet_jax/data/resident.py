@@ -39,7 +39,6 @@ class Resident:
         check_names(source.targets)
         self.source = source
         self.num_images = len(source)
-        self.num_classes = source.num_classes
         self.image_shape = source.images.shape[1:]
         self.skipped = source.skipped
         self.batch_size = batch_size

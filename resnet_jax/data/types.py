@@ -68,7 +68,6 @@ class Pipeline(Protocol):
     Attributes:
       source: where the images come from; its `fingerprint` shows whether they changed.
       num_images: images in the split.
-      num_classes: labels are in [0, num_classes); None where the source has no classes.
       image_shape: (H, W, C) of a batch's images.
       batch_size: N, over all processes.
       input_shapes: shapes, dtypes and shardings of an item of `inputs`; in training, 'seed' is
@@ -80,7 +79,6 @@ class Pipeline(Protocol):
 
     source: Source
     num_images: int
-    num_classes: int | None
     image_shape: tuple[int, int, int]
     batch_size: int
     input_shapes: Any

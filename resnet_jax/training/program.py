@@ -138,10 +138,13 @@ class Program:
 
     def no_sums(self) -> tuple[jax.Array, Any]:
         """Creates what an evaluation starts from: index 0 and the metrics of no images."""
+        return jax.device_put((np.int32(0), self._no_metrics), self.everywhere)
+
+    @functools.cached_property  # tracing the network takes longer than a small evaluation
+    def _no_metrics(self) -> Any:
         index = jax.ShapeDtypeStruct((), jnp.int32)
         metrics, _ = jax.eval_shape(self._evaluate, self.state, self.eval_data.input_shapes, index)
-        return jax.device_put((np.int32(0), jax.tree.map(
-            lambda sums: np.zeros(sums.shape, sums.dtype), metrics)), self.everywhere)
+        return jax.tree.map(lambda sums: np.zeros(sums.shape, sums.dtype), metrics)
 
     @property
     def everywhere(self) -> NamedSharding:

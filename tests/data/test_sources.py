@@ -293,7 +293,7 @@ def test_cifar10_is_ready_quickly(real_data, tmp_path):
         train, test, norm = create_pipelines(config, Mesh(jax.devices()[:1], 'data'))
         jax.block_until_ready(next(train.inputs(0)))
         assert time.process_time() - begin < limit
-    assert (train.num_images, test.num_images, train.num_classes) == (50_000, 10_000, 10)
+    assert (train.num_images, test.num_images, train.source.num_classes) == (50_000, 10_000, 10)
     assert norm['mean'].shape == (32, 32, 3)
     make = jax.jit(test.batch)
     count = sum(float(make(x, step, norm)['mask'].sum())

@@ -25,6 +25,7 @@ from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.validation import Evaluator
+from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
@@ -41,12 +42,8 @@ def finished(tmp_path_factory):
     return workdir
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-
-
 def evaluations(workdir):
-    return {row['step']: row for row in rows(workdir) if 'eval/r2' in row}
+    return {row['step']: row for row in read_rows(workdir / 'metrics.jsonl') if 'eval/r2' in row}
 
 
 def assert_same_bits(workdir, other):
@@ -62,7 +59,8 @@ def test_it_learns_and_the_best_checkpoint_has_the_highest_value(finished):
     assert found[best]['eval/r2'] > 0.9
     kept = {int(folder.name) for folder in (finished / 'checkpoints').iterdir()}
     assert kept == {best, 150}
-    assert {tag for row in rows(finished) for tag in row if 'error' in tag} == set()
+    logged = read_rows(finished / 'metrics.jsonl')
+    assert {tag for row in logged for tag in row if 'error' in tag} == set()
 
 
 def test_a_metric_that_is_no_sum_is_that_of_all_images(finished):
