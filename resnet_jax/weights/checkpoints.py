@@ -55,8 +55,10 @@ class Checkpoints:
             folder.absolute(), options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, cleanup_tmp_directories=True))
         if jax.process_index() == 0:
-            for half in folder.glob(f'*/{RECALIBRATED}.*'):
-                shutil.rmtree(half, ignore_errors=True)
+            # Not in every folder: those of interrupted saves are vanishing, by Orbax's thread.
+            for step in steps_in(folder):
+                for half in (folder / str(step)).glob(f'{RECALIBRATED}.*'):
+                    shutil.rmtree(half, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, and what happens to damaged ones."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -97,6 +98,24 @@ def test_what_an_interrupted_run_left_half_written_is_no_checkpoint(tmp_path, st
     again.save(state, 2)  # waits until what was left is gone
     again.close()
     assert kept(tmp_path) == [1, 2]
+
+
+def test_a_half_written_checkpoint_may_vanish_while_a_run_is_opened(
+        tmp_path, state, monkeypatch):
+    saved(tmp_path, state, 1).close()
+    (tmp_path / 'half').mkdir()
+    scandir = os.scandir
+
+    def gone(path='.'):  # as if Orbax's thread had deleted it since it was listed
+        if str(path).endswith('half'):
+            raise FileNotFoundError(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', gone)
+    again = Checkpoints(tmp_path, keep_last=2)
+    monkeypatch.undo()
+    assert again.latest_step == 1
+    again.close()
 
 
 @pytest.mark.parametrize('damage', ['cut', 'remove'])
