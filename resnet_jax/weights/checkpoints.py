@@ -55,7 +55,7 @@ class Checkpoints:
             folder.absolute(), options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, cleanup_tmp_directories=True))
         if jax.process_index() == 0:
-            # Not in every folder: those of interrupted saves are vanishing, by Orbax's thread.
+            # In complete checkpoints only: Orbax is deleting the others in a thread of its own.
             for step in steps_in(folder):
                 for half in (folder / str(step)).glob(f'{RECALIBRATED}.*'):
                     shutil.rmtree(half, ignore_errors=True)
