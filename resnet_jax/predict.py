@@ -1,4 +1,4 @@
-"""Predicts images; a classifier names the most probable classes of each.
+"""Predicts images; a classifier names the most probable classes of each, a detector its objects.
 
   python -m resnet_jax.predict --checkpoint=weights/resnet50 cat.jpg photos/
   cat cat.jpg | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
@@ -6,8 +6,9 @@
 
 Accepts image files, folders, and - for standard input, which is an image or a list of files, one
 per line. Prints a table, or one JSON object per line with --json: `file` and, from a classifier,
-`classes`, each with `index`, `name` and `probability`. Bytes of file names that are not UTF-8 are
-written as \\xNN. Files that cannot be read are reported on stderr, and the exit status is then 1;
+`classes`, each with `index`, `name` and `probability`; from a detector, `detections`, each with
+`box` (x1, y1, x2, y2, in pixels of the file), `index`, `name` and `score`. Bytes of file names that
+are not UTF-8 are written as \\xNN. Files that cannot be read are reported on stderr, and the exit status is then 1;
 all other files are still predicted.
 """
 
@@ -27,6 +28,12 @@ CHECKPOINT = cli.flag(
 TOP = cli.flag(
     flags.DEFINE_integer, 'top', 5, 'Number of classes to print, most probable first.',
     lower_bound=1)
+MIN_SCORE = cli.flag(
+    flags.DEFINE_float, 'min_score', 0.5, '(detectors) Least score of an object, from 0 to 1.',
+    lower_bound=0.0, upper_bound=1.0)
+DRAW = cli.flag(
+    flags.DEFINE_string, 'draw', None,
+    '(detectors) Folder for pictures of the images with their objects, as PNG. It is created.')
 JSON = cli.json_flag()
 
 
@@ -44,15 +51,20 @@ def main(argv: Sequence[str]) -> int:
     task, networks = load_all(CHECKPOINT.value)
     if task.predictor is None:
         raise UserError(f'networks of the task {networks[0].config.task} cannot predict images.')
-    predictor = task.predictor(networks, {'top': TOP.value})
+    predictor = task.predictor(networks, {'top': TOP.value, 'min_score': MIN_SCORE.value})
+    folder = prediction.picture_folder(predictor, DRAW.value)
     compilation_cache.use(networks[0].config.compilation_cache)
     for failure in failures:
         report(failure)
-    for name, answer in prediction.predictions(predictor, files):
+    for file, answer in prediction.predictions(predictor, files):
+        name = file[0]
         if isinstance(answer, Exception):
             failures.append(answer)
             report(answer)
-        elif JSON.value:
+            continue
+        if folder is not None:
+            prediction.write_picture(predictor, file, answer, folder)
+        if JSON.value:
             print(json.dumps({'file': readable(name), **answer.fields}), flush=True)
         else:
             print(readable(name), *(f'  {line}' for line in answer.lines), sep='\n', flush=True)

@@ -106,6 +106,14 @@ def _is_size(value: Any) -> bool:
         for side in sides)
 
 
+def _are_sides(value: Any) -> bool:
+    return all(isinstance(side, int) and 1 <= side <= MOST_PIXELS for side in value)
+
+
+def _are_areas(value: Any) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1]
+
+
 def _are_steps(value: Any) -> bool:
     return all(isinstance(step, int) for step in value) and list(value) == sorted(set(value))
 
@@ -129,6 +137,8 @@ FORMS = {
     'data.image_size': (_is_size, 'at least 1 and at most '
                         f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
+    'data.short_sides': (_are_sides, f'lengths in pixels from 1 to {MOST_PIXELS}'),
+    'eval.object_areas': (_are_areas, 'two areas in square pixels, the smaller one first'),
     'init.freeze': (_are_patterns, 'regular expressions'),
 }
 

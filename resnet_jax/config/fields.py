@@ -30,11 +30,24 @@ RENAMED: dict[str, str] = {}
 REMOVED = ('model.stem_space_to_depth',)
 
 
+# Fields of `model.detector` that the preset decides where they are not set, and their types.
+DETECTOR_FIELDS = {
+    'anchor_sizes': object, 'anchor_ratios': object, 'anchor_rule': str, 'anchors_outside': bool,
+    'rpn_features': int, 'rpn_pre_nms': object, 'rpn_post_nms': object, 'rpn_nms': float,
+    'rpn_min_size': float, 'rpn_batch': int, 'rpn_positive': float, 'rpn_thresholds': object,
+    'rpn_beta': float, 'roi_batch': int, 'roi_positive': float, 'roi_thresholds': object,
+    'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
+    'box_beta': float, 'clip_scales': bool, 'context': bool, 'score_threshold': float,
+    'nms': float, 'detections': int,
+}
+
+
 def default() -> ConfigDict:
     """Returns a config with all fields; recipes set those that have no default."""
     config = ConfigDict()
 
-    # 'classification', or a module of your own with a TASK; see resnet_jax/tasks/task.py.
+    # 'classification', 'detection', or a module of your own with a TASK; see
+    # resnet_jax/tasks/task.py.
     config.task = 'classification'
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
@@ -68,6 +81,12 @@ def default() -> ConfigDict:
     # Rematerialisation, i.e. what is stored for the backward pass: 'none' whatever the compiler
     # chooses, 'conv' outputs of convolutions, 'block' inputs of blocks; the rest is recomputed.
     model.remat = 'none'
+
+    # (detection only) Faster R-CNN; the fields are explained in resnet_jax/models/detectors.py.
+    detector = model.detector = ConfigDict()
+    detector.preset = 'detectron2'  # or 'paper', 'torchvision': the values of fields that are None
+    for name, kind in DETECTOR_FIELDS.items():
+        detector[name] = placeholder(kind)
 
     # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()
@@ -109,6 +128,12 @@ def default() -> ConfigDict:
     # 'per_channel' or 'per_pixel_mean' (the paper): statistics of the training split; 'imagenet':
     # the usual constants; or 'none'.
     data.normalization = 'per_channel'
+    # (detection only) Images are scaled to fit into image_size, which then is a canvas; or, with
+    # short_sides, until the shorter side has one of these lengths (at random in training; the last
+    # one in evaluation) and the longer one at most long_side.
+    data.short_sides = ()
+    data.long_side = placeholder(int)  # None: as long as the canvas allows
+    data.max_objects = 100  # (detection only) places for the objects of an image
     data.on_unreadable = 'error'  # or 'skip': leave the image out and count it in the log
     data.workers = 0  # decoding processes; 0: threads of the main process only
     data.threads = placeholder(int)  # decoding threads per process; None: all cores, divided up
@@ -156,6 +181,9 @@ def default() -> ConfigDict:
     # Training batches, at most one epoch, over which batch-norm statistics are averaged for the
     # last evaluation; 0: use the running averages.
     evaluation.recalibrate_batches = 0
+    # (detection only) average precision of 'coco', 'voc07' (11 points) or 'voc12' (area).
+    evaluation.metric = 'coco'
+    evaluation.object_areas = (32**2, 96**2)  # ('coco' only) where small and medium objects end
 
     checkpoint = config.checkpoint = ConfigDict()
     # A checkpoint also precedes every evaluation; None: only those.
@@ -185,7 +213,8 @@ def default() -> ConfigDict:
 OPTIONAL_FIELDS = (
     'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
     'optimizer.ema_decay',
-    'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps',
+    'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
+    *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
 )
 # Fields with a few values. Those of `model` and `data` are checked where they are used.
 CHOICES = {
@@ -195,6 +224,7 @@ CHOICES = {
     'schedule.name': ('steps', 'plateau', 'cosine', 'constant'),  # as in training/schedules.py
     'schedule.warmup': ('none', 'linear', 'error'),
     'mesh.parameters': ('replicated', 'fsdp'),
+    'eval.metric': ('coco', 'voc07', 'voc12'),
 }
 # Fields with a lower bound.
 LEAST = {
@@ -212,7 +242,7 @@ LEAST = {
     'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'optimizer.lars_trust_coefficient': 0,
     'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
-    'schedule.warmup_error': 0, 'mesh.model': 1,
+    'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
@@ -236,10 +266,12 @@ MOST = {
     'schedule.warmup_window': STEPS, 'eval.every_steps': STEPS, 'eval.recalibrate_batches': STEPS,
     'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
     'profile.start_step': STEPS, 'profile.num_steps': STEPS,
+    'data.long_side': MOST_PIXELS, 'data.max_objects': 10_000,
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',
-             'model.dtype', 'model.remat')
+             'model.dtype', 'model.remat', 'model.detector.preset',
+             *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
            'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable')
 # Files, folders and names: what is missing is reported where it is looked up.

@@ -33,6 +33,8 @@ SOURCES = {
     'shards': 'resnet_jax.data.shards',
     'digits': 'resnet_jax.data.digits',
     'synthetic': 'resnet_jax.data.synthetic',
+    'scenes': 'resnet_jax.data.scenes',
+    'scene_digits': 'resnet_jax.data.scene_digits',
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from resnet_jax.models.conv import he_normal
 
@@ -25,6 +26,7 @@ class Backbone(nn.Module, kw_only=True):
       remat: what the gradient keeps; see `resnet_jax.models.remat`.
       bn_frozen: normalise by the running statistics in training too, and keep them.
       num_devices: number of devices that a batch is sharded over; see `conv2d`.
+      mesh: these devices, with an axis 'data' for the batch; None: a single one.
     """
 
     width: int = 64
@@ -36,6 +38,7 @@ class Backbone(nn.Module, kw_only=True):
     remat: str = 'none'
     bn_frozen: bool = False
     num_devices: int = 1
+    mesh: Mesh | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -90,19 +90,30 @@ class ResNetBackbone(Backbone):
     def stages(self) -> tuple[str, ...]:
         return ('stem', *(f'stage{i + 1}' for i in range(len(self.stage_sizes))))
 
+    def stage_stride(self, i: int) -> int:
+        """The stride of the stage of this index, which is 0 for 'stage1'."""
+        return 1 if i == 0 else 2
+
+    def stage_batch(self, i: int) -> int | None:
+        """The size of the virtual batches of this stage; see `BatchNorm`."""
+        del i
+        return self.virtual_batch_size
+
     def setup(self):
         conv = functools.partial(Conv, dtype=self.dtype, num_devices=self.num_devices)
         norm = functools.partial(BatchNorm, **self.norm_fields())
-        shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
         block = functools.partial(
-            self.block, stride_in=self.stride_in, conv=conv, norm=norm,
-            shortcut=None if self.plain else shortcut,
+            self.block, stride_in=self.stride_in, conv=conv,
             last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
                              else nn.initializers.ones))
         self.stem = Stem(self.stem_kind, self.width, self.pool_pad, conv, norm, self.remat)
         for i, num_blocks in enumerate(self.stage_sizes):
+            norm = functools.partial(BatchNorm, **self.norm_fields() | {
+                'virtual_batch_size': self.stage_batch(i)})
+            shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
             setattr(self, f'stage{i + 1}', Stage(
-                block, num_blocks, features=self.width * 2**i, stride=1 if i == 0 else 2,
+                functools.partial(block, norm=norm, shortcut=None if self.plain else shortcut),
+                num_blocks, features=self.width * 2**i, stride=self.stage_stride(i),
                 unroll=self.unroll, remat=self.remat))
 
 

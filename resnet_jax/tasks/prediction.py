@@ -1,18 +1,23 @@
 """Finds image files, decodes them ahead of the devices, and has them predicted in batches."""
 
+import io
+import itertools
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import jax
 import numpy as np
 
 from resnet_jax.data import Item
-from resnet_jax.data.decode import image_format
+from resnet_jax.data.decode import decode, image_format
 from resnet_jax.data.folder import EXTENSIONS
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.task import Answer, Predictor
+from resnet_jax.weights import write_bytes_whole
 
 BATCH_SIZE = 16  # images that are computed, and printed, at once
 STDIN = '-'
@@ -51,11 +56,11 @@ def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
 
 
 def predictions(predictor: Predictor,
-                files: Sequence[File]) -> Iterator[tuple[str, Answer | Exception]]:
-    """Yields (name, the prediction or the problem with the file), in order.
+                files: Sequence[File]) -> Iterator[tuple[File, Answer | Exception]]:
+    """Yields (file, the prediction or the problem with the file), in order.
 
-    The next images are decoded while these are computed. All batches of one image shape have one
-    size, so that one program serves them.
+    The next images are decoded while these are computed. All batches of one shape have one size,
+    so that one program serves them.
     """
     size = min(BATCH_SIZE, 1 << (len(files) - 1).bit_length())
     with ThreadPoolExecutor() as pool:
@@ -67,30 +72,80 @@ def predictions(predictor: Predictor,
             loaded = [future.result() for future in loading]
             loading = start(position + size)
             answers = _answers(predictor, loaded, size)
-            for row, (name, _) in enumerate(files[position:position + size]):
-                yield name, answers[row]
+            for row, file in enumerate(files[position:position + size]):
+                yield file, answers[row]
 
 
-def _answers(predictor: Predictor, loaded: Sequence[np.ndarray | Exception],
+def _answers(predictor: Predictor, loaded: Sequence[Any],
              size: int) -> dict[int, Answer | Exception]:
     """What is predicted of each image, by its place; errors stay as they are."""
     answers = {row: image for row, image in enumerate(loaded) if isinstance(image, Exception)}
-    shapes = {image.shape for image in loaded if not isinstance(image, Exception)}
-    for shape in sorted(shapes):
-        rows = [row for row, image in enumerate(loaded)
-                if row not in answers and image.shape == shape]
+    shapes = {row: str(jax.tree.map(np.shape, image)) for row, image in enumerate(loaded)
+              if row not in answers}
+    for shape in sorted(set(shapes.values())):
+        rows = [row for row in shapes if shapes[row] == shape]
         images = [loaded[row] for row in rows]
-        batch = np.stack(images + images[-1:] * (size - len(images)))
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves),
+                             *images, *images[-1:] * (size - len(images)))
         answers |= dict(zip(rows, predictor.answer(batch), strict=False))
     return answers
 
 
-def _load(file: File, predictor: Predictor) -> np.ndarray | Exception:
-    """The image as the network is given it, or the error that says what is wrong."""
-    name, content = file
+def picture_folder(predictor: Predictor, folder: str | None) -> pathlib.Path | None:
+    """Creates the folder for pictures, if one is asked for.
+
+    Raises:
+      UserError: these predictions cannot be drawn, or there can be no such folder.
+    """
+    if folder is None:
+        return None
+    if predictor.draw is None:
+        raise UserError('--draw is for detectors: the answers of this network cannot be drawn.')
+    path = pathlib.Path(folder).expanduser()
     try:
-        return predictor.load(
-            Item(pathlib.Path(name).read_bytes() if content is None else content, {}, name))
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--draw: cannot create the folder {folder}: '
+                        f'{os.strerror(error.errno)}.') from error
+    return path
+
+
+def write_picture(predictor: Predictor, file: File, answer: Answer, folder: pathlib.Path,
+                  ) -> pathlib.Path:
+    """Draws an answer into its image, and writes the picture as PNG; returns its path.
+
+    A picture that is there already is not overwritten: the new one gets a number.
+
+    Args:
+      predictor: with `draw`.
+      file: one of `find_files`.
+      answer: its prediction.
+      folder: where to write.
+
+    Raises:
+      UserError: the picture cannot be written.
+    """
+    item = _item(file)
+    picture = predictor.draw(decode(item.image, item.name), answer)
+    stem = pathlib.Path(file[0]).stem if file[1] is None else 'stdin'
+    content = io.BytesIO()
+    picture.save(content, 'PNG')
+    names = itertools.chain([f'{stem}.png'], (f'{stem}_{n}.png' for n in itertools.count(2)))
+    path = next(path for name in names if not (path := folder / name).exists())
+    write_bytes_whole(path, content.getvalue())
+    return path
+
+
+def _item(file: File) -> Item:
+    name, content = file
+    return Item(pathlib.Path(name).read_bytes() if content is None else content, {}, name)
+
+
+def _load(file: File, predictor: Predictor) -> Any:
+    """The image as the network is given it, or the error that says what is wrong."""
+    name = file[0]
+    try:
+        return predictor.load(_item(file))
     except OSError as error:
         return UserError(f'{name} cannot be read: {os.strerror(error.errno)}.')
     except UserError as error:

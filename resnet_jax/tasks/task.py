@@ -18,7 +18,10 @@ from resnet_jax.errors import UserError
 from resnet_jax.weights import Weights
 
 # Where the tasks of the project are; any other task is named by its module.
-TASKS = {'classification': 'resnet_jax.tasks.classification.task'}
+TASKS = {
+    'classification': 'resnet_jax.tasks.classification.task',
+    'detection': 'resnet_jax.tasks.detection.task',
+}
 
 
 class Headline(NamedTuple):
@@ -82,13 +85,16 @@ class Predictor(NamedTuple):
     """Predicts images of any size.
 
     Attributes:
-      load: (resnet_jax.data.sources.Item) -> uint8 [H, W, C], what the network is given. Runs in
-        threads.
-      answer: (uint8 [N, H, W, C]) -> N answers.
+      load: (resnet_jax.data.Item) -> what the network is given: an array, or a tree of arrays.
+        Runs in threads.
+      answer: (the same with a leading axis [N, …]) -> N answers.
+      draw: (uint8 [H, W, C], the image of the file; its Answer) -> a PIL image of both, for
+        --draw; None: answers cannot be drawn.
     """
 
     load: Callable[[Any], Any]
     answer: Callable[[Any], Sequence[Answer]]
+    draw: Callable[[Any, Answer], Any] | None = None
 
 
 def _unchanged(config: ConfigDict) -> ConfigDict:
@@ -117,8 +123,8 @@ class Task:
         arrays [N, …] that are collected from all images, for a metric that is not a sum; or None.
       train_report: (metrics) -> {name: float}, among them 'loss', on the host; written to the log
         as train/NAME.
-      report: (metrics, outputs) -> {name: float}, among them 'count', on the host; written as
-        eval/NAME. The outputs are those of all images with mask 1, in the order of the split.
+      report: (metrics, outputs, config) -> {name: float}, among them 'count', on the host; written
+        as eval/NAME. The outputs are those of all images with mask 1, in the order of the split.
       headline: the number that decides which checkpoint is the best.
       line: ({name: float}) -> str: how the terminal shows a train_report or a report.
       watched: (metrics) -> float32 []: what a schedule watches, lower being better, such as
@@ -143,7 +149,7 @@ class Task:
     loss: Callable[..., tuple[jax.Array, Any, Any]]
     evaluate: Callable[..., tuple[Any, Any]]
     train_report: Callable[[Any], dict[str, float]]
-    report: Callable[[Any, Any], dict[str, float]]
+    report: Callable[[Any, Any, ConfigDict], dict[str, float]]
     headline: Headline
     line: Callable[[Mapping[str, float]], str]
     watched: Callable[[Any], jax.Array]

@@ -222,7 +222,7 @@ def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:
     """
     task, config = tasks.get(config.task), completed(config)
     config_lib.check(config, mesh.shape['data'])
-    model = create_model(config).clone(num_devices=mesh.size)
+    model = create_model(config).clone(num_devices=mesh.size, mesh=mesh)
     if config.eval.recalibrate_batches and not models.family_of(config.model).normalises(
             config.model):
         raise UserError('eval.recalibrate_batches must be 0 for a network without batch '

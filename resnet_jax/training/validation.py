@@ -84,7 +84,8 @@ class Evaluator:
             outputs += _on_host(index, found)
         report = program.task.report(
             jax.device_get(sums),
-            jax.tree.map(lambda *parts: np.concatenate(parts), *outputs) if outputs else None)
+            jax.tree.map(lambda *parts: np.concatenate(parts), *outputs) if outputs else None,
+            program.config)
         return {f'eval/{name}': value for name, value in report.items()}
 
     def recalibrate(self, state: TrainState) -> Any | None:

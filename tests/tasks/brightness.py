@@ -38,8 +38,9 @@ def train_report(metrics):
     return {'loss': float(metrics['loss'] / metrics['count'])}
 
 
-def report(metrics, outputs):
+def report(metrics, outputs, config):
     """R squared is no sum over images: it needs the mean brightness of all of them."""
+    del config
     predicted, brightness = (np.float64(outputs[name]) for name in ('predicted', 'brightness'))
     unexplained = ((predicted - brightness) ** 2).sum()
     return {**train_report(metrics), 'count': len(brightness),

@@ -58,9 +58,9 @@ def train_report(metrics: Metrics) -> dict[str, float]:
     return {name: values[name] for name in ('loss', 'top1_error')}
 
 
-def report(metrics: Metrics, outputs: None) -> dict[str, float]:
+def report(metrics: Metrics, outputs: None, config: ConfigDict) -> dict[str, float]:
     """Loss, top-1 and top-5 error in percent, and the number of images."""
-    del outputs
+    del outputs, config
     return metrics.report()
 
 

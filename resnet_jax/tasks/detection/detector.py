@@ -1,0 +1,185 @@
+"""Python interface to trained detectors; see `resnet_jax.load`."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from resnet_jax import models
+from resnet_jax.data import Item, image_size
+from resnet_jax.data.objects import Canvas
+from resnet_jax.data.transforms import image_shape
+from resnet_jax.errors import UserError
+from resnet_jax.models import rcnn
+from resnet_jax.tasks.detection import inference
+from resnet_jax.tasks.detection.draw import draw
+from resnet_jax.tasks.network import Network, normalized
+from resnet_jax.tasks.task import Answer, Predictor
+from resnet_jax.weights import Weights, stored
+
+BATCH_SIZE = 8  # images that a device computes at once
+
+
+class Prediction(NamedTuple):
+    """The objects detected in an image, the best first; the names are those of supervision.
+
+    Attributes:
+      xyxy: float32 [n, 4], (x1, y1, x2, y2) in continuous pixels of the image.
+      scores: float32 [n], probabilities.
+      class_id: int32 [n].
+    """
+
+    xyxy: np.ndarray
+    scores: np.ndarray
+    class_id: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Detector(Network):
+    """A trained detector, made by `resnet_jax.load`; see `Network` for its features.
+
+    Attributes:
+      classes: the names of the classes, by number.
+    """
+
+    classes: tuple[str, ...]
+
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
+        """Detects objects in images of any size.
+
+        Args:
+          images: uint8 [H, W, C] for one image; or a list of such, or [N, H, W, C].
+
+        Returns:
+          A Prediction for one image, otherwise a list of them.
+
+        Raises:
+          ValueError: an image is not uint8, or has another number of channels.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            return self.predict([images])[0]
+        for image in images:
+            if np.ndim(image) != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8 or (
+                    image.shape[-1] < self.config.data.channels):
+                raise ValueError(f'images must be uint8 [H, W, {self.config.data.channels}], got '
+                                 f'{getattr(image, "dtype", type(image))} {np.shape(image)}.')
+        loaded = [self.load(Item(image, {}, f'image {i}')) for i, image in enumerate(images)]
+        found = []
+        for start in range(0, len(loaded), BATCH_SIZE):
+            found += self.predict_loaded(jax.tree.map(
+                lambda *parts: np.stack(parts), *loaded[start:start + BATCH_SIZE]))
+        return found
+
+    def draw(self, image: np.ndarray, least_score: float = 0.5) -> Image.Image:
+        """Detects objects in an image, uint8 [H, W, C], and draws them; notebooks show the result.
+
+        Args:
+          image: see `predict`.
+          least_score: objects with a lower score are left out.
+        """
+        return draw(image, self.predict(image), self.classes, least_score)
+
+    @functools.cached_property
+    def canvas(self) -> Canvas:
+        """The canvas that images are put on."""
+        section = self.config.data
+        return Canvas(image_size(section), section.channels, 0,
+                      section.short_sides[-1] if section.short_sides else None, section.long_side)
+
+    def load(self, item: Item) -> dict[str, np.ndarray]:
+        """An image as `predict_loaded` takes it, without the leading axis.
+
+        Raises:
+          UnreadableImageError: the image is damaged.
+        """
+        image, size = self.canvas.pixels(item)
+        return {'image': image, 'size': size, 'original': np.array(image_shape(item), np.int32)}
+
+    def predict_loaded(self, batch: Mapping[str, np.ndarray]) -> list[Prediction]:
+        """Detects objects in images on canvases.
+
+        Args:
+          batch: 'image' uint8 [N, H, W, C]; 'size' and 'original' int32 [N, 2], height and width of
+            each image on its canvas and as it was.
+        """
+        count = len(batch['image'])
+        padded = 1 << (count - 1).bit_length()  # few sizes to compile for
+        batch = jax.tree.map(
+            lambda x: np.concatenate([x, np.repeat(x[-1:], padded - count, 0)]), dict(batch))
+        found = jax.device_get(self._detect(self._on_device, batch))
+        return [Prediction(found.boxes[i][found.valid[i]], found.scores[i][found.valid[i]],
+                           found.classes[i][found.valid[i]]) for i in range(count)]
+
+    @functools.cached_property
+    def _detect(self):
+        return jax.jit(functools.partial(detect, self.model))
+
+
+def detect(model: rcnn.FasterRCNN, weights: tuple[Any, Any],
+           batch: Mapping[str, jax.Array]) -> rcnn.Detections:
+    """Detections in pixels of the images as they were; see `Detector.predict_loaded`. Pure."""
+    variables, normalization = weights
+    images = inference.blanked(normalized(batch['image'], normalization), batch['size'])
+    found = inference.detect(model, variables, images, batch['size'])
+    return found._replace(boxes=inference.to_original(
+        found.boxes, batch['size'], batch['original']))
+
+
+def load(weights: Weights, path: pathlib.Path) -> Detector:
+    """Makes a detector from the weights that were read from a path; see `Task.load`.
+
+    Raises:
+      UserError: its config.json describes no detector, or classes.txt does not fit.
+    """
+    try:
+        rcnn.create(weights.config)
+    except models.ConfigError as error:
+        raise UserError(f'the config.json of {path} describes no detector: {error}') from error
+    count, names = weights.config.model.num_classes, stored.read_classes(path)
+    if names is not None and len(names) != count:
+        raise UserError(f'classes.txt of {path} has {len(names)} names for {count} classes; '
+                        'correct it, or delete it to use numbers as names.')
+    return Detector(weights.config, weights.variables, weights.normalization,
+                    tuple(map(str, range(count)) if names is None else names))
+
+
+def predictor(networks: Sequence[Detector], flags: Mapping[str, Any]) -> Predictor:
+    """Detects objects in image files; see `Task.predictor`.
+
+    Args:
+      networks: one.
+      flags: 'min_score', below which objects are left out.
+
+    Raises:
+      UserError: there are several networks.
+    """
+    if len(networks) > 1:
+        raise UserError('detectors predict one at a time; give one --checkpoint.')
+    network, least = networks[0], flags['min_score']
+
+    def answer(batch: Mapping[str, np.ndarray]) -> list[Answer]:
+        return [_answer(prediction, network.classes, least)
+                for prediction in network.predict_loaded(batch)]
+
+    def picture(image: np.ndarray, answer: Answer) -> Image.Image:
+        objects = answer.fields['detections']
+        return draw(image, Prediction(
+            np.array([found['box'] for found in objects], np.float32).reshape(-1, 4),
+            np.array([found['score'] for found in objects], np.float32),
+            np.array([found['index'] for found in objects], np.int32)), network.classes)
+
+    return Predictor(network.load, answer, picture)
+
+
+def _answer(prediction: Prediction, classes: Sequence[str], least_score: float) -> Answer:
+    objects = [{'box': [round(float(x), 2) for x in box], 'name': classes[index],
+                'index': int(index), 'score': float(score)}
+               for box, score, index in zip(*prediction, strict=True) if score >= least_score]
+    lines = [f'{100 * found["score"]:6.2f} %  {found["name"]}  at '
+             + ', '.join(f'{x:.1f}' for x in found['box']) for found in objects]
+    return Answer({'detections': objects}, lines or ['no object'])

@@ -1,0 +1,62 @@
+"""Draws detected objects into an image."""
+
+import colorsys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LEAST_SIDE = 320  # pixels; smaller images are enlarged by a whole factor, so that names are legible
+
+
+def draw(image: np.ndarray, prediction: Any, classes: Sequence[str],
+         least_score: float = 0.0) -> Image.Image:
+    """Draws boxes with names and scores.
+
+    Args:
+      image: uint8 [H, W, 1 or 3].
+      prediction: with `xyxy`, `scores` and `class_id`; see `detector.Prediction`.
+      classes: names by number.
+      least_score: objects with a lower score are left out.
+    """
+    height, width = image.shape[:2]
+    factor = max(1, -(-LEAST_SIDE // max(height, width)))
+    picture = Image.fromarray(image if image.shape[2] == 3 else np.repeat(image, 3, 2))
+    picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 400))
+    font = ImageFont.load_default(max(11, round(max(picture.size) / 50)))
+    # The best last, so that it lies on top.
+    for row in np.argsort(prediction.scores, kind='stable'):
+        score, index = float(prediction.scores[row]), int(prediction.class_id[row])
+        if score < least_score:
+            continue
+        box = np.asarray(prediction.xyxy[row]) * factor
+        box = np.clip(box, 0, np.array([*picture.size] * 2) - 1)
+        fill = color(index)
+        # A dark frame around the coloured one can be seen on any background.
+        pen.rectangle(tuple(box + np.array([-1, -1, 1, 1])), outline=(0, 0, 0), width=line + 2)
+        pen.rectangle(tuple(box), outline=fill, width=line)
+        _tag(pen, f'{classes[index]} {100 * score:.0f} %', box, picture.size, fill, font)
+    return picture
+
+
+def color(index: int) -> tuple[int, int, int]:
+    """The colour of a class, as far as possible from those of the classes before it."""
+    hue = (0.02 + index * 0.618034) % 1  # golden-ratio steps spread over the circle
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 1.0))
+
+
+def _tag(pen: ImageDraw.ImageDraw, text: str, box: np.ndarray, size: tuple[int, int],
+         fill: tuple[int, int, int], font: Any) -> None:
+    """A name above the box, or inside it where there is no room."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(0, box[0] - 1), max(0, size[0] - width))
+    y = box[1] - height if box[1] >= height else box[1]
+    y = min(y, max(0, size[1] - height))
+    pen.rectangle((x, y, x + width, y + height), fill=fill)
+    dark = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] > 140
+    pen.text((x + 3 - left, y + 3 - top), text, fill=(0, 0, 0) if dark else (255, 255, 255),
+             font=font)

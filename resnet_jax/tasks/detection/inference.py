@@ -1,0 +1,82 @@
+"""Detection in batches of images on canvases; pure functions for use under jit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.models import rcnn
+from resnet_jax.models.rcnn import Detections, FasterRCNN, Proposals
+
+
+def blanked(images, sizes):
+    """Images with zeros beyond their size.
+
+    Args:
+      images: float [N, H, W, C], normalised.
+      sizes: int32 [N, 2], height and width of each image on its canvas.
+    """
+    rows, columns = (jnp.arange(side) for side in images.shape[1:3])
+    inside = ((rows[None, :, None] < sizes[:, 0, None, None])
+              & (columns[None, None] < sizes[:, 1, None, None]))
+    return jnp.where(inside[..., None], images, 0)
+
+
+def detect(model: FasterRCNN, variables: Mapping[str, Any], images, sizes) -> Detections:
+    """Detects objects.
+
+    Args:
+      model, variables: the network.
+      images: float [N, H, W, C], normalised, zeros beyond their size.
+      sizes: int32 [N, 2], height and width of each image on its canvas.
+
+    Returns:
+      Detections, in pixels of the canvas.
+    """
+    features, proposals = propose(model, variables, images, sizes)
+    scores, boxes = classify(model, variables, features, proposals.boxes, sizes)
+    return rcnn.select(model, scores, boxes, proposals.valid)
+
+
+def propose(model: FasterRCNN, variables: Mapping[str, Any], images,
+            sizes) -> tuple[jax.Array, Proposals]:
+    """The features of the trunk, and the proposals; see `detect`."""
+    def run(module):
+        features = module.trunk(images, train=False)
+        return features, module.rpn(features)
+
+    features, (scores, deltas) = nn.apply(run, model)(variables)
+    anchors = rcnn.anchors_of(model, *features.shape[1:3])
+    return features, rcnn.propose(model, scores, deltas, anchors, sizes, train=False)
+
+
+def classify(model: FasterRCNN, variables: Mapping[str, Any], features, regions,
+             sizes) -> tuple[jax.Array, jax.Array]:
+    """Probabilities and boxes of every class for every region; see `rcnn.predicted`.
+
+    Args:
+      model, variables, sizes: see `detect`.
+      features: of the trunk.
+      regions: float32 [N, R, 4], in pixels of the canvas.
+    """
+    outputs = model.apply(variables, features, regions, sizes, train=False, method='heads')
+    return rcnn.predicted(model, *outputs, regions, sizes)
+
+
+def to_original(boxes, sizes, originals):
+    """Moves boxes from canvases to the images as they were.
+
+    Args:
+      boxes: float [N, D, 4], in pixels of the canvas.
+      sizes: int [N, 2], height and width of each image on its canvas.
+      originals: int [N, 2], height and width of each image.
+
+    Returns:
+      float32 [N, D, 4], in pixels of the image.
+    """
+    xp = jnp if isinstance(boxes, jax.Array) else np
+    scale = originals.astype(xp.float32) / sizes.astype(xp.float32)
+    return boxes * xp.concatenate([scale[:, ::-1]] * 2, -1)[:, None]

@@ -1,0 +1,146 @@
+"""The losses of Faster R-CNN, per image and normalised by constants.
+
+S. Ren et al., "Faster R-CNN", 2015, eq. 1; R. Girshick, "Fast R-CNN", 2015, section 2.3. The sums
+over the anchors, or regions, of an image are divided by the number that is drawn from every image,
+so that the mean over images depends neither on the mesh nor on accumulation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet_jax.data import Batch
+from resnet_jax.models.detectors import Settings
+from resnet_jax.models.rcnn import Proposals
+from resnet_jax.regions import boxes as boxes_lib
+from resnet_jax.regions.matching import exempt, match
+from resnet_jax.regions.sampling import Sample, masks, sample
+
+# What the keys of an image are folded with.
+ANCHORS, REGIONS = 0, 1
+
+
+class Regions(NamedTuple):
+    """Regions drawn for training, and what they are to become.
+
+    Attributes:
+      boxes: float32 [N, R, 4], in pixels of the input.
+      classes: int32 [N, R], that of the object; the number of classes for background.
+      targets: float32 [N, R, 4], the boxes of the objects; 0 for background.
+      positive: bool [N, R].
+      used: bool [N, R]; False for padding.
+    """
+
+    boxes: jax.Array
+    classes: jax.Array
+    targets: jax.Array
+    positive: jax.Array
+    used: jax.Array
+
+
+def smooth_l1(x, beta: float):
+    """The smooth L1 loss of Fast R-CNN, eq. 3, divided by beta: linear beyond +-beta; L1 with 0."""
+    if beta == 0:
+        return jnp.abs(x)
+    size = jnp.abs(x)
+    return jnp.where(size < beta, 0.5 * jnp.square(size) / beta, size - 0.5 * beta)
+
+
+def draw_anchors(s: Settings, anchors, batch: Batch) -> tuple[Sample, jax.Array]:
+    """Draws the anchors of every image that are trained.
+
+    Args:
+      s: settings.
+      anchors: float32 [A, 4].
+      batch: 'boxes' [N, G, 4], 'present', 'ignore' [N, G], 'size' [N, 2] and 'draws', the data of
+        a random key for each image.
+
+    Returns:
+      The sample, and the index of the object that each anchor is matched with, int32 [N, A].
+    """
+    trained = batch['present'] & ~batch['ignore']
+    overlap = boxes_lib.iou(anchors, batch['boxes'])
+    valid = None if s.anchors_outside else boxes_lib.inside(anchors, batch['size'])
+    index, label = match(overlap, trained, s.rpn_thresholds[1], (0.0, s.rpn_thresholds[0]),
+                         best_of_each=True, valid=valid)
+    label = exempt(label, boxes_lib.ioa(anchors, batch['boxes']),
+                   batch['present'] & batch['ignore'])
+    return sample(_keys(batch, ANCHORS), label, s.rpn_batch, s.rpn_positive), index
+
+
+def anchor_losses(s: Settings, scores, deltas, anchors, drawn: Sample, index, boxes,
+                  ) -> tuple[jax.Array, jax.Array]:
+    """The losses of the region proposal network.
+
+    Args:
+      s: settings.
+      scores, deltas: [N, A] and [N, A, 4], see `rcnn.RegionProposalNetwork`.
+      anchors: float32 [A, 4].
+      drawn, index: see `draw_anchors`.
+      boxes: float32 [N, G, 4], of the objects.
+
+    Returns:
+      The binary cross-entropy of objectness, and the smooth L1 loss of the boxes of positives:
+      float32 [N] each.
+    """
+    positive, negative = masks(drawn, scores.shape[1])
+    losses = optax.sigmoid_binary_cross_entropy(scores, positive.astype(scores.dtype))
+    score = jnp.where(positive | negative, losses, 0).sum(1)
+    targets = boxes_lib.encode(jnp.take_along_axis(boxes, index[..., None], 1), anchors)
+    box = jnp.where(positive, smooth_l1(deltas - targets, s.rpn_beta).sum(-1), 0).sum(1)
+    return score / s.rpn_batch, box / s.rpn_batch
+
+
+def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: int) -> Regions:
+    """Draws the regions of every image that are trained, from the proposals and the objects.
+
+    Args:
+      s: settings.
+      proposals: see `rcnn.propose`.
+      batch: as in `draw_anchors`, and 'classes' [N, G].
+      num_classes: without background.
+    """
+    trained = batch['present'] & ~batch['ignore']
+    boxes = jnp.concatenate([batch['boxes'], proposals.boxes], 1)
+    valid = jnp.concatenate([trained, proposals.valid], 1)
+    index, label = match(boxes_lib.iou(boxes, batch['boxes']), trained, s.roi_thresholds[1],
+                         s.roi_thresholds, valid=valid)
+    label = exempt(label, boxes_lib.ioa(boxes, batch['boxes']), batch['present'] & batch['ignore'])
+    drawn = sample(_keys(batch, REGIONS), label, s.roi_batch, s.roi_positive)
+    index = jnp.take_along_axis(index, drawn.index, 1)
+    classes = jnp.where(drawn.positive, jnp.take_along_axis(batch['classes'], index, 1),
+                        num_classes)
+    targets = jnp.take_along_axis(batch['boxes'], index[..., None], 1)
+    return jax.lax.stop_gradient(Regions(
+        jnp.take_along_axis(boxes, drawn.index[..., None], 1), classes,
+        jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
+        drawn.positive | drawn.negative))
+
+
+def region_losses(s: Settings, scores, deltas, regions: Regions) -> tuple[jax.Array, jax.Array]:
+    """The losses of the last stage.
+
+    Args:
+      s: settings.
+      scores, deltas: [N, R, classes + 1] and [N, R, classes, 4], see `FasterRCNN.heads`.
+      regions: see `draw_regions`.
+
+    Returns:
+      The cross-entropy of classes, and the smooth L1 loss of the boxes of positives for their own
+      class: float32 [N] each.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, regions.classes)
+    score = jnp.where(regions.used, losses, 0).sum(1)
+    targets = boxes_lib.encode(regions.targets, regions.boxes, s.box_weights)
+    # One-hot, as the gradient of a gather would be a scatter. The background has a row of zeros.
+    own = jax.nn.one_hot(regions.classes, deltas.shape[2], dtype=deltas.dtype)
+    deltas = (deltas * own[..., None]).sum(2)
+    box = jnp.where(regions.positive, smooth_l1(deltas - targets, s.box_beta).sum(-1), 0).sum(1)
+    return score / s.roi_batch, box / s.roi_batch
+
+
+def _keys(batch: Batch, purpose: int) -> jax.Array:
+    keys = jax.random.wrap_key_data(batch['draws'])
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)

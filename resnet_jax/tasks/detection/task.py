@@ -1,0 +1,176 @@
+"""Object detection as a task: Faster R-CNN, with COCO's or VOC's average precision."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import data
+from resnet_jax.data import Batch, Normalization
+from resnet_jax.data.normalization import normalize
+from resnet_jax.data.objects import Canvas, EvalTransform, TrainTransform
+from resnet_jax.data.sizes import image_size
+from resnet_jax.errors import UserError
+from resnet_jax.models import rcnn
+from resnet_jax.models.rcnn import FasterRCNN
+from resnet_jax.tasks.detection import detector, inference, losses, metrics
+from resnet_jax.tasks.task import Headline, Task
+
+LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
+SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
+
+
+def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
+         config: ConfigDict) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    """The four losses of Faster R-CNN, summed over the images; see `Task.loss`.
+
+    Args:
+      model, variables: the network.
+      batch: see `resnet_jax.data.objects.Canvas.example`; 'image' is float32 and normalised, and
+        'draws' uint32 [N, 2] are the keys by which the anchors and regions of each image are drawn.
+      key, config: unused.
+    """
+    del key, config
+    s = model.settings
+
+    def run(module):
+        features = module.trunk(batch['image'], train=True)
+        scores, deltas = module.rpn(features)
+        anchors = rcnn.anchors_of(module, *features.shape[1:3])
+        with jax.named_scope('sampling'):
+            drawn, index = losses.draw_anchors(s, anchors, batch)
+            proposals = rcnn.propose(module, scores, deltas, anchors, batch['size'], train=True)
+            regions = losses.draw_regions(s, proposals, batch, module.num_classes)
+        outputs = module.heads(features, regions.boxes, batch['size'], train=True)
+        with jax.named_scope('loss'):
+            return (*losses.anchor_losses(s, scores, deltas, anchors, drawn, index,
+                                          batch['boxes']),
+                    *losses.region_losses(s, *outputs, regions))
+
+    parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
+    sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=True)}
+    total = sum(sums.values())
+    return total, updates.get('batch_stats', {}), {
+        'loss': total, **sums, 'count': batch['mask'].sum()}
+
+
+def evaluate(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch,
+             config: ConfigDict) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The number of images; their detections and objects, in pixels of the images as they were."""
+    del config
+    found = inference.detect(model, variables, batch['image'], batch['size'])
+    sizes = batch['size'], batch['original']
+    return {'count': batch['mask'].sum()}, {
+        'found_boxes': inference.to_original(found.boxes, *sizes), 'found_scores': found.scores,
+        'found_classes': found.classes, 'found': found.valid,
+        'boxes': inference.to_original(batch['boxes'], *sizes),
+        **{name: batch[name] for name in ('classes', 'ignore', 'areas', 'present', 'id')}}
+
+
+def train_report(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The losses, averaged over the images of some steps."""
+    sums = jax.device_get(dict(sums))
+    count = np.float64(sums.pop('count'))
+    return {name: float(value / count) for name, value in sums.items()}
+
+
+def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
+           config: ConfigDict) -> dict[str, float]:
+    """The average precision in percent by `config.eval.metric`, and the number of images."""
+    values = metrics.average_precision(*metrics.of_outputs(outputs), config)
+    del values['class_ap']
+    return {**values, 'count': round(float(sums['count']))}
+
+
+def line(values: Mapping[str, float]) -> str:
+    """Formats values, as in 'AP 61.52  AP50 91.30  AP75 70.11'."""
+    return '  '.join(f'{text} {values[name]:.4f}' if name == 'loss' else
+                     f'{text} {values[name]:.2f}'
+                     for name, text in SHOWN.items() if name in values)
+
+
+def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
+    """The loss, float32 []; 0 without images."""
+    return sums['loss'] / jnp.maximum(sums['count'], 1)
+
+
+def augment(examples: Batch, key: jax.Array | None, normalization: Normalization) -> Batch:
+    """Normalises images on their canvases, and gives each a key in training.
+
+    Args:
+      examples: see `resnet_jax.data.objects.Canvas.example`.
+      key: of the batch; None in an evaluation.
+      normalization: see `normalize`.
+    """
+    images = inference.blanked(normalize(examples['image'], normalization), examples['size'])
+    batch = examples | {'image': images}
+    if key is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+        batch['draws'] = jax.random.key_data(keys)
+    return batch
+
+
+def canvas_of(config: ConfigDict) -> Canvas:
+    """The canvas of an evaluation."""
+    section = config.data
+    return Canvas(image_size(section), section.channels, section.max_objects,
+                  section.short_sides[-1] if section.short_sides else None, section.long_side)
+
+
+def transforms(config: ConfigDict) -> dict[str, Any]:
+    """See `Task.transforms`."""
+    canvas = canvas_of(config)
+    return {'train_transform': TrainTransform(canvas, config.data.flip,
+                                              tuple(config.data.short_sides)),
+            'eval_transform': EvalTransform(canvas), 'augment': augment}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Fills in `model.num_classes` from the data, where it is not set."""
+    if config.model.num_classes is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.num_classes = data.count_classes(config)
+    return config
+
+
+def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
+    """Raises UserError if the data has no boxes, other classes, or more objects than fit."""
+    for source in (train, test):
+        if getattr(source, 'most_objects', None) is None:
+            raise UserError(f'data.source={config.data.source} has no boxes, which '
+                            'task=detection needs.')
+        if source.num_classes != config.model.num_classes:
+            raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
+                            f'model.num_classes is {config.model.num_classes}.')
+        if source.most_objects > config.data.max_objects:
+            raise UserError(
+                f'an image has {source.most_objects} objects, but data.max_objects is '
+                f'{config.data.max_objects}; pass --config.data.max_objects='
+                f'{source.most_objects}.')
+    if config.schedule.name == 'plateau' or config.schedule.warmup == 'error':
+        raise UserError('schedules that watch the training error are for classifiers: set '
+                        'schedule.name to steps, cosine or constant, and schedule.warmup to none '
+                        'or linear.')
+
+
+TASK = Task(
+    loss=loss,
+    evaluate=evaluate,
+    train_report=train_report,
+    report=report,
+    headline=Headline('eval/ap', 'AP', lower_is_better=False),
+    line=line,
+    watched=watched,
+    load=detector.load,
+    create_model=rcnn.create,
+    transforms=transforms,
+    complete=complete,
+    check=check,
+    predictor=detector.predictor,
+    heads=rcnn.HEADS,
+)
