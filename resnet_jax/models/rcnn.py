@@ -172,8 +172,9 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """
         features = self.trunk(images, train=train)
         scores, deltas = self.rpn(features)
-        sizes = jnp.full((len(images), 2), images.shape[1:3], jnp.int32)
-        regions = jnp.full((len(images), 1, 4), (0, 0, *images.shape[2:0:-1]), jnp.float32)
+        height, width = images.shape[1:3]
+        sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(images), 1))
+        regions = jnp.tile(jnp.array([[[0, 0, width, height]]], jnp.float32), (len(images), 1, 1))
         class_scores, class_deltas = self.heads(features, regions, sizes, train=train)
         return {'proposal_scores': scores, 'proposal_deltas': deltas, 'scores': class_scores,
                 'deltas': class_deltas}
