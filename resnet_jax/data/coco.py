@@ -108,8 +108,8 @@ def _open(root: pathlib.Path, path: pathlib.Path, categories: dict[int, str],
     xywh = np.array(_column(path, 'annotation', annotations, 'bbox', _four_numbers)).reshape(-1, 4)
 
     def describe(i: int) -> str:
-        return (f'{path}: annotation {annotations[i].get("id", i)}, bbox '
-                f'{annotations[i]["bbox"]} of {_name(names, index, image_ids[i])},')
+        return (f'{path}: annotation {annotations[i].get("id", i)} ('
+                f'{_name(names, index, image_ids[i])}, bbox {annotations[i]["bbox"]})')
 
     for known, found, what in ((index, image_ids, 'image'), (categories, category_ids, 'category')):
         unknown = next((i for i, identity in enumerate(found) if identity not in known), None)
