@@ -95,7 +95,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     for name, warmup in (('plateau', 'error'), ('cosine', 'linear'), ('steps', 'none')):
         config.schedule.update(name=name, warmup=warmup, plateau_window=1)
         schedules.create(config)
-    for source in ('folder', 'tfds', 'shards'):
+    for source in ('folder', 'tfds', 'shards', 'voc', 'coco'):
         config.data.source = source
         with pytest.raises(UserError):  # there is no such data
             data.create_source(config, 'train')

@@ -103,6 +103,11 @@ def default() -> ConfigDict:
     data.tfds_name = ''  # ('tfds' only) 'cifar10', 'imagenet2012:5.1.0', ...
     data.class_list = ''  # ('folder' only) file of class names in label order; '': by name
     data.label_file = ''  # ('folder' only) labels of a flat evaluation folder
+    # ('coco' only) JSON files, relative to path; '': instances_train2017 and instances_val2017.
+    # ('voc' only) lists, such as 'VOC2007/trainval+VOC2012/trainval'; '': trainval, and test.
+    data.train_list = ''
+    data.eval_list = ''
+    data.bad_boxes = 'error'  # ('voc', 'coco' only) for boxes of no area, or 'skip': leave them out
     data.holdout = 0  # number of training images to hold out; always the same ones
     data.eval_split = 'test'  # or 'holdout': the held-out training images
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
@@ -273,7 +278,9 @@ OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in',
              'model.dtype', 'model.remat', 'model.detector.preset',
              *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
-           'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable')
+           'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',
+           'data.bad_boxes')
 # Files, folders and names: what is missing is reported where it is looked up.
 FREE = ('task', 'init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name',
-        'data.class_list', 'data.label_file', 'data.cache', 'compilation_cache')
+        'data.class_list', 'data.label_file', 'data.train_list', 'data.eval_list', 'data.cache',
+        'compilation_cache')

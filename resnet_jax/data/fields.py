@@ -13,6 +13,7 @@ CHOICES = {
     'pipeline': ('auto', 'resident', 'host'),
     'train_crop': ('pad', 'random_resized', 'scale_jitter'),
     'eval_split': ('test', 'holdout'), 'on_unreadable': ('error', 'skip'), 'normalization': KINDS,
+    'bad_boxes': ('error', 'skip'),
 }
 # Pairs of numbers: what they are, and the most that they may be.
 PAIRS = {'crop_scale': ('shares of the area, above 0 and at most 1', 1),

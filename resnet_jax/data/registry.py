@@ -31,6 +31,8 @@ SOURCES = {
     'folder': 'resnet_jax.data.folder',
     'tfds': 'resnet_jax.data.tfds',
     'shards': 'resnet_jax.data.shards',
+    'voc': 'resnet_jax.data.voc',
+    'coco': 'resnet_jax.data.coco',
     'digits': 'resnet_jax.data.digits',
     'synthetic': 'resnet_jax.data.synthetic',
     'scenes': 'resnet_jax.data.scenes',

@@ -79,6 +79,9 @@ class Subset:
         self.fingerprint = digest(source.fingerprint, indices)
         self.cache_key = digest(cache_key(source), indices)
         self._source, self._indices = source, indices
+        for name in ('most_objects', 'category_ids'):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
 
     def __len__(self) -> int:
         return len(self._indices)
