@@ -1,6 +1,7 @@
 """Predicts images; a classifier names the most probable classes of each, a detector its objects.
 
   python -m resnet_jax.predict --checkpoint=weights/resnet50 cat.jpg photos/
+  python -m resnet_jax.predict --checkpoint=runs/scenes_r20 --draw=pictures photos/
   cat cat.jpg | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
   find photos -name '*.jpg' | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
 
@@ -8,8 +9,8 @@ Accepts image files, folders, and - for standard input, which is an image or a l
 per line. Prints a table, or one JSON object per line with --json: `file` and, from a classifier,
 `classes`, each with `index`, `name` and `probability`; from a detector, `detections`, each with
 `box` (x1, y1, x2, y2, in pixels of the file), `index`, `name` and `score`. Bytes of file names that
-are not UTF-8 are written as \\xNN. Files that cannot be read are reported on stderr, and the exit status is then 1;
-all other files are still predicted.
+are not UTF-8 are written as \\xNN. Files that cannot be read are reported on stderr, and the exit
+status is then 1; all other files are still predicted.
 """
 
 import json
