@@ -138,6 +138,9 @@ def default() -> ConfigDict:
     # one in evaluation) and the longer one at most long_side.
     data.short_sides = ()
     data.long_side = placeholder(int)  # None: as long as the canvas allows
+    # (detection only) More canvases, such as ((1344, 800),): an image gets the one on which it is
+    # largest, and all images of a batch have the same canvas.
+    data.canvases = ()
     data.max_objects = 100  # (detection only) places for the objects of an image
     data.on_unreadable = 'error'  # or 'skip': leave the image out and count it in the log
     data.workers = 0  # decoding processes; 0: threads of the main process only

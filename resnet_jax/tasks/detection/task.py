@@ -1,5 +1,6 @@
 """Object detection as a task: Faster R-CNN, with COCO's or VOC's average precision."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax import data
 from resnet_jax.data import Batch, Normalization
 from resnet_jax.data.normalization import normalize
-from resnet_jax.data.objects import Canvas, EvalTransform, TrainTransform
-from resnet_jax.data.sizes import image_size
+from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, groups
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
@@ -114,19 +114,14 @@ def augment(examples: Batch, key: jax.Array | None, normalization: Normalization
     return batch
 
 
-def canvas_of(config: ConfigDict) -> Canvas:
-    """The canvas of an evaluation."""
-    section = config.data
-    return Canvas(image_size(section), section.channels, section.max_objects,
-                  section.short_sides[-1] if section.short_sides else None, section.long_side)
-
-
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
-    canvas = canvas_of(config)
-    return {'train_transform': TrainTransform(canvas, config.data.flip,
-                                              tuple(config.data.short_sides)),
-            'eval_transform': EvalTransform(canvas), 'augment': augment}
+    canvas = canvas_of(config, config.data.max_objects)
+    return {
+        'train_transform': TrainTransform(canvas, config.data.flip,
+                                          tuple(config.data.short_sides)),
+        'eval_transform': EvalTransform(canvas), 'augment': augment,
+        'groups': functools.partial(groups, canvas) if len(canvas.sizes) > 1 else None}
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -152,6 +147,9 @@ def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
                 f'an image has {source.most_objects} objects, but data.max_objects is '
                 f'{config.data.max_objects}; pass --config.data.max_objects='
                 f'{source.most_objects}.')
+    if config.data.canvases and config.steps_per_call > 1:
+        raise UserError('steps_per_call must be 1 with data.canvases, as the shapes of batches '
+                        f'vary; got {config.steps_per_call}.')
     if config.schedule.name == 'plateau' or config.schedule.warmup == 'error':
         raise UserError('schedules that watch the training error are for classifiers: set '
                         'schedule.name to steps, cosine or constant, and schedule.warmup to none '
