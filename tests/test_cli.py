@@ -24,7 +24,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.main': PROCESSES + 'config workdir',
     'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion json protocol '
                            'recalibrate_batches resize scales workdir',
-    'resnet_jax.predict': 'checkpoint json top',
+    'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
     'resnet_jax.compile': 'config json topology',
     'resnet_jax.convert': 'classes input mean output std stride_in',

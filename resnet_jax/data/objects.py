@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
 from resnet_jax.data.sizes import image_size, pair
-from resnet_jax.data.sources import ArraySource
 from resnet_jax.data.transforms import cut, image_shape
 from resnet_jax.data.types import Example, Item, Source
 from resnet_jax.errors import UserError
@@ -130,8 +129,7 @@ def groups(canvas: Canvas, source: Source) -> list[np.ndarray]:
 
     Args:
       canvas: with several sizes.
-      source: whose images are of one size, or that has `sizes`, int [N, 2], the height and width
-        of each image.
+      source: with `sizes`, int [N, 2], the height and width of each image.
 
     Returns:
       For each canvas, the indices of its images, ascending.
@@ -139,10 +137,7 @@ def groups(canvas: Canvas, source: Source) -> list[np.ndarray]:
     Raises:
       UserError: the source does not know the sizes of its images.
     """
-    if isinstance(source, ArraySource):
-        sizes = [source.images.shape[1:3]] * len(source)
-    else:
-        sizes = getattr(source, 'sizes', None)
+    sizes = getattr(source, 'sizes', None)
     if sizes is None:
         raise UserError('data.canvases is for data whose images have known sizes, such as coco and '
                         "voc: set it to '()', or data.source to one of these.")
