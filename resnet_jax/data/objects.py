@@ -92,7 +92,11 @@ class Canvas(NamedTuple):
 
         Raises:
           UnreadableImageError: the image is damaged.
+          UserError: the source has no boxes.
         """
+        if 'boxes' not in item.target:
+            raise UserError(f'{item.name} has no boxes, which task=detection needs: choose another '
+                            'data.source, such as coco or voc.')
         canvas, size = self.pixels(item, mirrored=mirrored)
         target, count = item.target, min(len(item.target['boxes']), self.max_objects)
         boxes = self._crop(item, mirrored)[1].boxes(np.asarray(target['boxes'], np.float32))

@@ -134,19 +134,16 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
-    """Raises UserError if the data has no boxes, other classes, or more objects than fit."""
+    """Raises UserError if the data has other classes, or more objects than fit."""
     for source in (train, test):
-        if getattr(source, 'most_objects', None) is None:
-            raise UserError(f'data.source={config.data.source} has no boxes, which '
-                            'task=detection needs.')
         if source.num_classes != config.model.num_classes:
             raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
                             f'model.num_classes is {config.model.num_classes}.')
-        if source.most_objects > config.data.max_objects:
-            raise UserError(
-                f'an image has {source.most_objects} objects, but data.max_objects is '
-                f'{config.data.max_objects}; pass --config.data.max_objects='
-                f'{source.most_objects}.')
+        most = getattr(source, 'most_objects', 0)  # blank images have none
+        if most > config.data.max_objects:
+            raise UserError(f'an image has {most} objects, but data.max_objects is '
+                            f'{config.data.max_objects}; pass '
+                            f'--config.data.max_objects={most}.')
     if config.data.canvases and config.steps_per_call > 1:
         raise UserError('steps_per_call must be 1 with data.canvases, as the shapes of batches '
                         f'vary; got {config.steps_per_call}.')
