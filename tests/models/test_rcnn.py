@@ -164,6 +164,17 @@ def test_every_preset_detects(preset, detect):
         assert (boxes[valid, 2:] > boxes[valid, :2]).all()
 
 
+def test_a_box_without_area_is_no_detection():
+    """Such a box is what clipping leaves of one that lies outside of the image."""
+    model = tiny()
+    boxes = np.float32([[[[32, 4, 32, 20]] * 3, [[8, 4, 20, 20]] * 3, [[8, 4, 8.005, 20]] * 3]])
+    probabilities = np.float32([[[0.9, 0.9, 0.9], [0.1, 0.6, 0.3], [0.9, 0.9, 0.9]]])
+    found = jax.jit(lambda: rcnn.select(model, probabilities, boxes, np.ones((1, 3), bool)))()
+    assert found.valid[0].tolist() == [True, True] + [False] * 7
+    assert found.classes[0, :2].tolist() == [1, 2]
+    np.testing.assert_array_equal(found.boxes[0, :2], [[8, 4, 20, 20]] * 2)
+
+
 def test_eight_devices_detect_what_one_detects_and_never_communicate(detect):
     model = tiny()
     variables = init(model)
