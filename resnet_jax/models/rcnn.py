@@ -31,6 +31,7 @@ from resnet_jax.regions.nms import nms, nms_by_class
 from resnet_jax.regions.roi_align import roi_align
 
 HEADS = ('rpn', 'box')  # the parts that a classifier does not have
+MIN_SIDE = 0.01  # of a detection, in pixels of the input; clipping makes boxes that are smaller
 CHUNK_BYTES = 2**26  # of the pooled features of one chunk of regions
 
 
@@ -290,6 +291,8 @@ def predicted(model: FasterRCNN, scores, deltas, regions, sizes) -> tuple[jax.Ar
 def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
     """Detections: suppression within each class, then the best of all.
 
+    A box that is narrower or lower than `MIN_SIDE` is none, as in torchvision.
+
     Args:
       model: its settings are read.
       probabilities, boxes: see `predicted`.
@@ -300,6 +303,8 @@ def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
     def choose(probabilities, boxes, valid):
         classes = probabilities.shape[-1]
         number = min(s.detections, probabilities.shape[1] * classes)
+        big_enough = jnp.all(boxes_lib.sides(boxes) >= MIN_SIDE, -1)
+        probabilities = jnp.where(big_enough, probabilities, 0)
         kept = nms_by_class(boxes, probabilities, valid, s.nms, number,
                             least_score=s.score_threshold)
         flat = boxes.reshape(len(boxes), -1, 4)
