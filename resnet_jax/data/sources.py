@@ -116,7 +116,7 @@ def hold_out(source: Source, num_images: int, held_out: bool) -> Source:
                         f'split has {len(source)} images; got {num_images}.')
     order = image_index(np.arange(len(source), dtype=np.uint32), len(source), HOLDOUT_SEED)
     chosen = np.sort(order[-num_images:] if held_out else order[:-num_images])
-    if isinstance(source, ArraySource):
+    if type(source) is ArraySource:  # one of objects has more than its arrays
         return ArraySource(
             source.images[chosen], jax.tree.map(lambda leaf: leaf[chosen], source.targets),
             'training images', num_classes=source.num_classes, class_names=source.class_names,

@@ -2,25 +2,31 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from jax.sharding import Mesh
 
 from resnet_jax import config as config_lib
-from resnet_jax.data import check, create_source, decode, object_writer, scenes, shard_writer
+from resnet_jax.data import (
+    create_pipelines,
+    create_source,
+    decode,
+    object_writer,
+    scenes,
+    shard_writer,
+)
 from resnet_jax.data import prepare as prepare_command
 from resnet_jax.data.crops import generator
 from resnet_jax.data.objects import Canvas, EvalTransform, TrainTransform
-from resnet_jax.data.scenes import ObjectArrays
 from resnet_jax.data.shards import Shards
-from resnet_jax.data.types import Item
+from resnet_jax.data.sources import hold_out
 from resnet_jax.errors import UserError
 from tests.data import test_coco, test_voc
-from tests.data.data_helpers import encoded, photograph
 from tests.data.test_coco import source as open_coco
 from tests.data.test_voc import source as open_voc
-from tests.data.test_voc import xml
 
 
 @pytest.fixture
@@ -33,10 +39,10 @@ def voc(tmp_path):
     return test_voc.write(tmp_path / 'voc')
 
 
-def write_shards(source, output, shorter_side=0):
-    shard_writer.prepare(source, 'train', output, shorter_side=shorter_side, quality=90,
+def write_shards(source, output, shorter_side=0, split='train'):
+    shard_writer.prepare(source, split, output, shorter_side=shorter_side, quality=90,
                          images_per_shard=5, processes=1, skip_unreadable=False)
-    return Shards(str(output), 'train')
+    return Shards(str(output), split)
 
 
 @pytest.fixture
@@ -85,12 +91,40 @@ def test_a_detector_gets_the_same_examples_from_shards(few_scenes, tmp_path):
     assert (copy.most_objects, len(copy.info['shards'])) == (source.most_objects, 3)
     assert all(shard_writer.verify_shard(tmp_path / 'shards', shard, 2) == ''
                for shard in copy.info['shards'])
-    canvas = Canvas((64, 80), 1, 8)
-    evaluated, trained = EvalTransform(canvas), TrainTransform(canvas, True, (40, 56))
-    for i in range(12):
-        np.testing.assert_equal(evaluated(copy[i]), evaluated(source[i]))
-        np.testing.assert_equal(trained(copy[i], generator(0, i)),
-                                trained(source[i], generator(0, i)))
+    for channels in (1, 3):
+        canvas = Canvas((64, 80), channels, 8)
+        evaluated, trained = EvalTransform(canvas), TrainTransform(canvas, True, (40, 56))
+        for i in range(12):
+            np.testing.assert_equal(evaluated(copy[i]), evaluated(source[i]))
+            np.testing.assert_equal(trained(copy[i], generator(0, i)),
+                                    trained(source[i], generator(0, i)))
+
+
+def test_held_out_scenes_keep_their_objects(few_scenes):
+    held = hold_out(few_scenes['train'], 5, True)
+    assert (len(held), held.most_objects) == (5, few_scenes['train'].most_objects)
+    np.testing.assert_equal(held[0].target, few_scenes['train'][int(held[0].target['id'])].target)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_normalisation_has_the_channels_of_the_canvas(few_scenes, channels, tmp_path):
+    write_shards(few_scenes['train'], tmp_path, split='train')
+    write_shards(few_scenes['test'], tmp_path, split='test')
+    found = []
+    for source in ('scenes', 'shards'):
+        config = config_lib.default()
+        config.batch_size = config.eval.batch_size = 4
+        config.data.update(source=source, path=str(tmp_path), image_size=64, channels=channels,
+                           pipeline='host', cache=str(tmp_path / 'cache'))
+        canvas = Canvas((64, 64), channels, 8)
+        train, _, normalization = create_pipelines(
+            config, Mesh(jax.devices()[:1], 'data'), eval_transform=EvalTransform(canvas),
+            train_transform=TrainTransform(canvas, True), augment=lambda x, key, norm: x)
+        assert train.image_shape == (64, 64, channels)
+        found.append(normalization)
+    assert {name: value.shape for name, value in found[0].items()} == {
+        'mean': (channels,), 'std': (channels,)}
+    np.testing.assert_equal(found[0], found[1])
 
 
 def test_boxes_and_areas_shrink_with_the_pixels(coco, tmp_path):
@@ -194,85 +228,3 @@ def test_a_damaged_image_is_an_error_or_left_out(voc, tmp_path, capsys):
     command(**options, skip_unreadable='true')
     assert 'train: 1 images with 2 objects, 1 skipped.' in capsys.readouterr().out
     assert len(reopened('coco', tmp_path / 'out', 'train')) == 1
-
-
-def checked(**changes):
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.as_parsed(**changes):
-        check.main([])
-
-
-def test_check_reports_objects_by_class_and_their_sizes(voc, capsys):
-    checked(source='voc', path=str(voc), json='true')
-    report = json.loads(capsys.readouterr().out)['train']
-    assert (report['objects'], report['ignored'], report['most_objects']) == (3, 1, 2)
-    assert report['objects_per_class'] == {
-        'cat': {'objects': 1, 'ignored': 1, 'images': 1},
-        'dog': {'objects': 2, 'ignored': 0, 'images': 2},
-        'emu': {'objects': 0, 'ignored': 0, 'images': 0}}
-    assert (report['box_width']['0%'], report['box_width']['100%']) == (2, 60)
-    assert report['box_height']['50%'] == 10
-    assert report['images_without_objects'] == 0 and 'images_per_class' not in report
-    checked(source='voc', path=str(voc), splits='train')
-    out = capsys.readouterr().out
-    assert 'train: class  objects  ignored  images\ntrain: cat          1        1       1\n' in out
-    assert 'train: no area: 0\n' in out
-
-
-def test_check_names_all_bad_boxes_and_fails(voc, capsys):
-    (voc / 'Annotations/a1.xml').write_text(xml(
-        [('dog', (7, 5, 7, 9), 0), ('cat', (1, 1, 62, 40), 0), ('cat', (7, 9, 9, 8), 0),
-         ('cat', (1, 1, 5, 5), 0), ('cat', (1, 1, 5, 5), 0), ('dog', (1, 1, 5, 5), 0)]))
-    options = {'source': 'voc', 'path': str(voc), 'splits': 'train', 'json': 'true'}
-    with pytest.raises(SystemExit):
-        checked(**options)
-    report = json.loads(capsys.readouterr().out)['train']
-    name = f'{voc}/Annotations/a1.xml'
-    assert report['no_area'] == [
-        f'{name}: object 1 (dog; xmin 7, ymin 5, xmax 7, ymax 9)',
-        f'{name}: object 3 (cat; xmin 7, ymin 9, xmax 9, ymax 8)']
-    assert report['outside'] == [f'{name}: object 2 (cat; xmin 1, ymin 1, xmax 62, ymax 40)']
-    assert report['duplicated'] == [
-        f'{voc}/JPEGImages/a1.jpg: object 1 (cat; 0, 0, 5, 5), 2 times']
-    assert report['objects'] == 4
-    (voc / 'Annotations/a1.xml').write_text(xml([('dog', (7, 5, 7, 9), 0)]))
-    checked(**options, bad_boxes='skip')
-    assert json.loads(capsys.readouterr().out)['train']['images_without_objects'] == 1
-
-
-def test_check_finds_bad_boxes_of_any_source(capsys):
-    class Wrong:
-        fingerprint, num_classes, class_names, most_objects = 'wrong', 2, ('a', 'b'), 2
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            boxes = np.array([[0, 0, 32, 20], [5, 5, 5, 9], [np.nan, 0, 1, 1]], np.float32)
-            return Item(encoded(photograph(20, 30)), {
-                'boxes': boxes, 'classes': np.array([0, 1, 1]), 'ignore': np.zeros(3, bool),
-                'areas': np.ones(3, np.float32), 'id': np.int32(0)}, 'x')
-
-    report = check.check(Wrong(), 1)
-    assert report['outside'] == ['x: object 1 (a; 0, 0, 32, 20)', 'x: object 3 (b; nan, 0, 1, 1)']
-    assert report['no_area'] == ['x: object 2 (b; 5, 5, 5, 9)']
-
-
-def test_a_long_list_of_bad_boxes_is_cut_in_the_text():
-    box = np.array([[1, 1, 1, 1]], np.float32)
-    source = ObjectArrays([np.zeros((8, 8, 1), np.uint8)] * 30, [box] * 30,
-                          [np.zeros(1, np.int32)] * 30, 'x', ['a'])
-    text = list(check.lines(check.check(source, 1)))
-    assert sum(line.startswith('no area: x/') for line in text) == 20
-    assert text[text.index('no area: …') + 1] == 'no area: 30'
-
-
-def test_check_reports_the_two_blood_cells_without_area(real_data, capsys):
-    with pytest.raises(SystemExit):
-        checked(source='voc', path=str(real_data('bccd.tar')), train_list='train+val',
-                splits='train', json='true')
-    report = json.loads(capsys.readouterr().out)['train']
-    assert sorted(x.split('Annotations/')[1].split(' (')[0] for x in report['no_area']) == [
-        'BloodImage_00338.xml: object 13', 'BloodImage_00343.xml: object 4']
-    assert (report['images'], report['objects']) == (292, 3941)
-    assert report['objects_per_class']['WBC'] == {'objects': 301, 'ignored': 0, 'images': 290}
