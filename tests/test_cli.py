@@ -17,7 +17,8 @@ from tests.training.test_train import rows
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PROCESSES = 'coordinator num_processes process_id '
-DATA = 'class_list label_file path source splits tfds_name '
+DATA = ('bad_boxes class_list eval_list label_file path source splits tfds_name '
+        'train_list ')
 FIGURE = 'config ledger parallel seeds workdir '
 BENCHMARKS = 'experiments/benchmarks/'
 FLAGS = {  # of every command, but for --traceback, which all have
@@ -29,8 +30,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.compile': 'config json topology',
     'resnet_jax.convert': 'classes input mean output std stride_in',
     'resnet_jax.export': 'checkpoint image_size output',
-    'resnet_jax.data.prepare': DATA + 'images_per_shard output processes quality shorter_side '
-                               'skip_unreadable verify',
+    'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
+                               'shorter_side skip_unreadable verify',
     'resnet_jax.data.check': DATA + 'json',
     'experiments.sweep': 'config dry_run parallel sweep workdir',
     'experiments.degradation': FIGURE + 'depths',

@@ -14,11 +14,10 @@ from ml_collections import ConfigDict
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
 from resnet_jax.data.sizes import image_size, pair
-from resnet_jax.data.transforms import cut, image_shape
+from resnet_jax.data.transforms import cut, image_shape, with_channels
 from resnet_jax.data.types import Example, Item, Source
 from resnet_jax.errors import UserError
 
-GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow
 LEAST_SIDE = 1.0  # pixels of the canvas; smaller objects are not trained
 
 
@@ -68,9 +67,7 @@ class Canvas(NamedTuple):
           UnreadableImageError: the image is damaged.
         """
         number, crop = self._crop(item, mirrored)
-        image = cut(item, crop, reduce=False)
-        if image.shape[-1] != self.channels:
-            image = np.round(image.astype(np.float32) @ GREY).astype(np.uint8)[:, :, None]
+        image = with_channels(cut(item, crop, reduce=False), self.channels)
         canvas = np.zeros((*self.sizes[number], self.channels), np.uint8)
         canvas[:crop.size[0], :crop.size[1]] = image
         return canvas, np.array(crop.size, np.int32)

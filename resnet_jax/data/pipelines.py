@@ -53,7 +53,8 @@ def create_pipelines(config: ConfigDict, mesh: Mesh, *,
 
     Returns:
       Two pipelines, and the normalisation: 'mean' and 'std', float32, [C] or [H, W, C]. Whatever
-      the transforms, it is measured on central crops of the training images.
+      the transforms, it is measured on central crops of the training images, in grey where the
+      examples are grey.
 
     Raises:
       UserError: a field of `config.data` is wrong, or data is missing or damaged; one sentence
@@ -63,10 +64,13 @@ def create_pipelines(config: ConfigDict, mesh: Mesh, *,
     train_source, test_source = _splits(config, create_source)
     train, test = _over_mesh(config, mesh, train_source, test_source, train_transform,
                              eval_transform, augment, groups)
-    at_hand = isinstance(train, Resident)
+    measured = None
+    if not isinstance(train, Resident):
+        measured = transforms.eval_transform(config)
+        if transforms.channels(train.source[0]) != train.image_shape[-1]:
+            measured = measured._replace(channels=train.image_shape[-1])
     return train, test, normalization.measure(
-        train.source, config.data.normalization,
-        None if at_hand else transforms.eval_transform(config), config.data.cache,
+        train.source, config.data.normalization, measured, config.data.cache,
         skip_unreadable=config.data.on_unreadable == 'skip')
 
 
