@@ -36,7 +36,8 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
       reuse the memory of arguments, 'temporaries', 'code', their sum 'total', and 'capacity'; None
       where unknown because the step does not fit. 'fits'. 'flops' and 'bytes': per step, over all
       devices, as counted by XLA, including loops; bytes are those read and written by every
-      operation, even if they stay in a chip's fast memory. 'model_flops': see 'train_flops' of `costs.summarize`.
+      operation, even if they stay in a chip's fast memory. 'model_flops': per step, see
+      'train_flops' of `costs.summarize`.
       'collectives': by name, 'count' per step and 'bytes' of their results per device, rounded up
       if those of a call are not a multiple. 'compile_seconds'. 'roofline_seconds': the longer of
       the times that FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs divided

@@ -17,7 +17,6 @@ from resnet_jax.tasks import Part
 from resnet_jax.training import optimizers
 from resnet_jax.training.program import completed, create_model
 
-
 FLOPS_A_MULTIPLY_ADD = 2  # a multiplication and an addition
 
 

@@ -73,7 +73,8 @@ def test_the_exported_program_finds_what_the_detector_finds(detector):
     network = resnet_jax.load(detector)
     program = export.deserialize(stablehlo(network, {'image_size': None}))
     assert set(program.platforms) == {'cpu', 'cuda', 'tpu'}
-    batch = {'image': images(3, 32, 32, 1), 'size': np.array([[32, 32], [20, 32], [32, 7]], np.int32)}
+    sizes = np.array([[32, 32], [20, 32], [32, 7]], np.int32)
+    batch = {'image': images(3, 32, 32, 1), 'size': sizes}
     found = jax.device_get(program.call(batch['image'], batch['size']))
     expected = network.predict_loaded(batch | {'original': batch['size']})
     for i, (boxes, scores, classes) in enumerate(expected):
@@ -132,8 +133,8 @@ def test_a_converted_classifier_is_the_start_of_a_detector(tmp_path, capsys):
 def test_a_start_that_is_missing_is_told_before_the_data_is_read(tmp_path):
     config = scenes_r20.get_config()
     config.init.checkpoint = str(tmp_path / 'scenes_digits')
-    with pytest.raises(UserError, match='scenes_digits; make these weights first, with the commands '
-                                        'at the top of the config file'):
+    with pytest.raises(UserError, match='scenes_digits; make these weights first, with the '
+                                        'commands at the top of the config file'):
         loop.train(config, tmp_path / 'run')
     config = coco_r50_c4.get_config()
     with pytest.raises(UserError, match=r'init\.freeze_bn=True keeps the statistics of trained'):
