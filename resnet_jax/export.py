@@ -3,10 +3,18 @@
   python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.safetensors
   python -m resnet_jax.export --checkpoint=runs/r50 --output=r50.stablehlo
 
-A .safetensors file has torchvision's parameter names; `resnet_jax.convert` reads it back unchanged.
 A .stablehlo file contains the whole network, including weights and input normalisation, for any
-batch size on CPU, GPU and TPU. Load it with `jax.export.deserialize`; its `call` maps uint8 images
-[N, H, W, C] to logits, float32 [N, classes].
+batch size on CPU, GPU and TPU. Load it with `jax.export.deserialize`; its `call` maps
+
+  of a classifier: uint8 images [N, H, W, C] to logits, float32 [N, classes];
+  of a detector: uint8 images [N, H, W, C] and int32 sizes [N, 2], to a dict of boxes float32
+      [N, D, 4], scores float32 [N, D], classes int32 [N, D] and valid bool [N, D].
+
+Images for a detector lie in the upper left corner of a canvas of the size used in training; `sizes`
+are their heights and widths there. Boxes are in pixels of the canvas, suppressed and sorted; those
+that are not valid are padding.
+
+A .safetensors file has torchvision's parameter names; `resnet_jax.convert` reads it back unchanged.
 """
 
 import pathlib
@@ -28,9 +36,7 @@ IMAGE_SIZE = cli.flag(
 
 def main(_) -> None:
     import resnet_jax
-    from resnet_jax import weights
-    from resnet_jax.data import image_size
-    from resnet_jax.tasks.classification.stablehlo import stablehlo
+    from resnet_jax import tasks, weights
     from resnet_jax.weights import stored
 
     if len(CHECKPOINT.value) != 1:
@@ -40,14 +46,14 @@ def main(_) -> None:
         raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
     if not output.parent.is_dir():
         raise UserError(f'there is no folder {output.parent}.')
-    if (task := stored.config_of(path).task) != 'classification':
-        raise UserError(f'only classifiers can be exported, and {path} was trained for {task}.')
-    if output.suffix == '.safetensors':
-        weights.write_torchvision(output, stored.read(path))
-    else:
-        network = resnet_jax.load(path)
-        size = IMAGE_SIZE.value or image_size(network.config.data)
-        weights.write_bytes_whole(output, stablehlo(network, size))
+    exports = tasks.get(task := stored.config_of(path).task).exports
+    if output.suffix not in exports:
+        others = f'; it can be as {" or ".join(exports)}' if exports else ''
+        raise UserError(f'{path} was trained for {task}, which cannot be exported as '
+                        f'{output.suffix}{others}.')
+    weights.write_bytes_whole(
+        output, exports[output.suffix](
+            resnet_jax.load(path), {'image_size': IMAGE_SIZE.value}))
     print(f'wrote {output}')
 
 

@@ -28,9 +28,18 @@ def table(summary: dict[str, Any]) -> str:
               for stage in summary['stages']]
     lines += ['', f'parameters     {summary["parameters"]:,}',
               f'multiply-adds  {summary["multiply_adds"]:,}']
+    lines += [f'  {name:<12} {part["multiply_adds"]:,}{_runs(part)}'
+              for name, part in summary['parts'].items()]
     lines += [f'memory         {size / 2**20:,.1f} MiB of {name.replace("_", " ")}'
               for name, size in summary['memory'].items()]
     return '\n'.join(lines)
+
+
+def _runs(part: dict[str, int]) -> str:
+    """How often a part of the network runs, where that is not once."""
+    if part['train_runs'] == part['test_runs'] == 1:
+        return ''
+    return f' each, {part["test_runs"]:,} for an image; {part["train_runs"]:,} in training'
 
 
 def main(_) -> None:

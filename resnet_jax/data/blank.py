@@ -27,10 +27,13 @@ def blank(num_images: int, config: ConfigDict) -> ArraySource:
         return np.broadcast_to(np.zeros((), dtype), (num_images, *shape))
 
     target = as_arrays(find(config.data.source).example_target(config))
-    return ArraySource(
+    source = ArraySource(
         repeated((*image_size(config.data), config.data.channels), np.uint8),
         jax.tree.map(lambda leaf: repeated(leaf.shape, leaf.dtype), target),
         'blank', num_classes=config.model.num_classes, fingerprint='blank')
+    if 'boxes' in target:
+        source.most_objects = len(target['boxes'])
+    return source
 
 
 def stand_in(config: ConfigDict, split: str) -> Source:

@@ -206,8 +206,8 @@ class RegionProposalNetwork(nn.Module):
         scores = layer(self.num_anchors, (1, 1), name='score')(x)
         deltas = layer(4 * self.num_anchors, (1, 1), name='delta')(x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return (scores.astype(wide).reshape(len(x), -1),
-                deltas.astype(wide).reshape(len(x), -1, 4))
+        return (scores.astype(wide).reshape(x.shape[0], -1),
+                deltas.astype(wide).reshape(x.shape[0], -1, 4))
 
 
 class BoxHead(nn.Module):
@@ -307,8 +307,8 @@ def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
         probabilities = jnp.where(big_enough, probabilities, 0)
         kept = nms_by_class(boxes, probabilities, valid, s.nms, number,
                             least_score=s.score_threshold)
-        flat = boxes.reshape(len(boxes), -1, 4)
-        scores = probabilities.reshape(len(boxes), -1)
+        flat = boxes.reshape(boxes.shape[0], -1, 4)
+        scores = probabilities.reshape(boxes.shape[0], -1)
         return Detections(
             jnp.take_along_axis(flat, kept.index[..., None], 1),
             jnp.where(kept.valid, jnp.take_along_axis(scores, kept.index, 1), 0),
@@ -321,7 +321,7 @@ def per_image(model: FasterRCNN, function: Callable) -> Callable:
     """Runs a function of single images on each device for its own images.
 
     Loops that end on a condition, as in suppression, would otherwise agree over all devices on
-    every iteration.
+    every iteration, and top_k would gather what it sorts.
 
     Args:
       model: its mesh is read.

@@ -1,5 +1,5 @@
 """Tasks: what networks are trained for. `config.task` names one; see `Task`."""
 
-from resnet_jax.tasks.task import Answer, Headline, Predictor, Report, Task, get
+from resnet_jax.tasks.task import Answer, Headline, Part, Predictor, Report, Task, get
 
-__all__ = ['Answer', 'Headline', 'Predictor', 'Report', 'Task', 'get']
+__all__ = ['Answer', 'Headline', 'Part', 'Predictor', 'Report', 'Task', 'get']

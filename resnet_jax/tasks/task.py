@@ -97,6 +97,26 @@ class Predictor(NamedTuple):
     draw: Callable[[Any, Answer], Any] | None = None
 
 
+class Part(NamedTuple):
+    """A part of a network that runs once or several times for an image, for its cost.
+
+    Attributes:
+      name: of its output, or of several outputs their common prefix.
+      group: such as 'trunk'; the costs of a group are added up.
+      parameters: the top of their paths, such as 'stage1'.
+      function: (variables, inputs) -> its output, an array or a tree, with a leading axis of 1.
+      inputs: shape and dtype of what it is given.
+      runs: how often it runs for one image in training, and in a test.
+    """
+
+    name: str
+    group: str
+    parameters: str
+    function: Callable[[Any, Any], Any]
+    inputs: Any
+    runs: tuple[int, int] = (1, 1)
+
+
 def _unchanged(config: ConfigDict) -> ConfigDict:
     return config
 
@@ -142,6 +162,11 @@ class Task:
         `evaluate`; None: a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
+      parts: (model, variables, images) -> the `Part`s in the order in which they run, where some of
+        them run several times for an image; all arguments are shapes, the image a single one. None:
+        the network runs once.
+      exports: for `export`, by the end of a file's name such as '.stablehlo': (network, flags) ->
+        the contents of such a file.
       heads: parts of the network that `init.new_head` initialises at random, and that another task
         starting from these weights leaves out.
     """
@@ -161,6 +186,9 @@ class Task:
     test: Callable[..., Report] | None = None
     test_options: tuple[str, ...] = ()
     predictor: Callable[..., Predictor] | None = None
+    parts: Callable[[nn.Module, Any, Any], Sequence[Part]] | None = None
+    exports: Mapping[str, Callable[[Any, Mapping[str, Any]], bytes]] = (
+        dataclasses.field(default_factory=dict))
     heads: tuple[str, ...] = ('head',)
 
 

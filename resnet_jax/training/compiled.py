@@ -19,9 +19,6 @@ from resnet_jax.training.program import Program, build
 from resnet_jax.xla import hlo
 from resnet_jax.xla.topologies import Topology
 
-# The forward pass, the gradient of the activations and that of the weights take a multiplication
-# and an addition each.
-FLOPS_A_MULTIPLY_ADD = 6
 GIB, MIB = 2**30, 2**20
 MESSAGE_LENGTH = 1000  # of the compiler's message that is shown
 
@@ -39,7 +36,8 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
       reuse the memory of arguments, 'temporaries', 'code', their sum 'total', and 'capacity'; None
       where unknown because the step does not fit. 'fits'. 'flops' and 'bytes': per step, over all
       devices, as counted by XLA, including loops; bytes are those read and written by every
-      operation, even if they stay in a chip's fast memory. 'model_flops': 6 per multiply-add.
+      operation, even if they stay in a chip's fast memory. 'model_flops': per step, see
+      'train_flops' of `costs.summarize`.
       'collectives': by name, 'count' per step and 'bytes' of their results per device, rounded up
       if those of a call are not a multiple. 'compile_seconds'. 'roofline_seconds': the longer of
       the times that FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs divided
@@ -55,8 +53,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         'topology': devices.name, 'device': devices.device, 'devices': count,
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
         'memory': memory | {'capacity': devices.memory}, 'fits': False, 'flops': None,
-        'model_flops': FLOPS_A_MULTIPLY_ADD * config.batch_size * summarize(config)[
-            'multiply_adds'],
+        'model_flops': config.batch_size * summarize(config)['train_flops'],
         'bytes': None, 'collectives': None, 'compile_seconds': None, 'roofline_seconds': None,
         'mfu': None, 'notes': list(_batch_norm_notes(program, devices.device)),
     }

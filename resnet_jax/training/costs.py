@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +11,13 @@ import jax.extend as jex
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from resnet_jax import tasks
 from resnet_jax.data import image_size
+from resnet_jax.tasks import Part
 from resnet_jax.training import optimizers
 from resnet_jax.training.program import completed, create_model
+
+FLOPS_A_MULTIPLY_ADD = 2  # a multiplication and an addition
 
 
 def summarize(config: ConfigDict) -> dict[str, Any]:
@@ -21,8 +25,13 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       'parameters': their number. 'multiply_adds': of convolutions and dense layers, for one image.
+      'train_flops': for one image in training, 6 per multiply-add: the forward pass, the gradient
+      of the activations and that of the weights. Parts of a task that has `parts` take less where
+      they are frozen.
       'stages': name and shape of every feature map [H, W, C], and of the output 'head' [C], for one
-      image; of several outputs, 'head/NAME' each.
+      image; of several outputs, 'head/NAME' each. Where the task has `parts`, of their outputs.
+      'parts': by the groups of the task's `parts`, 'multiply_adds' of one run, and 'train_runs' and
+      'test_runs' for an image; {} without parts.
       'memory': bytes of 'parameters', 'batch_stats' and 'optimizer_state'.
 
     Raises:
@@ -30,21 +39,12 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
     """
     config = completed(config)
     model, variables, images = shapes(config)
-
-    def forward(variables, images):
-        return model.apply(variables, images, train=False)
-
-    maps = jax.eval_shape(functools.partial(model.apply, train=False, method='features'),
-                          variables, images)
-    outputs = [*((stage, maps[stage]) for stage in model.stages),
-               *((jax.tree_util.keystr(path, simple=True, separator='/'), output)
-                 for path, output in jax.tree.leaves_with_path(
-                     {'head': jax.eval_shape(forward, variables, images)}))]
+    frozen = optimizers.frozen(variables['params'], config.init.freeze)
+    parts = tasks.get(config.task).parts
     return {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
-        'multiply_adds': multiply_adds(forward, variables, images),
-        'stages': [{'name': name, 'shape': list(output.shape[1:])}
-                   for name, output in outputs],
+        **(_whole(model, variables, images) if parts is None else
+           _in_parts(parts(model, variables, images), variables, frozen)),
         'memory': {
             'parameters': _bytes(variables['params']),
             'batch_stats': _bytes(variables.get('batch_stats', {})),
@@ -52,6 +52,46 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
                 jax.eval_shape(optimizers.create(config).init, variables['params'])),
         },
     }
+
+
+def _whole(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """The costs of a network that runs once; see `summarize`."""
+    def forward(variables, images):
+        return model.apply(variables, images, train=False)
+
+    maps = jax.eval_shape(functools.partial(model.apply, train=False, method='features'),
+                          variables, images)
+    outputs = [*((stage, maps[stage]) for stage in model.stages),
+               *_named('head', jax.eval_shape(forward, variables, images))]
+    count = multiply_adds(forward, variables, images)
+    return {'multiply_adds': count, 'train_flops': 3 * FLOPS_A_MULTIPLY_ADD * count,
+            'stages': _described(outputs), 'parts': {}}
+
+
+def _in_parts(parts: Sequence[Part], variables: Any, frozen: Any) -> dict[str, Any]:
+    """The costs of a network that runs in parts; see `summarize`."""
+    outputs, groups, total, flops, reached = [], {}, 0, 0, False
+    for part in parts:
+        outputs += _named(part.name, jax.eval_shape(part.function, variables, part.inputs))
+        count = multiply_adds(part.function, variables, part.inputs)
+        group = groups.setdefault(part.group, {
+            'multiply_adds': 0, 'train_runs': part.runs[0], 'test_runs': part.runs[1]})
+        group['multiply_adds'] += count
+        trained = not all(jax.tree.leaves(frozen[part.parameters]))
+        reached |= trained  # by the gradient, which ends at the first parameters that are trained
+        flops += FLOPS_A_MULTIPLY_ADD * part.runs[0] * count * (1 + trained + reached)
+        total += part.runs[1] * count
+    return {'multiply_adds': total, 'train_flops': flops, 'stages': _described(outputs),
+            'parts': groups}
+
+
+def _described(outputs: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    return [{'name': name, 'shape': list(output.shape[1:])} for name, output in outputs]
+
+
+def _named(name: str, tree: Any) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+            for path, leaf in jax.tree.leaves_with_path({name: tree})]
 
 
 def shapes(config: ConfigDict) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:

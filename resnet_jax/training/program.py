@@ -20,7 +20,7 @@ from resnet_jax import config as config_lib
 from resnet_jax import data, models, tasks
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.output import say
+from resnet_jax.output import say, warn
 from resnet_jax.tasks import Task
 from resnet_jax.training import optimizers, schedules, state
 from resnet_jax.training import step as steps
@@ -78,6 +78,7 @@ class Program:
                 (*self.task.heads, *tasks.get(weights.config.task).heads)))
         started = state.with_weights(created, weights.variables, weights.normalization, heads)
         say(_loaded(weights, self.config, heads))
+        _warn_of_architecture(weights, self.config)
         return started
 
     def train_step(self, train_state: TrainState, inputs: Any):
@@ -254,6 +255,21 @@ def _loaded(weights: Weights, config: ConfigDict, heads: Sequence[str]) -> str:
         if name not in heads]))
     return (f'loaded {count} arrays of {models.title(config.model)} from {config.init.checkpoint}'
             + (f'; not loaded: {", ".join(heads)}' if heads else ''))
+
+
+def _warn_of_architecture(weights: Weights, config: ConfigDict) -> None:
+    """Warns where the network differs from that of its first weights in what no array shows."""
+    try:
+        family = models.family_of(weights.config.model)
+    except models.ConfigError:
+        return
+    differing = {field: weights.config.model[field] for field in family.architecture
+                 if weights.config.model[field] != config.model[field]}
+    if differing and weights.config.model.family == config.model.family:
+        warn(f'the weights of {config.init.checkpoint} are of a network with other fields; to '
+             'use them as they were trained, pass '
+             + ' '.join(f'--config.model.{field}={value}' for field, value in differing.items())
+             + '.')
 
 
 def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:

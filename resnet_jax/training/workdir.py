@@ -46,9 +46,25 @@ def check_path(workdir: pathlib.Path) -> None:
 
 
 def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises UserError if a new run finds no checkpoint at `init.resume_from`."""
-    if config.init.resume_from and not _has_checkpoints(workdir):
-        locate(pathlib.Path(config.init.resume_from))
+    """Raises UserError if a new run does not find the weights that `config.init` starts from."""
+    init = config.init
+    if _has_checkpoints(workdir):
+        return
+    if init.resume_from:
+        locate(pathlib.Path(init.resume_from))
+    elif init.checkpoint:
+        try:
+            locate(pathlib.Path(init.checkpoint))
+        except UserError as error:
+            raise UserError(
+                f'init.checkpoint={init.checkpoint} cannot be read: {str(error).rstrip(".")}; make '
+                'these weights first, with the commands at the top of the config file, or pass '
+                "--config.init.checkpoint='' to start from random ones.") from error
+    elif init.freeze_bn:
+        raise UserError(
+            'init.freeze_bn=True keeps the statistics of trained weights, and there are none: pass '
+            '--config.init.checkpoint=DIR, a workdir, or the output of `python -m '
+            'resnet_jax.convert` for published weights.')
 
 
 def make(workdir: pathlib.Path) -> None:

@@ -62,7 +62,7 @@ class Weights:
 
 def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ...] | None = None,
          std: tuple[float, ...] | None = None) -> Weights:
-    """Reads the weights of another project, or those that `write_torchvision` wrote.
+    """Reads the weights of another project, or those that `to_torchvision` wrote.
 
     Args:
       path: .safetensors, .pth or another suffix of PyTorch's, or .caffemodel; or a folder of
@@ -163,8 +163,8 @@ def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str,
             for part, value, default in (('mean', mean, MEAN), ('std', std, STD))}
 
 
-def write_torchvision(path: pathlib.Path, weights: Weights) -> None:
-    """Writes a .safetensors file under torchvision's names, whole or not at all.
+def to_torchvision(weights: Weights) -> bytes:
+    """The contents of a .safetensors file under torchvision's names.
 
     What names and shapes do not tell (the stride, the normalisation, the paper's options) goes into
     the file's metadata, so that `read` gives back the same network.
@@ -174,7 +174,7 @@ def write_torchvision(path: pathlib.Path, weights: Weights) -> None:
         'image_size': (weights.config.data.image_size, weights.config.data.eval_resize),
         **{part: np.asarray(value).tolist() for part, value in weights.normalization.items()}}
     tensors = names.to_torch(weights.variables, weights.config.model)
-    write_bytes_whole(path, save(tensors, {'format': 'pt', SETTINGS_KEY: json.dumps(settings)}))
+    return save(tensors, {'format': 'pt', SETTINGS_KEY: json.dumps(settings)})
 
 
 def write_bytes_whole(path: pathlib.Path, data: bytes) -> None:

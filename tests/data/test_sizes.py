@@ -66,7 +66,7 @@ def test_a_network_that_is_not_square_is_evaluated_exported_and_described(tmp_pa
     np.testing.assert_allclose(np.exp(found['center_crop'][:64]),
                                np.asarray(jax.nn.softmax(logits)), atol=1e-5)
     assert 0 < np.abs(found['ten_crop'] - found['center_crop']).max() < 5
-    call = export.deserialize(stablehlo(network, (8, 12))).call
+    call = export.deserialize(stablehlo(network, {'image_size': (8, 12)})).call
     np.testing.assert_allclose(call(source.images[:64]), logits, atol=1e-4)
     shapes = {stage['name']: stage['shape'] for stage in summarize(network.config)['stages']}
     assert (shapes['stage1'], shapes['stage3']) == ([8, 12, 4], [2, 3, 16])

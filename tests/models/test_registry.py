@@ -12,7 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import registry
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
-from resnet_jax.weights import stored, write_torchvision
+from resnet_jax.weights import stored, to_torchvision
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
     assert network.features(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 8)
 
     with pytest.raises(UserError, match=r'family tests\.models\.toy cannot be converted'):
-        write_torchvision(tmp_path / 'out.safetensors', stored.read(tmp_path))
+        to_torchvision(stored.read(tmp_path))
     toy_config.eval.recalibrate_batches = 1
     with pytest.raises(UserError, match='must be 0 for a network without batch normalisation'):
         loop.train(toy_config, tmp_path / 'again')

@@ -45,8 +45,8 @@ def test_networks_are_recognised_and_go_out_and_in_again_bit_for_bit(changes, tm
     assert {field: found[field] for field in seen} == {field: model[field] for field in seen}
     config.model = model
     normalization = {'mean': np.float32([.1, .2, .3]), 'std': np.float32([.4, .5, .6])}
-    weights.write_torchvision(
-        tmp_path / 'out.safetensors', weights.Weights(config, variables, normalization, ''))
+    (tmp_path / 'out.safetensors').write_bytes(
+        weights.to_torchvision(weights.Weights(config, variables, normalization, '')))
 
     out = load_file(tmp_path / 'out.safetensors')
     for name in tensors:

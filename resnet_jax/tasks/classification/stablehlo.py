@@ -1,24 +1,26 @@
 """Serialises a classifier for other programs, with its weights and its input normalisation."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax import export
 
-from resnet_jax.data.sizes import pair, text
+from resnet_jax.data.sizes import image_size, pair, text
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
 from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.network import outputs
 
 
-def stablehlo(network: Classifier, size: int | tuple[int, int]) -> bytearray:
+def stablehlo(network: Classifier, flags: Mapping[str, Any]) -> bytearray:
     """The network as a serialised `jax.export.Exported` with a symbolic batch size.
 
     Args:
       network: see `Classifier`.
-      size: of its images: the side of a square, or (height, width).
+      flags: 'image_size', the side of its images; None: as in training.
 
     Returns:
       What `jax.export.deserialize` takes. Its function is uint8 [b, H, W, C] ->
@@ -28,7 +30,7 @@ def stablehlo(network: Classifier, size: int | tuple[int, int]) -> bytearray:
       UserError: the network does not take images of this size.
     """
     weights = dict(network.variables), dict(network.normalization)
-    height, width = pair(size)
+    height, width = size = pair(flags['image_size'] or image_size(network.config.data))
     shape = export.symbolic_shape(
         f'b, {height}, {width}, {network.config.data.channels}')
     function = jax.jit(functools.partial(outputs, network.model, weights))

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import data
+from resnet_jax import data, weights
 from resnet_jax.data import Batch
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import classifier, prediction, protocols
 from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
+from resnet_jax.tasks.classification.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
 
@@ -110,4 +111,6 @@ TASK = Task(
     test=protocols.test,
     test_options=('protocol', 'resize', 'scales', 'batch_size', 'confusion'),
     predictor=prediction.predictor,
+    exports={'.safetensors': lambda network, flags: weights.to_torchvision(network),
+             '.stablehlo': stablehlo},
 )

@@ -17,9 +17,11 @@ from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, gr
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
-from resnet_jax.tasks.detection import detector, inference, losses, metrics
+from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts
+from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
+DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
 LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
 SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
@@ -42,9 +44,12 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
         scores, deltas = module.rpn(features)
         anchors = rcnn.anchors_of(module, *features.shape[1:3])
         with jax.named_scope('sampling'):
-            drawn, index = losses.draw_anchors(s, anchors, batch)
+            rows = {name: batch[name] for name in DRAWN_FROM}
+            drawn, index = rcnn.per_image(
+                module, lambda rows: losses.draw_anchors(s, anchors, rows))(rows)
             proposals = rcnn.propose(module, scores, deltas, anchors, batch['size'], train=True)
-            regions = losses.draw_regions(s, proposals, batch, module.num_classes)
+            regions = rcnn.per_image(module, lambda proposals, rows: losses.draw_regions(
+                s, proposals, rows, module.num_classes))(proposals, rows)
         outputs = module.heads(features, regions.boxes, batch['size'], train=True)
         with jax.named_scope('loss'):
             return (*losses.anchor_losses(s, scores, deltas, anchors, drawn, index,
@@ -167,5 +172,7 @@ TASK = Task(
     complete=complete,
     check=check,
     predictor=detector.predictor,
+    parts=parts.parts,
+    exports={'.stablehlo': stablehlo},
     heads=rcnn.HEADS,
 )

@@ -130,7 +130,7 @@ def test_the_names_of_imagenet_come_with_the_package():
 def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
     store(tmp_path, **changes)
     network = resnet_jax.load(tmp_path)
-    data = bytes(stablehlo(network, 32))
+    data = bytes(stablehlo(network, {'image_size': 32}))
     program = jax_export.deserialize(bytearray(data))
     assert program.platforms == ('cpu', 'cuda', 'tpu')
     for count in (1, 3):
@@ -142,7 +142,7 @@ def test_stablehlo_takes_any_number_of_images(changes, tmp_path):
 def test_a_size_that_the_network_does_not_take_is_one_sentence(tmp_path):
     store(tmp_path, family='vgg', depth=16, width=1, batch_norm=False)
     with pytest.raises(UserError, match=r'--image_size=100: VGG needs images of at least 224'):
-        stablehlo(resnet_jax.load(tmp_path), 100)
+        stablehlo(resnet_jax.load(tmp_path), {'image_size': 100})
 
 
 def test_the_export_command_writes_what_convert_reads(folder, tmp_path, commands):

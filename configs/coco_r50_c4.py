@@ -1,0 +1,42 @@
+"""Faster R-CNN on ResNet-50, "C4", on COCO 2017, after detectron2: AP 35.7 on val2017. Not run.
+
+  python -m resnet_jax.convert --input=ResNet-50-model.caffemodel --output=weights/r50
+  python -m resnet_jax.main --config=configs/coco_r50_c4.py --config.data.path=DIR \
+      --config.init.checkpoint=weights/r50
+"""
+
+from resnet_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.task = 'detection'
+    config.num_steps = 90_000
+    config.batch_size = 16
+
+    config.model.family = 'imagenet'
+    config.model.depth = 50
+    config.model.num_classes = 80
+    config.model.pool_pad = 'end'  # as in the authors' Caffe models
+    config.model.dtype = 'bfloat16'
+    config.init.freeze = ('^stem', '^stage1', 'norm')
+    config.init.freeze_bn = True
+
+    config.data.source = 'coco'
+    config.data.image_size = (800, 1344)
+    config.data.short_sides = tuple(range(640, 801, 32))
+    config.data.long_side = 1333
+    config.data.flip = True
+    config.data.normalization = 'imagenet'  # replaced by that of the weights
+
+    config.optimizer.momentum_form = 'pytorch'
+    config.schedule.learning_rate = 0.02
+    config.schedule.boundaries = (60_000, 80_000)
+    config.schedule.warmup = 'linear'
+    config.schedule.warmup_steps = 1_000
+
+    config.eval.every_steps = 10_000
+    config.eval.batch_size = 16
+    config.checkpoint.every_steps = 2_000
+    config.log.every_steps = 20
+    return config
