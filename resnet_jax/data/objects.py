@@ -9,9 +9,11 @@ have `most_objects`, the most objects in an image.
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
+from resnet_jax.data.sizes import image_size
 from resnet_jax.data.transforms import cut, image_shape
 from resnet_jax.data.types import Example, Item
 
@@ -94,6 +96,12 @@ class Canvas(NamedTuple):
             'present': np.arange(self.max_objects) < count,
             'id': np.int32(target['id']),
         }
+
+
+def canvas_of(section: ConfigDict) -> Canvas:
+    """The canvas of an evaluation, from the section `data` of a config."""
+    return Canvas(image_size(section), section.channels, section.max_objects,
+                  section.short_sides[-1] if section.short_sides else None, section.long_side)
 
 
 class EvalTransform(NamedTuple):

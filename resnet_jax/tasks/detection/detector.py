@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax import models
-from resnet_jax.data import Item, image_size
-from resnet_jax.data.objects import Canvas
+from resnet_jax.data import Item
+from resnet_jax.data.objects import Canvas, canvas_of
 from resnet_jax.data.transforms import image_shape
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
@@ -87,9 +87,7 @@ class Detector(Network):
     @functools.cached_property
     def canvas(self) -> Canvas:
         """The canvas that images are put on."""
-        section = self.config.data
-        return Canvas(image_size(section), section.channels, 0,
-                      section.short_sides[-1] if section.short_sides else None, section.long_side)
+        return canvas_of(self.config.data)
 
     def load(self, item: Item) -> dict[str, np.ndarray]:
         """An image as `predict_loaded` takes it, without the leading axis.

@@ -12,16 +12,14 @@ from ml_collections import ConfigDict
 from resnet_jax import data
 from resnet_jax.data import Batch, Normalization
 from resnet_jax.data.normalization import normalize
-from resnet_jax.data.objects import Canvas, EvalTransform, TrainTransform
-from resnet_jax.data.sizes import image_size
+from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
-from resnet_jax.tasks.detection import detector, inference, losses, metrics
+from resnet_jax.tasks.detection import detector, inference, losses, metrics, protocols
 from resnet_jax.tasks.task import Headline, Task
 
 LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
-SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
@@ -86,13 +84,6 @@ def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
     return {**values, 'count': round(float(sums['count']))}
 
 
-def line(values: Mapping[str, float]) -> str:
-    """Formats values, as in 'AP 61.52  AP50 91.30  AP75 70.11'."""
-    return '  '.join(f'{text} {values[name]:.4f}' if name == 'loss' else
-                     f'{text} {values[name]:.2f}'
-                     for name, text in SHOWN.items() if name in values)
-
-
 def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
     """The loss, float32 []; 0 without images."""
     return sums['loss'] / jnp.maximum(sums['count'], 1)
@@ -114,16 +105,9 @@ def augment(examples: Batch, key: jax.Array | None, normalization: Normalization
     return batch
 
 
-def canvas_of(config: ConfigDict) -> Canvas:
-    """The canvas of an evaluation."""
-    section = config.data
-    return Canvas(image_size(section), section.channels, section.max_objects,
-                  section.short_sides[-1] if section.short_sides else None, section.long_side)
-
-
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
-    canvas = canvas_of(config)
+    canvas = canvas_of(config.data)
     return {'train_transform': TrainTransform(canvas, config.data.flip,
                                               tuple(config.data.short_sides)),
             'eval_transform': EvalTransform(canvas), 'augment': augment}
@@ -164,13 +148,15 @@ TASK = Task(
     train_report=train_report,
     report=report,
     headline=Headline('eval/ap', 'AP', lower_is_better=False),
-    line=line,
+    line=metrics.line,
     watched=watched,
     load=detector.load,
     create_model=rcnn.create,
     transforms=transforms,
     complete=complete,
     check=check,
+    test=protocols.test,
+    test_options=protocols.OPTIONS,
     predictor=detector.predictor,
     heads=rcnn.HEADS,
 )
