@@ -76,8 +76,8 @@ OPTIONS = (
         "or to a folder in that of VOC, a file per class."),
     cli.flag(
         flags.DEFINE_string, 'confusion', None,
-        '(classifiers) File to write the confusion matrix to, tab-separated: one row per true class, one column '
-        'per predicted class.'),
+        '(classifiers) File to write the confusion matrix to, tab-separated: one row per true '
+        'class, one column per predicted class.'),
 )
 
 

@@ -102,7 +102,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """The last stage normalises the regions of a virtual batch together."""
         size = super().stage_batch(i)
         last = i == len(self.stage_sizes) - 1
-        return size * self.settings.roi_batch if last and size is not None else size
+        regions = self.settings.roi_batch + self.settings.context  # and the whole image
+        return size * regions if last and size is not None else size
 
     def setup(self):
         super().setup()
