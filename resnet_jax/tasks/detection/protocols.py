@@ -44,19 +44,34 @@ def test(networks: Sequence[Detector], paths: Sequence[str], config: ConfigDict,
     """
     write = _writer(flags.get('detections'), config)
     source = data.create_eval_source(config)
+    tested = find(networks, paths, source, config, flags)
+    classes = class_names(networks, source)
+    if write is not None and jax.process_index() == 0:
+        write(tested, source, classes)
+    return _report(tested, classes, len(source), _with_classes(config, source.num_classes))
+
+
+def find(networks: Sequence[Detector], paths: Sequence[str], source: Source, config: ConfigDict,
+         flags: Mapping[str, Any]) -> list[Tested]:
+    """Detects the objects in all images of a split, which every process gets.
+
+    Args:
+      source: the split.
+      networks, paths, config, flags: see `test`.
+
+    Raises:
+      UserError: the networks do not fit one another or the data, a flag is wrong, or an image
+        cannot be decoded.
+    """
     check_networks(networks, paths, source)
     plan, canvases = planned(flags, config, networks[0])
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ('data',), devices=devices,
                          axis_types=(jax.sharding.AxisType.Auto,))
-    tested = testing.run(
+    return testing.run(
         _function(networks, plan, mesh), combined.weights_of(networks), source, canvases,
         _batch_size(flags, config, mesh.size), mesh,
         skip_unreadable=config.data.on_unreadable == 'skip')
-    classes = class_names(networks, source)
-    if write is not None and jax.process_index() == 0:
-        write(tested, source, classes)
-    return _report(tested, classes, len(source), _with_classes(config, source.num_classes))
 
 
 def check_networks(networks: Sequence[Detector], paths: Sequence[str], source: Source) -> None:
