@@ -23,8 +23,8 @@ FIGURE = 'config ledger parallel seeds workdir '
 BENCHMARKS = 'experiments/benchmarks/'
 FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.main': PROCESSES + 'config workdir',
-    'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion json protocol '
-                           'recalibrate_batches resize scales workdir',
+    'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion detections json '
+                           'protocol recalibrate_batches refine resize scales workdir',
     'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
     'resnet_jax.compile': 'config json topology',
@@ -39,6 +39,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.responses': FIGURE + 'batches depths',
     'experiments.shortcuts': FIGURE + 'depth',
     'experiments.complexity': 'ledger workdir',
+    'experiments.detection': FIGURE + 'scales',
+    'experiments.detection_errors': 'checkpoint config least_score output',
     'experiments.look': 'config images output plain train_images',
     BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
@@ -48,7 +50,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'startup.py': 'config json repeats',
     BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
 }
-RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'regions.py')
+RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
+                     'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

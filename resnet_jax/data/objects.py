@@ -113,16 +113,15 @@ class Canvas(NamedTuple):
         }
 
 
-def canvas_of(config: ConfigDict, max_objects: int) -> Canvas:
-    """The canvases of `config.data`, for evaluation.
+def canvas_of(section: ConfigDict) -> Canvas:
+    """The canvases of an evaluation, from the section `data` of a config.
 
     Raises:
       UserError: `data.image_size` is not set, or wrong.
     """
-    data = config.data
-    sizes = image_size(data), *map(pair, data.canvases)
-    return Canvas(sizes, data.channels, max_objects,
-                  data.short_sides[-1] if data.short_sides else None, data.long_side)
+    sizes = image_size(section), *map(pair, section.canvases)
+    return Canvas(sizes, section.channels, section.max_objects,
+                  section.short_sides[-1] if section.short_sides else None, section.long_side)
 
 
 def groups(canvas: Canvas, source: Source) -> list[np.ndarray]:

@@ -170,7 +170,7 @@ def test_a_batch_has_one_canvas_and_an_epoch_every_image(oriented):
 
 
 def test_several_canvases_need_known_sizes(oriented):
-    canvas = objects.canvas_of(oriented, 1)
+    canvas = objects.canvas_of(oriented.data)
     with pytest.raises(UserError, match=r"data\.canvases is for data whose images have known"):
         objects.groups(canvas, [])
     part = hold_out(Photographs(4, 2), 3, True)  # a part of a source knows its sizes as well

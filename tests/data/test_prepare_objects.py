@@ -92,7 +92,7 @@ def test_a_detector_gets_the_same_examples_from_shards(few_scenes, tmp_path):
     assert all(shard_writer.verify_shard(tmp_path / 'shards', shard, 2) == ''
                for shard in copy.info['shards'])
     for channels in (1, 3):
-        canvas = Canvas((64, 80), channels, 8)
+        canvas = Canvas(((64, 80),), channels, 8)
         evaluated, trained = EvalTransform(canvas), TrainTransform(canvas, True, (40, 56))
         for i in range(12):
             np.testing.assert_equal(evaluated(copy[i]), evaluated(source[i]))
@@ -116,7 +116,7 @@ def test_the_normalisation_has_the_channels_of_the_canvas(few_scenes, channels, 
         config.batch_size = config.eval.batch_size = 4
         config.data.update(source=source, path=str(tmp_path), image_size=64, channels=channels,
                            pipeline='host', cache=str(tmp_path / 'cache'))
-        canvas = Canvas((64, 64), channels, 8)
+        canvas = Canvas(((64, 64),), channels, 8)
         train, _, normalization = create_pipelines(
             config, Mesh(jax.devices()[:1], 'data'), eval_transform=EvalTransform(canvas),
             train_transform=TrainTransform(canvas, True), augment=lambda x, key, norm: x)

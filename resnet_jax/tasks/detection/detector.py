@@ -90,7 +90,7 @@ class Detector(Network):
     @functools.cached_property
     def canvas(self) -> Canvas:
         """The canvases that images are put on."""
-        return canvas_of(self.config, max_objects=0)
+        return canvas_of(self.config.data)
 
     def load(self, item: Item) -> dict[str, np.ndarray]:
         """An image as `predict_loaded` takes it, without the leading axis.

@@ -17,13 +17,12 @@ from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, gr
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
-from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts
+from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts, protocols
 from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
 DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
 LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
-SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
@@ -91,13 +90,6 @@ def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
     return {**values, 'count': round(float(sums['count']))}
 
 
-def line(values: Mapping[str, float]) -> str:
-    """Formats values, as in 'AP 61.52  AP50 91.30  AP75 70.11'."""
-    return '  '.join(f'{text} {values[name]:.4f}' if name == 'loss' else
-                     f'{text} {values[name]:.2f}'
-                     for name, text in SHOWN.items() if name in values)
-
-
 def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
     """The loss, float32 []; 0 without images."""
     return sums['loss'] / jnp.maximum(sums['count'], 1)
@@ -121,7 +113,7 @@ def augment(examples: Batch, key: jax.Array | None, normalization: Normalization
 
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
-    canvas = canvas_of(config, config.data.max_objects)
+    canvas = canvas_of(config.data)
     return {
         'train_transform': TrainTransform(canvas, config.data.flip,
                                           tuple(config.data.short_sides)),
@@ -164,13 +156,15 @@ TASK = Task(
     train_report=train_report,
     report=report,
     headline=Headline('eval/ap', 'AP', lower_is_better=False),
-    line=line,
+    line=metrics.line,
     watched=watched,
     load=detector.load,
     create_model=rcnn.create,
     transforms=transforms,
     complete=complete,
     check=check,
+    test=protocols.test,
+    test_options=protocols.OPTIONS,
     predictor=detector.predictor,
     parts=parts.parts,
     exports={'.stablehlo': stablehlo},

@@ -222,7 +222,7 @@ def test_files_are_predicted_and_drawn(finished, commands, tmp_path):
 
 
 @pytest.mark.parametrize(('changed', 'sentence'), [
-    ({'data.source': 'digits', 'data.image_size': 8}, 'digits/train/0 has no boxes, which task=det'),
+    ({'data.source': 'digits', 'data.image_size': 8}, 'digits/train/0 has no boxes, which task'),
     ({'data.max_objects': 1}, 'an image has 2 objects, but data.max_objects is 1; pass --config'),
     ({'model.num_classes': 4}, 'has 10 classes, but model.num_classes is 4'),
     ({'schedule.name': 'plateau', 'schedule.plateau_window': 3}, 'schedules that watch'),
