@@ -109,7 +109,8 @@ def test_every_other_bin_is_enough_for_a_bottleneck_with_its_stride_in_front():
     @functools.partial(jax.jit, static_argnums=0)
     def pooled(model):
         return model.apply(variables, images, regions(), method=lambda module, x, r:
-                           module.region_features(module.trunk(x, train=False), r, train=False))
+                           module.describe(module.pool(module.trunk(x, train=False), r),
+                                           train=False))
 
     got, expected = pooled(some), pooled(every)
     assert got.shape == (2, 6, 32)
@@ -128,8 +129,9 @@ def test_global_context_joins_the_features_of_the_whole_image_to_those_of_each_r
     @jax.jit
     def run():
         features = model.apply(variables, images, train=False, method='trunk')
-        pool = functools.partial(model.apply, variables, features, train=False,
-                                 method='region_features')
+        pool = functools.partial(
+            model.apply, variables, features,
+            method=lambda module, x, r: module.describe(module.pool(x, r), train=False))
         heads = model.apply(variables, features, regions(), sizes, train=False, method='heads')
         return heads, pool(regions()), pool(whole)
 

@@ -244,7 +244,7 @@ def test_two_scales_merge_the_maxima_of_the_last_stage(networks, source):
     plan, canvases = protocols.planned(
         {'protocol': 'multi_scale', 'scales': ['48', '32']}, detector_config(), network)
     assert plan == Plan((32, 48), (0, 1), 32, False)
-    assert [canvas.size for canvas in canvases] == [(32, 32), (48, 48)]
+    assert [canvas.sizes for canvas in canvases] == [((32, 32),), ((48, 48),)]
     images = [(canvas.pixels(item)[0] / np.float32(255) - normalization['mean'])
               / normalization['std'] for canvas in canvases]
     features, proposals = propose(model, variables, images[0][None])
