@@ -103,8 +103,9 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
       num_classes: without background.
     """
     trained = batch['present'] & ~batch['ignore']
-    boxes = jnp.concatenate([batch['boxes'], proposals.boxes], 1)
-    valid = jnp.concatenate([trained, proposals.valid], 1)
+    # In this order, the number of places for objects does not change what is drawn.
+    boxes = jnp.concatenate([proposals.boxes, batch['boxes']], 1)
+    valid = jnp.concatenate([proposals.valid, trained], 1)
     index, label = match(boxes_lib.iou(boxes, batch['boxes']), trained, s.roi_thresholds[1],
                          s.roi_thresholds, valid=valid)
     label = exempt(label, boxes_lib.ioa(boxes, batch['boxes']), batch['present'] & batch['ignore'])
