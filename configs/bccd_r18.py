@@ -18,6 +18,7 @@ def get_config():
     config.model.family = 'imagenet'
     config.model.depth = 18
     config.model.width = 32
+    config.model.num_classes = 3
     config.model.virtual_batch_size = 8
 
     detector = config.model.detector

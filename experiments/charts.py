@@ -17,8 +17,20 @@ def save(chart: alt.TopLevelMixin, path: pathlib.Path,
       path: of the files, without a suffix.
       config: of Vega-Lite, its colours and fonts; the chart's own has precedence.
     """
+    for suffix in ('.svg', '.png'):
+        save_one(chart, path.with_suffix(suffix), config)
+
+
+def save_one(chart: alt.TopLevelMixin, path: pathlib.Path,
+             config: dict[str, Any] | None = None) -> None:
+    """Writes a chart as a single file.
+
+    Args:
+      chart, config: see `save`.
+      path: ends in .svg or .png.
+    """
     import vl_convert
 
     spec = chart.to_dict()
-    write_whole(path.with_suffix('.svg'), vl_convert.vegalite_to_svg(spec, config=config))
-    write_whole(path.with_suffix('.png'), vl_convert.vegalite_to_png(spec, config=config, scale=2))
+    write_whole(path, vl_convert.vegalite_to_svg(spec, config=config) if path.suffix == '.svg'
+                else vl_convert.vegalite_to_png(spec, config=config, scale=2))

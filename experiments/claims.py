@@ -84,7 +84,7 @@ class Finding:
     """A claim and what became of it.
 
     Attributes:
-      claim: a sentence without its full stop, which says that something is lower.
+      claim: a sentence without its full stop, which says that something is lower or higher.
       paper: the paper's numbers for it, or why there are none.
       measured: the difference, with its interval.
       verdict: whether it held.
@@ -115,24 +115,44 @@ def lower(claim: str, a: Sequence[float], b: Sequence[float], *, paper: str, uni
       unit: of the values, with its blank in front.
       digits: behind the point.
     """
+    return _compare(claim, a, b, difference, -1, paper, unit, digits)
+
+
+def higher_by_seed(claim: str, a: Mapping[int, float], b: Mapping[int, float], *, paper: str,
+                   unit: str = '', digits: int = 2) -> Finding:
+    """Judges the claim that a lies above b in the mean of the differences seed by seed.
+
+    Args:
+      claim: the sentence.
+      a, b: a value by seed; only seeds that both have count.
+      paper, unit, digits: as in `lower`.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    return _compare(claim, [a[seed] for seed in seeds], [b[seed] for seed in seeds],
+                    lambda a, b: estimate([x - y for x, y in zip(a, b, strict=True)]), 1, paper,
+                    unit, digits)
+
+
+def _compare(claim, a, b, gap_of, sign, paper, unit, digits) -> Finding:
+    """The finding that the gap of a to b has this sign, -1 or 1."""
     if not a or not b:
         return Finding(claim, paper, 'not run', Verdict.NOT_RUN)
-    gap = difference(a, b)
+    gap = gap_of(a, b)
     measured = (f'{estimate(a).text(digits)}{unit} against {estimate(b).text(digits)}{unit}, '
                 f'difference {gap.mean:+.{digits}f}')
     if gap.half_width is None:
         return Finding(claim, paper, measured, Verdict.UNDECIDED)
     measured += f' ± {gap.half_width:.{digits}f}'
-    return Finding(claim, paper, measured, verdict(gap))
+    return Finding(claim, paper, measured, verdict(gap, sign))
 
 
-def verdict(gap: Estimate) -> Verdict:
-    """Whether a difference that should be negative is, beyond its interval."""
+def verdict(gap: Estimate, sign: int = -1) -> Verdict:
+    """Whether a difference has the sign that it should, -1 or 1, beyond its interval."""
     if gap.half_width is None:
         return Verdict.UNDECIDED
     if abs(gap.mean) <= gap.half_width:
         return Verdict.WITHIN_SPREAD
-    return Verdict.HELD if gap.mean < 0 else Verdict.FAILED
+    return Verdict.HELD if sign * gap.mean > 0 else Verdict.FAILED
 
 
 def lower_in_every_seed(claim: str, a: Mapping[int, float], b: Mapping[int, float], *,

@@ -13,6 +13,7 @@ import resnet_jax
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
+from resnet_jax.tasks import Headline, get
 from resnet_jax.training.writers import read_rows
 
 FINISHED, FAILED = 'finished', 'failed'
@@ -29,7 +30,9 @@ class Ledger:
       overrides: the swept fields and their values.
       status: 'finished' or 'failed'; error: of a failed run, what it said last.
       steps: that are done.
-      final_error, best_error: top-1 error of the last evaluation and the lowest of all, percent.
+      final_error, best_error: top-1 error of the last evaluation and the lowest of all, percent;
+        of another task final_NAME and best_NAME, after the number that decides there, as in
+        final_ap of a detector.
       final_train_loss, final_train_error: means since the last but one line of the run's log.
       images_per_second: median over the lines of the log.
       seconds: from the start to the end of its process, all starts together; None where the run
@@ -88,21 +91,23 @@ def row(cell: Any, folder: pathlib.Path, **others: Any) -> Row:
       **others: values of further columns.
     """
     rows = read_rows(folder / 'metrics.jsonl')
-    evaluations = [row for row in rows if 'eval/top1_error' in row]
+    headline = get(cell.config.task).headline
+    name = column(headline)
+    found = [row[headline.tag] for row in rows if row.get(headline.tag) is not None]
+    best = min if headline.lower_is_better else max
     log = [row for row in rows if 'train/loss' in row]
 
     def last(rows, tag):
-        return rows[-1][tag] if rows else None
+        return rows[-1].get(tag) if rows else None
 
-    errors = [row['eval/top1_error'] for row in evaluations]
     return {
         'run': cell.name,
         'overrides': dict(cell.overrides),
         'status': FINISHED if is_finished(cell, folder) else FAILED,
         'error': None,
         'steps': max((row['step'] for row in rows), default=0),
-        'final_error': errors[-1] if errors else None,
-        'best_error': min(errors, default=None),
+        f'final_{name}': found[-1] if found else None,
+        f'best_{name}': best(found, default=None),
         'final_train_loss': last(log, 'train/loss'),
         'final_train_error': last(log, 'train/top1_error'),
         'images_per_second': statistics.median(
@@ -113,11 +118,16 @@ def row(cell: Any, folder: pathlib.Path, **others: Any) -> Row:
     }
 
 
+def column(headline: Headline) -> str:
+    """The name behind 'final_' and 'best_': 'error' of classifiers, 'ap' of detectors."""
+    return headline.tag.removeprefix('eval/').removeprefix('top1_')
+
+
 def is_finished(cell: Any, folder: pathlib.Path) -> bool:
     """Whether all steps of a run are done, evaluated and saved."""
-    steps = cell.config.num_steps
+    steps, tag = cell.config.num_steps, get(cell.config.task).headline.tag
     return (folder / 'checkpoints' / str(steps)).is_dir() and any(
-        row['step'] == steps and 'eval/top1_error' in row
+        row['step'] == steps and tag in row
         for row in read_rows(folder / 'metrics.jsonl'))
 
 

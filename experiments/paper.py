@@ -42,6 +42,20 @@ IMAGENET_ERROR = {
     'GoogLeNet': Published(None, 9.15, None, 7.89),
 }
 
+# Table 9: mAP at an IoU of 0.5 and averaged over 0.5 to 0.95, of Faster R-CNN with ResNet-101 on
+# COCO's validation split, or on its test-dev after training on both others.
+COCO_AP = {
+    'baseline': (48.4, 27.2),
+    '+ box refinement': (49.9, 29.9),
+    '+ global context': (51.1, 30.0),
+    '+ multi-scale testing': (53.8, 32.5),
+}
+COCO_TEST_DEV_AP = {
+    '+ global context': (53.3, 32.2),
+    '+ multi-scale testing': (55.7, 34.9),
+    'ensemble': (59.0, 37.4),
+}
+
 # Szegedy et al., "Going Deeper with Convolutions", 2015, table 1: sums of the columns "params" and
 # "ops", in thousands and millions there.
 GOOGLENET_PARAMETERS = 6_797_700

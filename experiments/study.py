@@ -36,11 +36,14 @@ WORKDIR = sweep.WORKDIR
 Group = tuple[Any, ...]
 
 
-def rows(grids: Sequence[Mapping[str, Sequence[str]]]) -> tuple[list[Row], pathlib.Path]:
+def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = DIGITS,
+         extra: Sequence[str] = ()) -> tuple[list[Row], pathlib.Path]:
     """The finished runs of a command, and the folder that they lie in.
 
     Args:
       grids: fields and values of the runs; the seeds are added.
+      default: config file where --config is not given.
+      extra: overrides that all runs share, behind those of the command line.
 
     Returns:
       All finished runs of --ledger; or those of the grids, after the missing ones have been done.
@@ -58,16 +61,17 @@ def rows(grids: Sequence[Mapping[str, Sequence[str]]]) -> tuple[list[Row], pathl
         if not found:
             raise UserError(f'{path} has no finished run.')
         return found, path if path.is_dir() else path.parent
-    workdir = sweep.folder(DIGITS)
+    workdir = sweep.folder(default)
     sweep.say(f'workdir: {workdir}')
-    found = sweep.run(cells(grids), workdir, sweep.PARALLEL.value)
+    found = sweep.run(cells(grids, default, extra), workdir, sweep.PARALLEL.value)
     sweep.fail_if_any(found, workdir)
     return found, workdir
 
 
-def cells(grids: Sequence[Mapping[str, Sequence[str]]]) -> list[Cell]:
-    """The runs of some grids, without those that are in several."""
-    base = sweep.base_arguments(DIGITS)
+def cells(grids: Sequence[Mapping[str, Sequence[str]]], default: str = DIGITS,
+          extra: Sequence[str] = ()) -> list[Cell]:
+    """The runs of some grids, without those that are in several; see `rows`."""
+    base = [*sweep.base_arguments(default), *extra]
     found = {}
     for grid in grids:
         for cell in grid_lib.cells(base, {**grid, 'seed': SEEDS.value}):

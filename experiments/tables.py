@@ -9,6 +9,8 @@ from experiments.ledger import FINISHED, Row
 MEASURED = {  # column of the ledger: heading, digits behind the point
     'final_error': ('top-1 error %', 2),
     'best_error': ('best %', 2),
+    'final_ap': ('AP', 2),
+    'best_ap': ('best AP', 2),
     'final_train_loss': ('training loss', 4),
     'images_per_second': ('images/s', 0),
     'seconds': ('seconds', 0),
@@ -30,7 +32,10 @@ def over_seeds(rows: Sequence[Row]) -> str:
       rows: of a ledger; all have the same overridden fields.
     """
     fields = [field for field in rows[0]['overrides'] if field != 'seed']
-    headings = [*fields, 'runs', *(heading for heading, _ in MEASURED.values()), 'failed']
+    # Which numbers there are depends on the task.
+    measured = {column: MEASURED[column] for column in MEASURED
+                if any(column in row for row in rows)}
+    headings = [*fields, 'runs', *(heading for heading, _ in measured.values()), 'failed']
     lines = []
     groups = {}
     for row in rows:
@@ -38,7 +43,7 @@ def over_seeds(rows: Sequence[Row]) -> str:
     for values, group in groups.items():
         done = [row for row in group if row['status'] == FINISHED]
         cells = [_cell([row[column] for row in done if row[column] is not None], digits)
-                 for column, (_, digits) in MEASURED.items()]
+                 for column, (_, digits) in measured.items()]
         lines.append([*values, str(len(done)), *cells, str(len(group) - len(done))])
     if not any(int(line[-1]) for line in lines):
         headings, lines = headings[:-1], [line[:-1] for line in lines]

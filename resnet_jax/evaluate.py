@@ -6,10 +6,14 @@
   python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA \\
       --checkpoint=weights/resnet50 --checkpoint=weights/resnet101 --protocol=multi_scale
 
-Several checkpoints form an ensemble: the softmax outputs of all views and networks are averaged.
---json prints eval/loss, eval/top1_error, eval/top5_error, eval/calibration_error and eval/count,
-and eval/class_error, a list in label order; errors are in percent. Networks of other tasks are
-evaluated as in training, one at a time.
+  python -m resnet_jax.evaluate --workdir=runs/scenes_r20 --protocol=multi_scale --refine
+
+Several checkpoints form an ensemble. Of classifiers, the softmax outputs of all views and networks
+are averaged; --json prints eval/loss, eval/top1_error, eval/top5_error, eval/calibration_error and
+eval/count, and eval/class_error, a list in label order; errors are in percent. Detectors propose
+regions together, and their probabilities and boxes are averaged; --json prints the average
+precisions of eval.metric, eval/class_ap and eval/count. Networks of other tasks are evaluated as in
+training, one at a time.
 """
 
 import json
@@ -38,26 +42,42 @@ PROCESSES = cli.process_flags()
 # For the test protocols of a task; other tasks refuse them.
 OPTIONS = (
     cli.flag(
-        flags.DEFINE_enum, 'protocol', 'center_crop', ['center_crop', 'ten_crop', 'multi_scale'],
-        'center_crop: resize the shorter side to --resize, then crop the centre. ten_crop: the '
-        'four corners, the centre and their mirror images. multi_scale: apply the network fully '
-        'convolutionally to the whole image at each of --scales, with the longer side cropped to '
-        'a multiple of 32 pixels and at most twice the shorter side.'),
+        flags.DEFINE_enum, 'protocol', None,
+        ['center_crop', 'ten_crop', 'single', 'multi_scale'],
+        'For classifiers, center_crop (the default): resize the shorter side to --resize, then '
+        'crop the centre; ten_crop: the four corners, the centre and their mirror images; '
+        'multi_scale: apply the network fully convolutionally to the whole image at each of '
+        '--scales, with the longer side cropped to a multiple of 32 pixels and at most twice the '
+        'shorter side. For detectors, single (the default): each image once, as in training; '
+        'multi_scale: take the features of each region from the two of --scales at which it is '
+        'nearest to 224 x 224 pixels, for a config with a shorter side of 600 and in proportion '
+        'for others.'),
     cli.flag(
         flags.DEFINE_integer, 'resize', None,
-        'Shorter side of the image before cropping. Default: data.eval_resize, or '
+        '(classifiers) Shorter side of the image before cropping. Default: data.eval_resize, or '
         'data.image_size.', lower_bound=1),
     cli.flag(
-        flags.DEFINE_list, 'scales', ['224', '256', '384', '480', '640'],
-        'Lengths of the shorter side for multi_scale, in pixels.'),
+        flags.DEFINE_list, 'scales', None,
+        'Lengths of the shorter side for multi_scale, in pixels. Default: 224,256,384,480,640 for '
+        'classifiers; for detectors 200,400,600,800,1000 where the shorter side of the config is '
+        '600, and in proportion for others.'),
     cli.flag(
-        flags.DEFINE_integer, 'batch_size', 128,
-        'Crops per forward pass, over all devices of a process; fewer if the crops are larger.',
-        lower_bound=1),
+        flags.DEFINE_integer, 'batch_size', None,
+        'Images per forward pass, over all devices of a process; of classifiers, crops, and fewer '
+        'if they are larger. Default: 128 for classifiers, eval.batch_size for detectors, or 8 '
+        'per device.', lower_bound=1),
+    cli.flag(
+        flags.DEFINE_bool, 'refine', False,
+        '(detectors) Classify and correct the corrected boxes once more, suppress among old and '
+        'new ones, and let the boxes around each detection vote on it.'),
+    cli.flag(
+        flags.DEFINE_string, 'detections', None,
+        "(detectors) Write all detections: to a file that ends in .json in COCO's results format, "
+        "or to a folder in that of VOC, a file per class."),
     cli.flag(
         flags.DEFINE_string, 'confusion', None,
-        'File to write the confusion matrix to, tab-separated: one row per true class, one column '
-        'per predicted class.'),
+        '(classifiers) File to write the confusion matrix to, tab-separated: one row per true '
+        'class, one column per predicted class.'),
 )
 
 

@@ -22,6 +22,7 @@ import pathlib
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 
 CHECKPOINT = cli.flag(
@@ -30,8 +31,25 @@ CHECKPOINT = cli.flag(
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None, 'File to write: .safetensors or .stablehlo.')
 IMAGE_SIZE = cli.flag(
-    flags.DEFINE_integer, 'image_size', None,
-    'Height and width of the input of a .stablehlo file. Default: as in training.', lower_bound=1)
+    flags.DEFINE_list, 'image_size', None,
+    'Size of the input of a .stablehlo file: the side of a square, or HEIGHT,WIDTH. Default: as in '
+    'training; of a detector with several canvases, the first.')
+
+
+def image_size() -> tuple[int, int] | None:
+    """The size that --image_size gives.
+
+    Raises:
+      UserError: it is none.
+    """
+    if IMAGE_SIZE.value is None:
+        return None
+    try:
+        sides = tuple(map(int, IMAGE_SIZE.value))
+        return pair(sides[0] if len(sides) == 1 else sides)
+    except ValueError as error:
+        raise UserError('--image_size must be the side of a square or HEIGHT,WIDTH, such as '
+                        f'800,1344; got {",".join(IMAGE_SIZE.value)}.') from error
 
 
 def main(_) -> None:
@@ -51,9 +69,9 @@ def main(_) -> None:
         others = f'; it can be as {" or ".join(exports)}' if exports else ''
         raise UserError(f'{path} was trained for {task}, which cannot be exported as '
                         f'{output.suffix}{others}.')
+    size = image_size()
     weights.write_bytes_whole(
-        output, exports[output.suffix](
-            resnet_jax.load(path), {'image_size': IMAGE_SIZE.value}))
+        output, exports[output.suffix](resnet_jax.load(path), {'image_size': size}))
     print(f'wrote {output}')
 
 

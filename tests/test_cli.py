@@ -17,20 +17,21 @@ from tests.training.test_train import rows
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PROCESSES = 'coordinator num_processes process_id '
-DATA = 'class_list label_file path source splits tfds_name '
+DATA = ('bad_boxes class_list eval_list label_file path source splits tfds_name '
+        'train_list ')
 FIGURE = 'config ledger parallel seeds workdir '
 BENCHMARKS = 'experiments/benchmarks/'
 FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.main': PROCESSES + 'config workdir',
-    'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion json protocol '
-                           'recalibrate_batches resize scales workdir',
-    'resnet_jax.predict': 'checkpoint json top',
+    'resnet_jax.evaluate': PROCESSES + 'batch_size checkpoint config confusion detections json '
+                           'protocol recalibrate_batches refine resize scales workdir',
+    'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
     'resnet_jax.compile': 'config json topology',
     'resnet_jax.convert': 'classes input mean output std stride_in',
     'resnet_jax.export': 'checkpoint image_size output',
-    'resnet_jax.data.prepare': DATA + 'images_per_shard output processes quality shorter_side '
-                               'skip_unreadable verify',
+    'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
+                               'shorter_side skip_unreadable verify',
     'resnet_jax.data.check': DATA + 'json',
     'experiments.sweep': 'config dry_run parallel sweep workdir',
     'experiments.degradation': FIGURE + 'depths',
@@ -38,6 +39,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.responses': FIGURE + 'batches depths',
     'experiments.shortcuts': FIGURE + 'depth',
     'experiments.complexity': 'ledger workdir',
+    'experiments.detection': FIGURE + 'scales',
+    'experiments.detection_errors': 'checkpoint config least_score output',
     'experiments.look': 'config images output plain train_images',
     BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
@@ -47,7 +50,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'startup.py': 'config json repeats',
     BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
 }
-RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'regions.py')
+RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
+                     'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

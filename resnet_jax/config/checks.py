@@ -106,6 +106,10 @@ def _is_size(value: Any) -> bool:
         for side in sides)
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and _is_size(value)
+
+
 def _are_sides(value: Any) -> bool:
     return all(isinstance(side, int) and 1 <= side <= MOST_PIXELS for side in value)
 
@@ -137,6 +141,8 @@ FORMS = {
     'data.image_size': (_is_size, 'at least 1 and at most '
                         f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
+    'data.canvases': (lambda value: all(map(_is_pair, value)),
+                      "sizes (height, width), such as '((1344, 800),)'"),
     'data.short_sides': (_are_sides, f'lengths in pixels from 1 to {MOST_PIXELS}'),
     'eval.object_areas': (_are_areas, 'two areas in square pixels, the smaller one first'),
     'init.freeze': (_are_patterns, 'regular expressions'),

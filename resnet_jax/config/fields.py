@@ -105,9 +105,11 @@ def default() -> ConfigDict:
     data.label_file = ''  # ('folder' only) labels of a flat evaluation folder
     # ('coco' only) JSON files, relative to path; '': instances_train2017 and instances_val2017.
     # ('voc' only) lists, such as 'VOC2007/trainval+VOC2012/trainval'; '': trainval, and test.
+    # ('tfds' with objects only) splits, such as 'train+validation'; '': train, and test.
     data.train_list = ''
     data.eval_list = ''
-    data.bad_boxes = 'error'  # ('voc', 'coco' only) for boxes of no area, or 'skip': leave them out
+    # ('voc', 'coco', 'tfds' only) for boxes of no area, or 'skip': leave them out.
+    data.bad_boxes = 'error'
     data.holdout = 0  # number of training images to hold out; always the same ones
     data.eval_split = 'test'  # or 'holdout': the held-out training images
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
@@ -138,6 +140,9 @@ def default() -> ConfigDict:
     # one in evaluation) and the longer one at most long_side.
     data.short_sides = ()
     data.long_side = placeholder(int)  # None: as long as the canvas allows
+    # (detection only) More canvases, such as ((1344, 800),): an image gets the one on which it is
+    # largest, and all images of a batch have the same canvas.
+    data.canvases = ()
     data.max_objects = 100  # (detection only) places for the objects of an image
     data.on_unreadable = 'error'  # or 'skip': leave the image out and count it in the log
     data.workers = 0  # decoding processes; 0: threads of the main process only

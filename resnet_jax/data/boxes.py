@@ -1,6 +1,6 @@
 """Images with the boxes of their objects: one split of a dataset for object detection.
 
-`resnet_jax.data.voc` and `resnet_jax.data.coco` read the formats, and keep what they read here.
+`resnet_jax.data.voc`, `coco` and `tfds_objects` read the formats, and keep what they read here.
 """
 
 import os
@@ -41,6 +41,57 @@ class Objects(NamedTuple):
     areas: np.ndarray
 
 
+class Targets:
+    """The targets of all images of a split, in memory.
+
+    Attributes:
+      objects: those of all images.
+      ids: int32 [N], of the images.
+      most_objects: the largest number of objects in an image.
+    """
+
+    def __init__(self, objects: Objects, ids: np.ndarray, listed_in: str):
+        """Keeps the arrays; `listed_in` is the file that names the images.
+
+        Raises:
+          UserError: there is no object.
+        """
+        if not len(objects.boxes):
+            raise UserError(f'{listed_in} lists {len(ids)} images without a single object: name '
+                            'a list with annotated objects in data.train_list or data.eval_list.')
+        self.objects, self.ids = objects, ids.astype(np.int32)
+        self.most_objects = int(objects.counts.max())
+        self._offsets = np.concatenate([[0], np.cumsum(objects.counts)])
+
+    def __getitem__(self, index: int) -> Tree:
+        """The objects of an image.
+
+        Returns:
+          'boxes' float32 [n, 4], 'classes' int32 [n], 'ignore' bool [n] and 'areas' float32 [n],
+          as in `Objects`; 'id' int32.
+        """
+        mine = slice(self._offsets[index], self._offsets[index + 1])
+        parts = {name: getattr(self.objects, name)[mine].copy()
+                 for name in ('boxes', 'classes', 'ignore', 'areas')}
+        return {**parts, 'id': self.ids[index]}
+
+
+class Checked(NamedTuple):
+    """What `check_boxes` finds.
+
+    Attributes:
+      boxes: float32 [M, 4], clipped to their images.
+      keep: bool [M], the boxes with an area.
+      outside, empty: a description of each box that leaves its image by more than a pixel, or has
+        no area; with bad_boxes='report' only.
+    """
+
+    boxes: np.ndarray
+    keep: np.ndarray
+    outside: Sequence[str] = ()
+    empty: Sequence[str] = ()
+
+
 class Boxes:
     """One split; items hold the encoded files, and all objects are in memory.
 
@@ -54,34 +105,33 @@ class Boxes:
       most_objects: the largest number of objects in an image.
       files: the paths of the images.
       objects: those of all images.
-      ids: int32 [N], of the images.
       sizes: int32 [N, 2], height and width of the images as the dataset states them.
+      outside, empty: descriptions of left out boxes; see `Checked`.
     """
 
     def __init__(self, files: Sequence[str], names: Sequence[str], ids: np.ndarray,
                  sizes: np.ndarray, objects: Objects, class_names: Sequence[str], *,
-                 listed_in: str, category_ids: np.ndarray | None = None):
+                 listed_in: str, checked: Checked, category_ids: np.ndarray | None = None):
         """Looks up every file.
 
         Args:
           names: of the files, for the fingerprint, wherever they lie.
           files, ids, sizes, objects, class_names, category_ids: see the attributes.
           listed_in: the file that names the images, for error messages.
+          checked: what `check_boxes` found.
 
         Raises:
           UserError: an image is missing, or there is no object.
         """
         self.files = list(files)
         self.class_names, self.num_classes = tuple(map(readable, class_names)), len(class_names)
-        self.ids, self.sizes = ids.astype(np.int32), sizes.astype(np.int32)
+        self.sizes = sizes.astype(np.int32)
         self.objects = objects
+        self.outside, self.empty = checked.outside, checked.empty
         if category_ids is not None:
             self.category_ids = category_ids.astype(np.int32)
-        if not len(objects.boxes):
-            raise UserError(f'{listed_in} lists {len(names)} images without a single object: name '
-                            'a list with annotated objects in data.train_list or data.eval_list.')
-        self.most_objects = int(objects.counts.max())
-        self._offsets = np.concatenate([[0], np.cumsum(objects.counts)])
+        self._targets = Targets(objects, ids, listed_in)
+        self.most_objects = self._targets.most_objects
         stats = in_threads(_stat, self.files)
         if None in stats:
             raise UserError(f'{listed_in} names the image {readable(names[stats.index(None)])}, '
@@ -90,7 +140,7 @@ class Boxes:
         num_bytes, modified = np.array(stats).T
         self.fingerprint = digest(
             tuple(class_names), () if category_ids is None else category_ids.tolist(),
-            '\n'.join(names), num_bytes, self.ids, self.sizes, *objects)
+            '\n'.join(names), num_bytes, self._targets.ids, self.sizes, *objects)
         self.cache_key = digest(self.fingerprint, modified)
 
     def __len__(self) -> int:
@@ -117,16 +167,8 @@ class Boxes:
         return item
 
     def target(self, index: int) -> Tree:
-        """The objects of an image, without reading it.
-
-        Returns:
-          'boxes' float32 [n, 4], 'classes' int32 [n], 'ignore' bool [n] and 'areas' float32 [n],
-          as in `Objects`; 'id' int32.
-        """
-        mine = slice(self._offsets[index], self._offsets[index + 1])
-        parts = {name: getattr(self.objects, name)[mine].copy()
-                 for name in ('boxes', 'classes', 'ignore', 'areas')}
-        return {**parts, 'id': self.ids[index]}
+        """The target of an image, without reading it; see `Targets`."""
+        return self._targets[index]
 
 
 def example_target() -> Tree:
@@ -156,25 +198,23 @@ def dataset_folder(path: str, layout: str) -> pathlib.Path:
 
 
 def check_boxes(boxes: np.ndarray, sizes: np.ndarray, describe: Callable[[int], str],
-                bad_boxes: str, *, least_side: float = 0) -> tuple[np.ndarray, np.ndarray]:
+                bad_boxes: str, *, least_side: float = 0) -> Checked:
     """Clips boxes to their images, and picks those that have an area.
 
     Args:
       boxes: float64 [M, 4], xyxy in continuous pixels.
       sizes: [M, 2], height and width of the image of each box.
       describe: what an error message calls a box, by its index: a file and an object.
-      bad_boxes: what is done with a box of no area: 'error', or 'skip' it and warn.
+      bad_boxes: what is done with a box of no area: 'error'; 'skip' it and warn; or 'report' it,
+        and also one that leaves its image, and keep neither.
       least_side: the sides of a box with an area, in pixels, are longer than this.
-
-    Returns:
-      float32 [M, 4], and bool [M], which of them to keep.
 
     Raises:
       UserError: a box leaves its image by more than a pixel, or has no area.
     """
     limits = sizes[:, [1, 0, 1, 0]]
     inside = ((boxes >= -MOST_OUTSIDE) & (boxes <= limits + MOST_OUTSIDE)).all(1)  # never of NaN
-    if not inside.all():
+    if not inside.all() and bad_boxes != 'report':
         bad = int(np.argmin(inside))
         height, width = sizes[bad]
         raise UserError(f'{describe(bad)} leaves the image, which is {width} x {height} pixels, by '
@@ -182,6 +222,10 @@ def check_boxes(boxes: np.ndarray, sizes: np.ndarray, describe: Callable[[int], 
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
     keep = ((boxes[:, 2:] - boxes[:, :2] > least_side).all(1)
             & (clipped[:, 2:] > clipped[:, :2]).all(1))
+    if bad_boxes == 'report':
+        outside, empty = np.flatnonzero(~inside), np.flatnonzero(inside & ~keep)
+        return Checked(clipped, inside & keep, [describe(int(i)) for i in outside],
+                       [describe(int(i)) for i in empty])
     if not keep.all():
         count, first = int((~keep).sum()), describe(int(np.argmin(keep)))
         if bad_boxes != 'skip':
@@ -190,7 +234,7 @@ def check_boxes(boxes: np.ndarray, sizes: np.ndarray, describe: Callable[[int], 
                             'out with --config.data.bad_boxes=skip.')
         warn(f'left out {count:,} {"boxes" if count > 1 else "box"} of no area: {first}'
              + (', …' if count > 1 else '') + '.')
-    return clipped, keep
+    return Checked(clipped, keep)
 
 
 def check_size(name: str, found: Sequence[int], stated: Sequence[int], states: str) -> None:

@@ -1,8 +1,10 @@
 """Reads every image of a dataset once and reports its contents and damaged images.
 
     python -m resnet_jax.data.check --path=IMAGENET
+    python -m resnet_jax.data.check --source=voc --path=VOCdevkit/VOC2007
 
-Exits with status 1 if an image cannot be decoded.
+Exits with status 1 if an image cannot be decoded, or a box leaves its image or
+has no area; with --bad_boxes=skip, boxes of no area are left out.
 """
 
 import collections
@@ -20,7 +22,8 @@ from tqdm import tqdm
 from resnet_jax import cli
 from resnet_jax.data import command, decode
 from resnet_jax.data.decode import UnreadableImageError
-from resnet_jax.data.types import Source
+from resnet_jax.data.object_report import ObjectReport, class_table
+from resnet_jax.data.types import Source, Tree
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
@@ -28,12 +31,15 @@ JSON = cli.json_flag()
 flags.adopt_module_key_flags(command)
 
 CHUNK = 64  # images a thread takes at a time
+MOST_NAMED = 20  # mistakes of a kind that a table names
+WRONG = ('unreadable', 'outside', 'no_area')  # what training would stop at
 
 
 class Found(NamedTuple):
-    """One image: its label, or -1 without one, its size, its format; or what is wrong with it."""
+    """One image: its name, target, size and format; or what is wrong with it."""
 
-    label: int
+    name: str
+    target: Tree
     height: int
     width: int
     kind: str
@@ -45,28 +51,37 @@ def examine(source: Source, index: int) -> Found:
     try:
         item = source[index]
     except UserError as error:
-        return Found(-1, 0, 0, '', str(error))
-    label = int(item.target.get('label', -1))
+        return Found('', {}, 0, 0, '', str(error))
     if isinstance(item.image, np.ndarray):
-        return Found(label, *item.image.shape[:2], 'pixels', '')
+        return Found(item.name, item.target, *item.image.shape[:2], 'pixels', '')
     try:
         pixels = decode.decode(item.image, item.name, strict=True)
     except UnreadableImageError as error:
-        return Found(label, 0, 0, '', str(error))
-    return Found(label, *pixels.shape[:2], decode.image_format(item.image), '')
+        return Found(item.name, item.target, 0, 0, '', str(error))
+    return Found(item.name, item.target, *pixels.shape[:2], decode.image_format(item.image), '')
 
 
 def check(source: Source, threads: int) -> dict[str, Any]:
-    """The report on a source: counts, classes, sizes, formats, damage, and images/s."""
+    """The report on a source: counts, classes, sizes, formats, damage, and images/s.
+
+    Of a source with objects also what `ObjectReport.report` says.
+    """
     begin = time.perf_counter()
     found = list(tqdm(_examine_all(source, threads), total=len(source), unit=' images'))
     seconds = time.perf_counter() - begin
     good = [x for x in found if not x.error]
     report = {'images': len(found)}
     if classes := getattr(source, 'num_classes', None):
-        counts = np.bincount([x.label for x in found if x.label >= 0], minlength=classes)
-        report |= {'classes': classes, 'images_per_class': {
-            'least': int(counts.min()), 'most': int(counts.max())}}
+        report['classes'] = classes
+        if hasattr(source, 'most_objects'):
+            objects = ObjectReport(source)
+            for x in good:
+                objects.add(x.target, (x.height, x.width), x.name)
+            report |= objects.report()
+        else:
+            labels = [x.target['label'] for x in found if 'label' in x.target]
+            counts = np.bincount(np.array(labels, int), minlength=classes)
+            report['images_per_class'] = {'least': int(counts.min()), 'most': int(counts.max())}
     report |= {
         'formats': dict(collections.Counter(x.kind for x in good)),
         'unreadable': [x.error for x in found if x.error],
@@ -88,23 +103,35 @@ def _examine_all(source: Source, threads: int) -> Iterator[Found]:
             yield from found
 
 
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report as text; of a kind of mistake, the first ones are named."""
+    for name, value in report.items():
+        if name == 'objects_per_class':
+            yield from class_table(value)
+            continue
+        if isinstance(value, list):
+            shown = value if name == 'unreadable' else value[:MOST_NAMED]
+            yield from (error if name == 'unreadable' else f'{name.replace("_", " ")}: {error}'
+                        for error in shown)
+            if len(shown) < len(value):
+                yield f'{name.replace("_", " ")}: …'
+            value = len(value)
+        elif isinstance(value, dict):
+            value = ', '.join(f'{key} {x}' for key, x in value.items())
+        yield f'{name.replace("_", " ")}: {value}'
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
-    reports = {split: check(command.source_from_flags(split), available_cores())
+    reports = {split: check(command.source_from_flags(split, report=True), available_cores())
                for split in command.SPLITS.value}
     if JSON.value:
         print(json.dumps(reports))
     else:
         for split, report in reports.items():
-            for name, value in report.items():
-                if name == 'unreadable':
-                    for error in value:
-                        print(f'{split}: {error}')
-                    value = len(value)
-                elif isinstance(value, dict):
-                    value = ', '.join(f'{key} {x}' for key, x in value.items())
-                print(f'{split}: {name.replace("_", " ")}: {value}')
-    if any(report['unreadable'] for report in reports.values()):
+            for line in lines(report):
+                print(f'{split}: {line}')
+    if any(report.get(name) for report in reports.values() for name in WRONG):
         sys.exit(1)
 
 

@@ -117,9 +117,10 @@ def _open(root: pathlib.Path, path: pathlib.Path, categories: dict[int, str],
             raise UserError(f'{describe(unknown)} has the {what} id {found[unknown]}, which the '
                             'file does not list; add it to the list, or remove the annotation.')
     of_image = np.array([index[identity] for identity in image_ids], np.int64)
-    boxes, keep = boxes_lib.check_boxes(
+    checked = boxes_lib.check_boxes(
         np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), sizes.T[of_image], describe,
         bad_boxes)
+    boxes, keep = checked.boxes, checked.keep
     for entry, (width, height) in zip(annotations, xywh[:, 2:].tolist(), strict=True):
         entry.setdefault('area', width * height)
     areas = _column(path, 'annotation', annotations, 'area', float)
@@ -133,7 +134,8 @@ def _open(root: pathlib.Path, path: pathlib.Path, categories: dict[int, str],
         areas=np.array(areas, np.float32)[order])
     folder = _image_folder(root, path, names)
     return Boxes([os.path.join(folder, name) for name in names], names, np.array(ids), sizes.T,
-                 objects, list(categories.values()), listed_in=str(path), category_ids=known_ids)
+                 objects, list(categories.values()), listed_in=str(path), checked=checked,
+                 category_ids=known_ids)
 
 
 def _read(path: pathlib.Path) -> dict[str, list]:

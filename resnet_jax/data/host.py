@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.data import crops
 from resnet_jax.data.augment import examples_of, key_of, seed_input
 from resnet_jax.data.decode import UnreadableImageError
-from resnet_jax.data.order import image_index
+from resnet_jax.data.order import group_of_step, image_index
 from resnet_jax.data.skips import Skips
 from resnet_jax.data.types import Batch, Example, Item, Source, check_names
 from resnet_jax.errors import UserError
@@ -26,6 +26,8 @@ from resnet_jax.errors import UserError
 ENDLESS = 2**48  # chunks of a training sequence
 # An unreadable image gives way to the next one. So many in a row are no accident.
 MAX_UNREADABLE_RUN = 100
+GROUP_SEEDS = 0x9E3779B9  # between the seeds of the orders of two groups
+Indices = np.ndarray | range
 
 
 class Chunks:
@@ -35,16 +37,16 @@ class Chunks:
     """
 
     def __init__(self, source: Source, transform: Callable, batch_size: int, rows: np.ndarray,
-                 chunk_size: int, start_step: int, *, seed: int | None, filler: Example,
-                 skip_unreadable: bool):
+                 chunk_size: int, start_step: int, *, seed: int | None, groups: Sequence[Indices],
+                 fillers: Sequence[Example], skip_unreadable: bool):
         """See `Host`; rows are this process's rows of every batch, ascending.
 
-        The filler is an example that takes the place of images that do not count.
+        The filler of a group is an example that takes the place of images that do not count.
         """
         self._source, self._transform = source, transform
         self._batch_size, self._start_step = batch_size, start_step
         self._rows = np.split(rows, range(chunk_size, len(rows), chunk_size))
-        self._seed, self._filler = seed, filler
+        self._seed, self._groups, self._fillers = seed, groups, fillers
         self._skip = skip_unreadable
 
     @property
@@ -55,33 +57,42 @@ class Chunks:
     def __len__(self) -> int:
         if self._seed is not None:
             return ENDLESS
-        steps = -(-len(self._source) // self._batch_size)
+        steps = count_batches(self._groups, self._batch_size)
         return max(0, steps - self._start_step) * self.parts
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         step = self._start_step + i // self.parts
-        rows = self._rows[i % self.parts]
-        positions = step * self._batch_size + rows
-        indices = positions
+        rows, size = self._rows[i % self.parts], self._batch_size
+        group, batch = self._group(step)
+        indices, filler = self._groups[group], self._fillers[group]
+        places = batch * size + rows
         if self._seed is not None:
-            indices = _order(step, self._batch_size, len(self._source), self._seed)[rows]
+            places = _order(batch, size, len(indices), self._seed + group * GROUP_SEEDS)[rows]
         skipped = []
-        examples = [self._example(int(position), int(index), skipped)
-                    for position, index in zip(positions, indices, strict=True)]
+        examples = [self._example(step * size + int(row), indices, int(place), skipped)
+                    for row, place in zip(rows, places, strict=True)]
         return {
-            'examples': _stack([self._filler if example is None else example
-                                for example in examples]),
+            'examples': _stack([filler if example is None else example for example in examples]),
             'mask': np.array([example is not None for example in examples], np.float32),
             'skipped': skipped,
         }
 
-    def _example(self, position: int, index: int, skipped: list[str]) -> Example | None:
+    def _group(self, step: int) -> tuple[int, int]:
+        """The group of a step, and the number of the batch within it."""
+        if self._seed is not None:
+            return group_of_step(step, [len(indices) for indices in self._groups])
+        group = 0
+        while step >= (batches := count_batches(self._groups[group:group + 1], self._batch_size)):
+            group, step = group + 1, step - batches
+        return group, step
+
+    def _example(self, position: int, indices: Indices, place: int,
+                 skipped: list[str]) -> Example | None:
         """The example at a position of the sequence, if there is one; names what it skips."""
-        num_images = len(self._source)
-        if index >= num_images:  # only fills the last batch of an evaluation
+        if place >= len(indices):  # only fills the last batch of an evaluation
             return None
         for attempt in range(MAX_UNREADABLE_RUN):
-            item = self._source[(index + attempt) % num_images]
+            item = self._source[int(indices[(place + attempt) % len(indices)])]
             try:
                 return _transformed(self._transform, item, self._seed, position)
             except UnreadableImageError as error:
@@ -94,6 +105,11 @@ class Chunks:
                         f'{skipped[-1]}')
 
 
+def count_batches(groups: Sequence[Indices], batch_size: int) -> int:
+    """The number of batches that hold every image once, where groups are not mixed."""
+    return sum(-(-len(indices) // batch_size) for indices in groups)
+
+
 class Host:
     """Batches of one split, read as they are needed; see `resnet_jax.data.Pipeline`."""
 
@@ -101,8 +117,9 @@ class Host:
 
     def __init__(self, source: Source, mesh: Mesh, batch_size: int, transform: Callable,
                  augment: Callable, *, seed: int | None, threads: int, workers: int,
-                 chunk_size: int, batches_ahead: int, skip_unreadable: bool):
-        """Makes one example, to know its shape.
+                 chunk_size: int, batches_ahead: int, skip_unreadable: bool,
+                 groups: Sequence[np.ndarray] | None = None):
+        """Makes one example of each group, to know its shape.
 
         Args:
           source: the split.
@@ -115,6 +132,8 @@ class Host:
           chunk_size: images that a thread decodes before it looks for other work.
           batches_ahead: that are decoded, and as many that lie on the devices, before their step.
           skip_unreadable: leave out images that cannot be decoded, instead of an error.
+          groups: indices of images whose examples are of one shape, if not all are; a batch
+            consists of images of one group.
 
         Raises:
           UserError: the first image cannot be decoded.
@@ -124,9 +143,13 @@ class Host:
         self.batch_size = batch_size
         self._skips = Skips()
         self._transform, self._augment, self._seed = transform, augment, seed
-        self._filler = jax.tree.map(np.zeros_like, _first(source, transform, seed, skip_unreadable))
-        check_names(self._filler)
-        self.image_shape = self._filler['image'].shape
+        self._groups = [range(len(source))] if groups is None else [
+            indices for indices in groups if len(indices)]
+        self._fillers = [jax.tree.map(np.zeros_like, _first(
+            source, indices, transform, seed, skip_unreadable)) for indices in self._groups]
+        check_names(self._fillers[0])
+        self.image_shape = self._fillers[0]['image'].shape
+        self.num_batches = count_batches(self._groups, batch_size)
         self._sharding = NamedSharding(mesh, P('data'))
         self._everywhere = NamedSharding(mesh, P())
         self._threads, self._workers = threads, workers
@@ -147,7 +170,7 @@ class Host:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape), x.dtype,
                                            sharding=self._sharding),
-            {**self._filler, 'mask': np.float32(0)})
+            {**self._fillers[0], 'mask': np.float32(0)})
         if self._seed is not None:
             shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32, sharding=self._everywhere)
         return shapes
@@ -157,8 +180,8 @@ class Host:
 
         rows = _local_rows(self._sharding, self.batch_size)
         chunks = Chunks(self.source, self._transform, self.batch_size, rows, self._chunk_size,
-                        start_step, seed=self._seed, filler=self._filler,
-                        skip_unreadable=self._skip_unreadable)
+                        start_step, seed=self._seed, groups=self._groups,
+                        fillers=self._fillers, skip_unreadable=self._skip_unreadable)
         ahead = self._batches_ahead * chunks.parts
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(
             grain.ReadOptions(num_threads=self._threads,
@@ -205,10 +228,10 @@ def _transformed(transform: Callable, item: Item, seed: int | None, position: in
     return transform(item) if seed is None else transform(item, crops.generator(seed, position))
 
 
-def _first(source: Source, transform: Callable, seed: int | None,
+def _first(source: Source, indices: Indices, transform: Callable, seed: int | None,
            skip_unreadable: bool) -> Example:
-    """The example of the first image that can be read."""
-    for index in range(min(len(source), MAX_UNREADABLE_RUN)):
+    """The example of the first of some images that can be read."""
+    for index in map(int, indices[:MAX_UNREADABLE_RUN]):
         try:
             return _transformed(transform, source[index], seed, index)
         except UnreadableImageError as error:

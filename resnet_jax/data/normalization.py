@@ -57,7 +57,7 @@ def measure(source: Source, kind: str, transform: Any = None, cache_folder: str 
     # With what reads images, which normalising does not need.
     from resnet_jax.data import statistics, transforms
 
-    channels = transforms.channels(source[0])
+    channels = getattr(transform, 'channels', None) or transforms.channels(source[0])
     if kind in ('imagenet', 'none'):
         mean, std = np.zeros(channels), np.ones(channels)
         if kind == 'imagenet':

@@ -7,6 +7,8 @@ host and in jax.numpy inside the jitted step, so both pipelines visit the images
 and resuming needs only the step.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,3 +76,25 @@ def image_index(position, num_images: int, seed):
             while outside(x):
                 x = walk(x)
     return x.astype(xp.int32)
+
+
+def group_of_step(step: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """Which group of images the batch of a step consists of, where groups cannot be mixed.
+
+    Groups take turns such that each has its share of the steps, as evenly as whole numbers allow.
+
+    Args:
+      step: from 0.
+      sizes: images of each group; groups without images are never chosen.
+
+    Returns:
+      The group, and how many earlier steps had the same one.
+    """
+    total = sum(sizes)
+    for group, size in enumerate(sizes):
+        before = step * size // total
+        if (step + 1) * size // total > before:
+            return group, before
+        # The other groups share the other steps in the same way.
+        step, total = step - before, total - size
+    raise AssertionError('unreachable: the last group has all steps that are left')

@@ -22,12 +22,14 @@ from resnet_jax.errors import UserError
 TrainTransform = Callable[[Item, np.random.Generator], Example]
 EvalTransform = Callable[[Item], Example]
 Augment = Callable[[Batch, Any, Normalization], Batch]
+Groups = Callable[[Source], list[np.ndarray]]
 
 
 def create_pipelines(config: ConfigDict, mesh: Mesh, *,
                      train_transform: TrainTransform | None = None,
                      eval_transform: EvalTransform | None = None,
-                     augment: Augment | None = None) -> tuple[Pipeline, Pipeline, Normalization]:
+                     augment: Augment | None = None, groups: Groups | None = None,
+                     ) -> tuple[Pipeline, Pipeline, Normalization]:
     """Creates both pipelines, and measures the normalisation of the training split.
 
     A task that needs other examples than cropped images with the targets of the source gives its
@@ -51,7 +53,8 @@ def create_pipelines(config: ConfigDict, mesh: Mesh, *,
 
     Returns:
       Two pipelines, and the normalisation: 'mean' and 'std', float32, [C] or [H, W, C]. Whatever
-      the transforms, it is measured on central crops of the training images.
+      the transforms, it is measured on central crops of the training images, in grey where the
+      examples are grey.
 
     Raises:
       UserError: a field of `config.data` is wrong, or data is missing or damaged; one sentence
@@ -60,25 +63,29 @@ def create_pipelines(config: ConfigDict, mesh: Mesh, *,
     fields.check(config)
     train_source, test_source = _splits(config, create_source)
     train, test = _over_mesh(config, mesh, train_source, test_source, train_transform,
-                             eval_transform, augment)
-    at_hand = isinstance(train, Resident)
+                             eval_transform, augment, groups)
+    measured = None
+    if not isinstance(train, Resident):
+        measured = transforms.eval_transform(config)
+        if transforms.channels(train.source[0]) != train.image_shape[-1]:
+            measured = measured._replace(channels=train.image_shape[-1])
     return train, test, normalization.measure(
-        train.source, config.data.normalization,
-        None if at_hand else transforms.eval_transform(config), config.data.cache,
+        train.source, config.data.normalization, measured, config.data.cache,
         skip_unreadable=config.data.on_unreadable == 'skip')
 
 
 def blank_pipelines(config: ConfigDict, mesh: Mesh, *,
                     train_transform: TrainTransform | None = None,
                     eval_transform: EvalTransform | None = None,
-                    augment: Augment | None = None) -> tuple[Pipeline, Pipeline, Normalization]:
+                    augment: Augment | None = None, groups: Groups | None = None,
+                    ) -> tuple[Pipeline, Pipeline, Normalization]:
     """Creates pipelines of blank images: enough to compile the steps without data or devices.
 
     The data is opened only where the steps depend on the number of images and that is not known,
     or where the source does not tell what its targets are like.
 
     Args:
-      config, mesh, train_transform, eval_transform, augment: see `create_pipelines`.
+      config, mesh, train_transform, eval_transform, augment, groups: see `create_pipelines`.
 
     Raises:
       UserError: as `create_pipelines`.
@@ -90,7 +97,8 @@ def blank_pipelines(config: ConfigDict, mesh: Mesh, *,
         splits = [blank.blank(1, config)] * 2  # the host sends the batches: their number is free
     else:
         splits = _splits(config, blank.stand_in)
-    train, test = _over_mesh(config, mesh, *splits, train_transform, eval_transform, augment)
+    train, test = _over_mesh(config, mesh, *splits, train_transform, eval_transform, augment,
+                             groups)
     return train, test, normalization.identity(config.data.normalization, train.image_shape)
 
 
@@ -108,7 +116,7 @@ def _splits(config: ConfigDict,
 
 def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source: Source,
                train_transform: TrainTransform | None, eval_transform: EvalTransform | None,
-               augment: Augment | None) -> tuple[Pipeline, Pipeline]:
+               augment: Augment | None, groups: Groups | None) -> tuple[Pipeline, Pipeline]:
     data, augment = config.data, augment or augmentation(config)
     eval_batch = _eval_batch_size(config, len(test_source), mesh.shape['data'])
     own = train_transform or eval_transform
@@ -121,7 +129,8 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source
     return tuple(
         Host(source, mesh, batch_size, transform, augment, seed=seed, threads=_threads(config),
              workers=data.workers, chunk_size=data.chunk_size,
-             batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip')
+             batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip',
+             groups=groups and groups(source))
         for source, batch_size, transform, seed in (
             (train_source, config.batch_size,
              train_transform or transforms.train_transform(config), config.seed),

@@ -1,9 +1,12 @@
 """Writes a dataset to ArrayRecord shards, optionally resized, and verifies them.
 
     python -m resnet_jax.data.prepare --path=IMAGENET --output=DIR --shorter_side=256
+    python -m resnet_jax.data.prepare --source=scenes --format=voc --output=DIR
 
-Run the same command again to resume after an interruption. Train on the
-result with `data.source=shards`; `resnet_jax.data.shards` describes the format.
+Run the same command again after an interruption; shards that are finished are
+not written again. Train on the result with `data.source=shards`;
+`resnet_jax.data.shards` describes the format. Datasets with boxes can also be
+written in the layout of Pascal VOC or COCO.
 """
 
 import pathlib
@@ -12,12 +15,18 @@ from collections.abc import Sequence
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.data import command
+from resnet_jax.data import command, object_writer
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
+from resnet_jax.data.types import Source
 from resnet_jax.distributed.cores import available_cores
+from resnet_jax.errors import UserError
 
 OUTPUT = cli.flag(flags.DEFINE_string, 'output', None, 'Folder to write the shards to.')
+FORMAT = cli.flag(
+    flags.DEFINE_enum, 'format', 'shards', ('shards', *object_writer.FORMATS),
+    'What to write: shards, or, of datasets with boxes, the folders and annotations of Pascal VOC '
+    'or COCO.')
 SHORTER_SIDE = cli.flag(
     flags.DEFINE_integer, 'shorter_side', 0,
     'Resize images whose shorter side is longer than this, and save them as JPEG; 0: keep every '
@@ -39,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     output = pathlib.Path(OUTPUT.value).expanduser()
     processes = PROCESSES.value or available_cores()
+    if FORMAT.value != 'shards':
+        write_objects(output, processes)
+        return
     for split in command.SPLITS.value:
         if VERIFY.value:
             info = Shards(OUTPUT.value, split).info
@@ -50,12 +62,37 @@ def main(argv: Sequence[str]) -> None:
                 images_per_shard=IMAGES_PER_SHARD.value, processes=processes,
                 skip_unreadable=SKIP_UNREADABLE.value)
         counts, skipped = info['class_counts'], [x for s in info['shards'] for x in s['skipped']]
-        classes = counts and f'{len(counts)} classes of {min(counts)} to {max(counts)} images, '
+        counted = 'objects' if 'most_objects' in info else 'images'
+        classes = counts and (f'{len(counts)} classes of {min(counts)} to {max(counts)} '
+                              f'{counted}, ')
         for error in skipped:
             print(f'skipped: {error}')
         print(f'{split}: {info["num_images"]} images in {len(info["shards"])} shards, '
               f'{sum(s["bytes"] for s in info["shards"]) / 1e6:.1f} MB, {classes or ""}'
               f'{len(skipped)} skipped; verified.')
+
+
+def write_objects(output: pathlib.Path, threads: int) -> None:
+    """Writes all splits in the layout of Pascal VOC or COCO."""
+    if VERIFY.value:
+        raise UserError('--verify is for shards; use `python -m resnet_jax.data.check '
+                        f'--source={FORMAT.value} --path={OUTPUT.value}`.')
+    sources: dict[str, Source] = {split: command.source_from_flags(split)
+                                  for split in command.SPLITS.value}
+    for split, source in sources.items():  # before time is spent on the first
+        object_writer.check(source, split, output, FORMAT.value)
+    found = {split: object_writer.write_images(
+        source, split, output, FORMAT.value, shorter_side=SHORTER_SIDE.value,
+        quality=QUALITY.value, threads=threads, skip_unreadable=SKIP_UNREADABLE.value)
+        for split, source in sources.items()}
+    for split, written in found.items():
+        object_writer.write_list(written, sources[split], split, output, FORMAT.value)
+        skipped = [x.error for x in written if x.error]
+        for error in skipped:
+            print(f'skipped: {error}')
+        objects = sum(len(x.target['boxes']) for x in written if not x.error)
+        print(f'{split}: {len(written) - len(skipped)} images with {objects} objects, '
+              f'{len(skipped)} skipped.')
 
 
 if __name__ == '__main__':

@@ -42,6 +42,7 @@ class Resident:
         self.image_shape = source.images.shape[1:]
         self.skipped = source.skipped
         self.batch_size = batch_size
+        self.num_batches = -(-len(source) // batch_size)
         self._everywhere = NamedSharding(mesh, P())
         self._by_batch = NamedSharding(mesh, P('data'))
         self._augment, self._seed = augment, seed

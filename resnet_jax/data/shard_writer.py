@@ -24,17 +24,27 @@ from tqdm import tqdm
 from resnet_jax.data import crops, decode, records, shards
 from resnet_jax.data.decode import Region, UnreadableImageError
 from resnet_jax.data.sources import digest
-from resnet_jax.data.types import Item, Source
+from resnet_jax.data.types import Item, Source, Tree
 from resnet_jax.errors import UserError
 
 UNFINISHED = '.unfinished-'  # of shards that are being written
 READ_AT_ONCE = 64  # records
 
 
+def encoded(item: Item) -> Item:
+    """The item with its image encoded: as it is, or pixels as PNG, which loses nothing."""
+    if not isinstance(item.image, np.ndarray):
+        return item
+    file = io.BytesIO()
+    Image.fromarray(item.image.squeeze()).save(file, 'PNG')
+    return item._replace(image=file.getvalue())
+
+
 def shrink(item: Item, shorter_side: int, quality: int) -> Item:
     """The item with its image resized, if its shorter side is longer than that.
 
-    The image is decoded in any case, so that a damaged file is found.
+    Boxes, points and areas follow the pixels. The image is decoded in any case, so that a damaged
+    file is found.
 
     Args:
       item: with an encoded image.
@@ -48,10 +58,14 @@ def shrink(item: Item, shorter_side: int, quality: int) -> Item:
     if not shorter_side or min(height, width) <= shorter_side:
         decode.decode(item.image, item.name)
         return item
-    pixels = decode.decode_region(
-        item.image, Region(0, 0, height, width, closed=True),
-        crops.resized(height, width, shorter_side), item.name, reduce=True)
-    return item._replace(image=simplejpeg.encode_jpeg(pixels, quality, 'RGB', '420'))
+    crop = crops.Crop(Region(0, 0, height, width, closed=True),
+                      crops.resized(height, width, shorter_side))
+    pixels = decode.decode_region(item.image, crop.region, crop.size, item.name, reduce=True)
+    target = crop.target(item.target)
+    if 'areas' in target:
+        scale = crop.size[0] * crop.size[1] / (height * width)
+        target['areas'] = (target['areas'] * scale).astype(np.float32)
+    return Item(simplejpeg.encode_jpeg(pixels, quality, 'RGB', '420'), target, item.name)
 
 
 def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, shorter_side: int,
@@ -59,18 +73,15 @@ def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, short
     """Writes the items [start, stop) of a source; the file is there whole or not at all.
 
     Returns:
-      The shard's description: name, num_images, bytes, checksum, class_counts ([] without
-      classes), skipped.
+      The shard's description: name, num_images, bytes, checksum, class_counts (of images, or of
+      objects where the target has `classes`; [] without classes), skipped.
     """
     temporary = path.with_name(UNFINISHED + path.name)
     writer = ArrayRecordWriter(str(temporary), shards.WRITER_OPTIONS)
     checksum, count, counts, skipped = 0, 0, _no_counts(source), []
     for i in range(start, stop):
-        item = source[i]
-        if isinstance(item.image, np.ndarray):
-            item = item._replace(image=_png(item.image))
         try:
-            item = shrink(item, shorter_side, quality)
+            item = shrink(encoded(source[i]), shorter_side, quality)
         except UnreadableImageError as error:
             if not skip_unreadable:
                 raise
@@ -79,8 +90,7 @@ def write_shard(path: pathlib.Path, source: Source, start: int, stop: int, short
         record = records.WRITERS[record_format](item)
         writer.write(record)
         checksum, count = zlib.crc32(record, checksum), count + 1
-        if len(counts):
-            counts[item.target['label']] += 1
+        _count(counts, item.target)
     writer.close()
     os.replace(temporary, path)
     return {'name': path.name, 'num_images': count, 'bytes': path.stat().st_size,
@@ -99,9 +109,7 @@ def verify_shard(folder: pathlib.Path, shard: dict[str, Any], record_format: int
             for record in reader.read(range(start, min(start + READ_AT_ONCE,
                                                        reader.num_records()))):
                 checksum, count = zlib.crc32(record, checksum), count + 1
-                target = unpack(record).target
-                if len(counts):
-                    counts[target['label']] += 1
+                _count(counts, unpack(record).target)
     except Exception as error:  # the reader raises whatever the damage leads to
         return f'{path} cannot be read: {error}'
     if (checksum, count, counts.tolist()) != (
@@ -165,7 +173,7 @@ def prepare(source: Source, split: str, output: pathlib.Path, *, shorter_side: i
         'num_images': sum(shard['num_images'] for shard in ordered),
         'num_classes': getattr(source, 'num_classes', None),
         'class_names': list(getattr(source, 'class_names', ())), 'class_counts': counts.tolist(),
-        'shards': ordered,
+        **_of_objects(source), 'shards': ordered,
     }
     verify(info, split, output, processes)
     if info['num_images'] + sum(len(x['skipped']) for x in ordered) != len(source):
@@ -240,6 +248,18 @@ def _no_counts(source: Source) -> np.ndarray:
     return np.zeros(getattr(source, 'num_classes', None) or 0, int)
 
 
+def _count(counts: np.ndarray, target: Tree) -> None:
+    """Adds an image's class, or the classes of its objects, to the counts of all classes."""
+    if len(counts):
+        np.add.at(counts, target['classes'] if 'classes' in target else target['label'], 1)
+
+
+def _of_objects(source: Source) -> dict[str, Any]:
+    """What a source with objects has besides its classes; see `resnet_jax.data.boxes`."""
+    return {name: np.asarray(getattr(source, name)).tolist()
+            for name in ('most_objects', 'category_ids') if hasattr(source, name)}
+
+
 def _each(tasks: dict[str, Callable[[], Any]], processes: int) -> Iterator[tuple[str, Any]]:
     """(name, result) of every task, as they finish."""
     if processes == 1 or len(tasks) <= 1:
@@ -254,10 +274,3 @@ def _each(tasks: dict[str, Callable[[], Any]], processes: int) -> Iterator[tuple
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Lossless, for sources that hold pixels."""
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze()).save(file, 'PNG')
-    return file.getvalue()

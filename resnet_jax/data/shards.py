@@ -47,6 +47,9 @@ class Shards:
       num_classes: labels are in [0, num_classes); None without classes.
       class_names: of the labels, in order, where they are known.
       fingerprint: of the shards' checksums.
+      most_objects: the largest number of objects in an image; only where images have objects.
+      category_ids: int32 [num_classes], by which the dataset itself calls the classes; only where
+        it does.
       info: the description in `split.json`.
     """
 
@@ -66,6 +69,10 @@ class Shards:
             # Format 1 names every class.
             self.num_classes = self.info.get('num_classes', len(self.class_names) or None)
             self.fingerprint = digest(self.class_names, [x['checksum'] for x in shards])
+            if 'most_objects' in self.info:
+                self.most_objects = int(self.info['most_objects'])
+            if 'category_ids' in self.info:
+                self.category_ids = np.array(self.info['category_ids'], np.int32)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{file} is damaged: prepare it again with `{PREPARE}`.') from error
         if self._unpack is None:
@@ -97,8 +104,10 @@ class Shards:
         except Exception as error:
             raise UserError(f'{name} cannot be read: the shard is damaged; run `{PREPARE} '
                             '--verify` to see which are.') from error
-        label = item.target.get('label', 0)
-        if self.num_classes is not None and not 0 <= label < self.num_classes:
-            raise UserError(f'{name} has the label {label}, which is not in '
+        labels = np.atleast_1d(item.target.get('classes', item.target.get('label', ())))
+        if self.num_classes is not None and len(labels) and not (
+                0 <= labels.min() <= labels.max() < self.num_classes):
+            wrong = labels[(labels < 0) | (labels >= self.num_classes)][0]
+            raise UserError(f'{name} has the label {wrong}, which is not in '
                             f'[0, {self.num_classes}).')
         return item._replace(name=f'{name} ({item.name})')

@@ -50,6 +50,11 @@ class ArraySource:
                     f'{self._name}/{index}')
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int [N, 2]."""
+        return np.broadcast_to(self.images.shape[1:3], (len(self), 2))
+
+    @property
     def labels(self) -> np.ndarray:
         """The label of each image, int32 [N]; only if the targets have a label."""
         return self.targets['label']
@@ -82,6 +87,8 @@ class Subset:
         for name in ('most_objects', 'category_ids'):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
+        if hasattr(source, 'sizes'):
+            self.sizes = source.sizes[indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -116,7 +123,7 @@ def hold_out(source: Source, num_images: int, held_out: bool) -> Source:
                         f'split has {len(source)} images; got {num_images}.')
     order = image_index(np.arange(len(source), dtype=np.uint32), len(source), HOLDOUT_SEED)
     chosen = np.sort(order[-num_images:] if held_out else order[:-num_images])
-    if isinstance(source, ArraySource):
+    if type(source) is ArraySource:  # a subclass has more than these arrays
         return ArraySource(
             source.images[chosen], jax.tree.map(lambda leaf: leaf[chosen], source.targets),
             'training images', num_classes=source.num_classes, class_names=source.class_names,

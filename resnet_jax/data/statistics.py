@@ -184,13 +184,14 @@ def _shape(source: Source, transform: EvalTransform | None) -> tuple[int, int, i
     """(H, W, C) of the images that are added up."""
     if _at_hand(source, transform):
         return source.images.shape[1:]
-    return *pair(transform.size), channels(source[0])
+    return *pair(transform.size), transform.channels or channels(source[0])
 
 
 def _at_hand(source: Source, transform: EvalTransform | None) -> bool:
     """Whether the images lie in memory in the size that they are added up in."""
-    return isinstance(source, ArraySource) and (
-        transform is None or source.images.shape[1:3] == pair(transform.size))
+    return isinstance(source, ArraySource) and (transform is None or (
+        source.images.shape[1:3] == pair(transform.size)
+        and transform.channels in (None, source.images.shape[-1])))
 
 
 def _from_first_process(packed: np.ndarray) -> np.ndarray:

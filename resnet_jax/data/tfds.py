@@ -1,23 +1,36 @@
 """Reads TensorFlow Datasets prepared as ArrayRecord, without TensorFlow."""
 
-import pathlib
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import digest
-from resnet_jax.data.types import Item, Tree
+from resnet_jax.data import boxes
+from resnet_jax.data.tfds_builder import Builder, image_of
+from resnet_jax.data.tfds_objects import open_objects
+from resnet_jax.data.types import Item, Source, Tree
 from resnet_jax.errors import UserError
 
 SPLIT_NAMES = {'train': ('train',), 'test': ('test', 'validation', 'val')}
 ON_DISK = True
+WITH_OBJECTS = ('voc', 'coco')
 # Images of the datasets that are small enough to lie on the devices.
 IMAGES = {name: {'train': 50_000, 'test': 10_000} for name in ('cifar10', 'cifar100')}
 
 
-def create(config: ConfigDict, split: str) -> 'Tfds':
-    """See `resnet_jax.data.registry`; reads `tfds_name` and `path`."""
-    return Tfds(config.data.tfds_name, config.data.path, split)
+def create(config: ConfigDict, split: str) -> Source:
+    """See `resnet_jax.data.registry`; reads `tfds_name` and `path`.
+
+    Where images have objects, also `train_list`, `eval_list`, `bad_boxes` and `cache`; see
+    `resnet_jax.data.tfds_objects`.
+    """
+    builder = Builder(config.data.tfds_name, config.data.path)
+    return open_objects(builder, config, split) if builder.has_objects else Tfds(builder, split)
+
+
+def count_classes(config: ConfigDict) -> int:
+    """Counts the classes without reading a record."""
+    return len(Builder(config.data.tfds_name, config.data.path).class_names)
 
 
 def num_images(config: ConfigDict, split: str) -> int | None:
@@ -26,9 +39,9 @@ def num_images(config: ConfigDict, split: str) -> int | None:
 
 
 def example_target(config: ConfigDict) -> Tree:
-    """Returns the target of any item: a class."""
-    del config
-    return {'label': np.int32(0)}
+    """Returns the target of any item: a class, or one object."""
+    name = re.split('[:/]', config.data.tfds_name)[0]
+    return boxes.example_target() if name in WITH_OBJECTS else {'label': np.int32(0)}
 
 
 class Tfds:
@@ -40,79 +53,23 @@ class Tfds:
       fingerprint: of the builder's name, version and shard sizes.
     """
 
-    def __init__(self, name: str, data_dir: str, split: str):
-        """Opens what `tfds build --file_format=array_record` prepared.
-
-        Args:
-          name: of the builder, with a configuration and version where needed, such as 'cifar10' or
-            'imagenet2012:5.1.0'.
-          data_dir: the folder of all TFDS datasets, or of this one version; '' for TFDS's own.
-          split: 'train' or 'test'; datasets without a test split are tested on 'validation'.
+    def __init__(self, builder: Builder, split: str):
+        """Opens the split 'train' or 'test'; without a test split, 'test' is 'validation'.
 
         Raises:
-          UserError: TFDS is not installed, or the dataset is not prepared, or not one of images
-            with labels.
+          UserError: it is missing or damaged.
         """
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise UserError('data.source=tfds needs TensorFlow Datasets: run '
-                            "`pip install -e '.[tfds]'`.") from error
-        prepare = (f'run `tfds build {name} --file_format=array_record'
-                   + (f' --data_dir={data_dir}' if data_dir else '') + '`.')
-        builder = _builder(tfds, name, data_dir, prepare)
-        features = builder.info.features
-        if not {'image', 'label'} <= set(features or ()):
-            raise UserError(f'the TFDS dataset {name!r} has no features `image` and `label`.')
-        split_name = next((x for x in SPLIT_NAMES[split] if x in builder.info.splits), None)
-        if split_name is None:
-            raise UserError(f'the TFDS dataset {name!r} has no split {split}, only '
-                            f'{", ".join(builder.info.splits)}.')
-        self._name = f'{builder.info.full_name}/{split_name}'
-        self.class_names = tuple(features['label'].names)
-        self.num_classes = features['label'].num_classes
-        info = builder.info.splits[split_name]
-        self.fingerprint = digest(self._name, info.num_bytes, list(info.shard_lengths))
-        try:
-            # The bytes of the image file, and the label.
-            self._records = builder.as_data_source(
-                split=split_name, decoders={'image': tfds.decode.SkipDecoding()})
-        except NotImplementedError as error:
-            raise UserError(f'the TFDS dataset {name!r} is prepared in a format without random '
-                            f'access: {prepare}') from error
-        if len(self._records) != info.num_examples:
-            raise UserError(f'{self._name} has {len(self._records)} images, but its description '
-                            f'lists {info.num_examples}: delete its folder and {prepare}')
+        self._records = builder.open(builder.find_split(SPLIT_NAMES[split]))
+        self.class_names, self.num_classes = builder.class_names, len(builder.class_names)
+        self.fingerprint = self._records.fingerprint
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records.source)
 
     def __getitem__(self, index: int) -> Item:
-        name = f'{self._name}[{index}]'
-        try:
-            example = self._records[index]
-            image, label = example['image'], int(example['label'])
-        except Exception as error:
-            raise UserError(f'{name} cannot be read: its shard is damaged.') from error
+        name, example = self._records.read(index)
+        label = int(example['label'])
         if not 0 <= label < self.num_classes:
             raise UserError(f'{name} has the label {label}, which is not in '
                             f'[0, {self.num_classes}).')
-        return Item(image if isinstance(image, np.ndarray) else bytes(image),
-                    {'label': np.int32(label)}, name)
-
-
-def _builder(tfds, name: str, data_dir: str, prepare: str):
-    if not name:
-        raise UserError('data.tfds_name must name a TFDS dataset, such as cifar10.')
-    folder = pathlib.Path(data_dir).expanduser() if data_dir else None
-    try:
-        if folder and (folder / 'dataset_info.json').is_file():
-            return tfds.builder_from_directory(folder)
-        builder = tfds.builder(name, data_dir=folder, file_format='array_record')
-        if not (pathlib.Path(builder.data_path) / 'dataset_info.json').is_file():
-            raise UserError(f'the TFDS dataset {name!r} is not prepared in {builder.data_path}: '
-                            + prepare)
-        return builder
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise UserError(f'TFDS knows no dataset {name!r}, and {data_dir or "its folder"!r} holds '
-                        'none of that name.') from error
+        return Item(image_of(example), {'label': np.int32(label)}, name)

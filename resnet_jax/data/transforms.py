@@ -18,6 +18,7 @@ from resnet_jax.data.sizes import image_size, pair
 from resnet_jax.data.types import Example, Item, as_arrays
 from resnet_jax.errors import UserError
 
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow
 EDGE = 1e-6  # pixels that rounding may move the edge of an image by
 
 
@@ -28,10 +29,12 @@ class EvalTransform(NamedTuple):
       size: of the crop: the side of a square, or (height, width).
       resize: the shorter side of the rectangle, which is the image's own where it is square; None:
         that of `size`.
+      channels: of `pixels`, 1 or 3; None: those of the image.
     """
 
     size: int | tuple[int, int]
     resize: int | None = None
+    channels: int | None = None
 
     def __call__(self, item: Item) -> Example:
         """'image' uint8 [*size, C] of an item, and its target."""
@@ -40,13 +43,15 @@ class EvalTransform(NamedTuple):
     def pixels(self, item: Item) -> np.ndarray:
         """uint8 [*size, C]: the image alone."""
         # Exact to the pixel, since reported errors rest on it: never at reduced scale.
-        return cut(item, self._crop(item), reduce=False)
+        image = cut(item, self._crop(item), reduce=False)
+        return image if self.channels is None else with_channels(image, self.channels)
 
     @property
     def key(self) -> tuple:
         """What caches know the transform by: of a square, its side."""
         height, width = pair(self.size)
-        return height if height == width else (height, width), self.resize
+        size = height if height == width else (height, width)
+        return (size, self.resize, *(() if self.channels is None else (self.channels,)))
 
     def _crop(self, item: Item) -> Crop:
         shorter = min(pair(self.size)) if self.resize is None else self.resize
@@ -133,6 +138,15 @@ def image_shape(item: Item) -> tuple[int, int]:
 def channels(item: Item) -> int:
     """The number of channels of an item's image after decoding."""
     return item.image.shape[-1] if isinstance(item.image, np.ndarray) else 3
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, C] as [H, W, channels], of 1 or 3 each: colours as grey, or grey repeated."""
+    if image.shape[-1] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=-1)
+    return np.round(image.astype(np.float32) @ GREY).astype(np.uint8)[:, :, None]
 
 
 def cut(item: Item, crop: Crop, *, reduce: bool) -> np.ndarray:

@@ -68,10 +68,11 @@ class Pipeline(Protocol):
     Attributes:
       source: where the images come from; its `fingerprint` shows whether they changed.
       num_images: images in the split.
-      image_shape: (H, W, C) of a batch's images.
+      num_batches: batches of an evaluation, which hold every image once.
+      image_shape: (H, W, C) of a batch's images; of the first shape, if there are several.
       batch_size: N, over all processes.
-      input_shapes: shapes, dtypes and shardings of an item of `inputs`; in training, 'seed' is
-        among them, the run's as uint32 [].
+      input_shapes: shapes, dtypes and shardings of an item of `inputs`, of the first shape; in
+        training, 'seed' is among them, the run's as uint32 [].
       shares_inputs: whether all batches are made from the same inputs.
       skipped: unreadable images that this process has left out so far: once where they are decoded
         in advance, otherwise each time they were met.
@@ -79,6 +80,7 @@ class Pipeline(Protocol):
 
     source: Source
     num_images: int
+    num_batches: int
     image_shape: tuple[int, int, int]
     batch_size: int
     input_shapes: Any
@@ -88,8 +90,8 @@ class Pipeline(Protocol):
     def inputs(self, start_step: int) -> Iterator[Any]:
         """What the device needs for the batches of start_step, start_step + 1, …
 
-        Endless in training; one item per batch, ceil(num_images / batch_size) of them or endless,
-        in evaluation. Items are trees of arrays that already lie on the mesh.
+        Endless in training; `num_batches` or endless in evaluation. Items are trees of arrays that
+        already lie on the mesh. All have one shape, unless images are put on several canvases.
         """
         ...
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data import boxes as boxes_lib
-from resnet_jax.data.boxes import Boxes, Objects
+from resnet_jax.data.boxes import Boxes, Checked, Objects
 from resnet_jax.data.folder import EXTENSIONS
 from resnet_jax.data.types import Tree
 from resnet_jax.errors import UserError, readable
@@ -65,11 +65,12 @@ def create(config: ConfigDict, split: str) -> Boxes:
     files = _image_files(images[split], listed_in)
     _check_sizes(images[split], annotations[split], files)
     class_names = _class_names(annotations)
+    objects, checked = _objects(images[split], annotations[split], class_names,
+                                config.data.bad_boxes)
     return Boxes(
         files, [os.path.basename(file) for file in files], np.arange(len(files)),
-        np.array([annotation.size for annotation in annotations[split]]),
-        _objects(images[split], annotations[split], class_names, config.data.bad_boxes),
-        class_names, listed_in=listed_in)
+        np.array([annotation.size for annotation in annotations[split]]), objects, class_names,
+        listed_in=listed_in, checked=checked)
 
 
 def count_classes(config: ConfigDict) -> int:
@@ -204,7 +205,7 @@ def _class_names(annotations: dict[str, list[Annotation]]) -> list[str]:
 
 
 def _objects(images: Sequence[Listed], annotations: Sequence[Annotation],
-             class_names: Sequence[str], bad_boxes: str) -> Objects:
+             class_names: Sequence[str], bad_boxes: str) -> tuple[Objects, Checked]:
     """The objects of a split, numbered from 1 within a file in error messages."""
     counts = np.array([len(annotation.names) for annotation in annotations])
     of_image, starts = np.repeat(np.arange(len(images)), counts), np.cumsum(counts) - counts
@@ -219,12 +220,13 @@ def _objects(images: Sequence[Listed], annotations: Sequence[Annotation],
 
     sizes = np.array([annotation.size for annotation in annotations])[of_image]
     # Of a box with xmin = xmax the devkit would say that it is a pixel wide; it is a mistake.
-    boxes, keep = boxes_lib.check_boxes(corners.reshape(-1, 4) - (1, 1, 0, 0), sizes, describe,
-                                        bad_boxes, least_side=1)
+    checked = boxes_lib.check_boxes(corners.reshape(-1, 4) - (1, 1, 0, 0), sizes, describe,
+                                    bad_boxes, least_side=1)
+    boxes, keep = checked.boxes, checked.keep
     index = {name: i for i, name in enumerate(class_names)}
     return Objects(
         counts=np.bincount(of_image[keep], minlength=len(images)), boxes=boxes[keep],
         classes=np.array([index[name] for name in names], np.int32)[keep],
         ignore=np.array([x for annotation in annotations for x in annotation.difficult],
                         bool)[keep],
-        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[keep])
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[keep]), checked

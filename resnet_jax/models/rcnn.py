@@ -31,6 +31,7 @@ from resnet_jax.regions.nms import nms, nms_by_class
 from resnet_jax.regions.roi_align import roi_align
 
 HEADS = ('rpn', 'box')  # the parts that a classifier does not have
+MIN_SIDE = 0.01  # of a detection, in pixels of the input; clipping makes boxes that are smaller
 CHUNK_BYTES = 2**26  # of the pooled features of one chunk of regions
 
 
@@ -102,7 +103,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """The last stage normalises the regions of a virtual batch together."""
         size = super().stage_batch(i)
         last = i == len(self.stage_sizes) - 1
-        return size * self.settings.roi_batch if last and size is not None else size
+        regions = self.settings.roi_batch + self.settings.context  # and the whole image
+        return size * regions if last and size is not None else size
 
     def setup(self):
         super().setup()
@@ -136,29 +138,55 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           scores: float32 [N, R, classes + 1], before the softmax; the background is last.
           deltas: float32 [N, R, classes, 4], see `boxes.decode`.
         """
-        count = regions.shape[1]
-        if self.settings.context:
-            zeros = jnp.zeros_like(sizes)
-            whole = jnp.concatenate([zeros, sizes[:, ::-1]], -1).astype(regions.dtype)
-            regions = jnp.concatenate([regions, whole[:, None]], 1)
-        pooled = self.region_features(features, regions, train=train)
-        if self.settings.context:
-            context = jnp.broadcast_to(pooled[:, count:], pooled[:, :count].shape)
-            pooled = jnp.concatenate([pooled[:, :count], context], -1)
-        return self.box(pooled)
+        regions = self.with_context(regions, sizes)
+        return self.siblings(self.describe(self.pool(features, regions), train=train))
 
-    def region_features(self, features, regions, *, train: bool):
-        """The last stage's output for every region, averaged: float32 [N, R, channels]."""
+    def with_context(self, regions, sizes):
+        """The regions of `heads`, and, if the settings ask for context, the whole image behind."""
+        if not self.settings.context:
+            return regions
+        whole = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], -1)
+        return jnp.concatenate([regions, whole.astype(regions.dtype)[:, None]], 1)
+
+    def pool(self, features, regions):
+        """The trunk's features of every region, pooled.
+
+        Args:
+          features, regions: see `heads`.
+
+        Returns:
+          [N, R, bins, bins, channels].
+        """
         s = self.settings
         step = 2 if self.skips_bins else 1
         bins = -(-s.roi_size // step)
         chunk = CHUNK_BYTES // (bins * bins * features.shape[-1] * features.dtype.itemsize)
-        pooled = roi_align(
+        return roi_align(
             features, regions, bins=s.roi_size, scale=1 / self.stride, points=s.roi_points,
             aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
-        flat = pooled.reshape(-1, *pooled.shape[2:])
-        outputs = average(self.run(self.stages[-1], flat, train=train))
-        return outputs.reshape(*pooled.shape[:2], -1)
+
+    def describe(self, *pooled, train: bool):
+        """The last stage's output for every region, averaged over its positions.
+
+        Args:
+          *pooled: see `pool`. Of several scales, the outputs are merged by their maximum
+            ("maxout", appendix B).
+          train: see `Backbone.features`.
+
+        Returns:
+          float32 [N, R, channels].
+        """
+        outputs = [self.run(self.stages[-1], x.reshape(-1, *x.shape[2:]), train=train)
+                   for x in pooled]
+        averages = average(functools.reduce(jnp.maximum, outputs))
+        return averages.reshape(*pooled[0].shape[:2], -1)
+
+    def siblings(self, described):
+        """The outputs of `heads` for the described regions of `with_context`."""
+        if self.settings.context:
+            own, whole = described[:, :-1], described[:, -1:]
+            described = jnp.concatenate([own, jnp.broadcast_to(whole, own.shape)], -1)
+        return self.box(described)
 
     def __call__(self, images, *, train: bool):
         """The outputs of all parts, with the whole image as the only region.
@@ -290,6 +318,8 @@ def predicted(model: FasterRCNN, scores, deltas, regions, sizes) -> tuple[jax.Ar
 def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
     """Detections: suppression within each class, then the best of all.
 
+    A box that is narrower or lower than `MIN_SIDE` is none, as in torchvision.
+
     Args:
       model: its settings are read.
       probabilities, boxes: see `predicted`.
@@ -300,6 +330,8 @@ def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
     def choose(probabilities, boxes, valid):
         classes = probabilities.shape[-1]
         number = min(s.detections, probabilities.shape[1] * classes)
+        big_enough = jnp.all(boxes_lib.sides(boxes) >= MIN_SIDE, -1)
+        probabilities = jnp.where(big_enough, probabilities, 0)
         kept = nms_by_class(boxes, probabilities, valid, s.nms, number,
                             least_score=s.score_threshold)
         flat = boxes.reshape(boxes.shape[0], -1, 4)

@@ -22,7 +22,12 @@ from resnet_jax.training.profiler import Profiler
 from resnet_jax.training.program import Program, build, completed
 from resnet_jax.training.signals import StopRequest
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.validation import Evaluator, compile_now, with_statistics
+from resnet_jax.training.validation import (
+    Evaluator,
+    compile_now,
+    shapes_of,
+    with_statistics,
+)
 from resnet_jax.training.workdir import Record
 from resnet_jax.xla import backend, compilation_cache
 
@@ -162,17 +167,17 @@ class Run:
         config, step = self.config, self.record.start_step
         count = steps_of_next_call(config, step)
         inputs = self._inputs(feed, count)
-        train_steps = {}  # by their number
+        train_steps = {}  # by the shapes of their inputs and their number
         log, shown = StepLog(config, self.program.task, step), None
         log.meter.start()
         while count and not self.stop.asked():
-            if count not in train_steps:
+            if (kind := (shapes_of(inputs), count)) not in train_steps:
                 log.meter.pause()
-                train_steps[count] = self._compile_train_steps(count, state, inputs)
+                train_steps[kind] = self._compile_train_steps(count, state, inputs)
                 log.meter.start()
             profiler.before(step, step + count)
             with jax.transfer_guard('disallow'):
-                state, reports = train_steps[count](state, inputs)
+                state, reports = train_steps[kind](state, inputs)
                 step += count
                 log.add(reports)
                 asked, done = time.perf_counter(), count

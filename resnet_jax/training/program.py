@@ -277,8 +277,8 @@ def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _check_shape(config: ConfigDict, pipeline: data.Pipeline) -> None:
-    expected = (*data.image_size(config.data), config.data.channels)
-    if pipeline.image_shape != expected:
+    sizes = [data.image_size(config.data), *map(tuple, config.data.canvases)]
+    if pipeline.image_shape not in [(*size, config.data.channels) for size in sizes]:
         raise UserError(
             f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '
-            f'and data.channels say {expected}.')
+            f'and data.channels say {(*sizes[0], config.data.channels)}.')

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,11 @@ def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args) -> C
     compiled = lower(*args).compile()
     say(f'compiled the {name} in {time.perf_counter() - start:.1f} s')
     return compiled
+
+
+def shapes_of(inputs: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of inputs, which decide which compiled program takes them."""
+    return tuple(leaf.shape for leaf in jax.tree.leaves(inputs))
 
 
 def with_statistics(state: TrainState, batch_stats: Any) -> TrainState:
@@ -54,7 +58,7 @@ class Evaluator:
     def __init__(self, program: Program, stop: StopRequest):
         self._program = program
         self._stop = stop
-        self._eval_step: Callable | None = None
+        self._eval_steps: dict[Any, Callable] = {}  # by the shapes of their inputs
 
     def evaluate(self, state: TrainState) -> dict[str, float] | None:
         """Evaluates every image of the evaluation split; returns None if a signal arrives.
@@ -68,15 +72,15 @@ class Evaluator:
             program.everywhere, program.everywhere, None))
         under_way, outputs = collections.deque(), []
         with contextlib.closing(evaluation.inputs(0)) as feed:
-            for _ in range(math.ceil(evaluation.num_images / evaluation.batch_size)):
+            for _ in range(evaluation.num_batches):
                 if self._stop.asked():
                     return None
                 inputs = next(feed)
-                if self._eval_step is None:
-                    self._eval_step = compile_now(
+                if (shapes := shapes_of(inputs)) not in self._eval_steps:
+                    self._eval_steps[shapes] = compile_now(
                         'evaluation step', eval_step.lower, state, inputs, index, sums)
                 with jax.transfer_guard('disallow'):
-                    index, sums, found = self._eval_step(state, inputs, index, sums)
+                    index, sums, found = self._eval_steps[shapes](state, inputs, index, sums)
                 under_way.append((index, found))
                 if len(under_way) > IN_FLIGHT:
                     outputs += _on_host(*under_way.popleft())
@@ -100,13 +104,14 @@ class Evaluator:
             program.batch_statistics, out_shardings=(program.everywhere, shardings))
 
         def collect(feed):
-            index, compiled = jnp.copy(state.step), None
+            index, compiled = jnp.copy(state.step), {}
             for inputs in itertools.islice(feed, batches):
                 if self._stop.asked():
                     return
-                compiled = compiled or compile_now(
-                    'recalibration', batch_statistics.lower, state, inputs, index)
-                index, result = compiled(state, inputs, index)
+                if (shapes := shapes_of(inputs)) not in compiled:
+                    compiled[shapes] = compile_now(
+                        'recalibration', batch_statistics.lower, state, inputs, index)
+                index, result = compiled[shapes](state, inputs, index)
                 yield jax.block_until_ready(result)
 
         with contextlib.closing(program.train_data.inputs(program.config.num_steps)) as feed:

@@ -36,9 +36,7 @@ def content(split='train'):
     }
 
 
-@pytest.fixture
-def coco(tmp_path):
-    root = tmp_path / 'coco'
+def write(root):
     (root / 'annotations').mkdir(parents=True)
     for split, file in (('train', TRAIN), ('val', VAL)):
         (root / file).write_text(json.dumps(content(split)))
@@ -47,6 +45,11 @@ def coco(tmp_path):
             (root / f'{split}2017' / image['file_name']).write_bytes(
                 encoded(photograph(HEIGHT, WIDTH, i)))
     return root
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write(tmp_path / 'coco')
 
 
 def config_of(path, **changes):

@@ -246,8 +246,9 @@ import pathlib
 from resnet_jax.data import decode, shard_writer
 from resnet_jax.data.shards import Shards
 from resnet_jax.data.tfds import Tfds
+from resnet_jax.data.tfds_builder import Builder
 for split, count in (('train', 12), ('test', 6)):
-    source = Tfds('tiny_images', sys.argv[1], split)
+    source = Tfds(Builder('tiny_images', sys.argv[1]), split)
     assert len(source) == count and source.class_names == ('a', 'b', 'c')
     shard_writer.prepare(source, split, pathlib.Path(sys.argv[2]), shorter_side=0, quality=90,
                          images_per_shard=5, processes=1, skip_unreadable=False)
@@ -272,10 +273,10 @@ def test_tfds_is_prepared_and_read_without_tensorflow(tmp_path):
 
 def test_a_tfds_dataset_that_is_not_prepared_names_the_command(tmp_path):
     pytest.importorskip('tensorflow_datasets', reason='TensorFlow Datasets is not installed')
-    from resnet_jax.data.tfds import Tfds
+    from resnet_jax.data.tfds_builder import Builder
 
     with pytest.raises(UserError, match=r'run `tfds build cifar10 --file_format=array_record'):
-        Tfds('cifar10', str(tmp_path), 'train')
+        Builder('cifar10', str(tmp_path))
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from resnet_jax.tasks.classification.scores import Scores, confusion_table, scor
 from resnet_jax.tasks.task import Report
 
 WORST = 5  # classes that the report names
+PROTOCOL = 'center_crop'
+SCALES = ('224', '256', '384', '480', '640')
+BATCH_SIZE = 128  # crops
 
 
 def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDict,
@@ -38,7 +41,7 @@ def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDic
     source = data.create_eval_source(config)
     check_networks(networks, paths, source.num_classes)
     predictions = inference.predict(
-        networks, source, views_of(flags, config, networks[0]), flags['batch_size'],
+        networks, source, views_of(flags, config, networks[0]), flags['batch_size'] or BATCH_SIZE,
         skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
     classes = class_names(networks, source)
@@ -89,14 +92,19 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
     if resize < min(size):
         raise UserError(f'--resize ({resize}) must not be less than data.image_size '
                         f'({text(size)}).')
+    given = flags['scales'] or SCALES
     try:
-        scales = tuple(int(scale) for scale in flags['scales'])
+        scales = tuple(int(scale) for scale in given)
     except ValueError as error:
         raise UserError('--scales must be numbers separated by commas, got '
-                        f'{",".join(flags["scales"])}.') from error
-    if not scales or min(scales) < 1:
-        raise UserError('--scales must name at least one number, none below 1.')
-    return Views(flags['protocol'], size, resize, scales)
+                        f'{",".join(given)}.') from error
+    if min(scales) < 1:
+        raise UserError(f'--scales must be at least 1, got {min(scales)}.')
+    protocol = flags['protocol'] or PROTOCOL
+    if protocol == 'single':
+        raise UserError('--protocol=single is for detectors; for classifiers it is center_crop, '
+                        'ten_crop or multi_scale.')
+    return Views(protocol, size, resize, scales)
 
 
 def _text(scores: Scores, classes: Sequence[str], skipped: int) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax import models
-from resnet_jax.data import Item, image_size
-from resnet_jax.data.objects import Canvas
+from resnet_jax.data import Item
+from resnet_jax.data.objects import Canvas, canvas_of
 from resnet_jax.data.transforms import image_shape
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
@@ -69,11 +69,14 @@ class Detector(Network):
                 raise ValueError(f'images must be uint8 [H, W, {self.config.data.channels}], got '
                                  f'{getattr(image, "dtype", type(image))} {np.shape(image)}.')
         loaded = [self.load(Item(image, {}, f'image {i}')) for i, image in enumerate(images)]
-        found = []
-        for start in range(0, len(loaded), BATCH_SIZE):
-            found += self.predict_loaded(jax.tree.map(
-                lambda *parts: np.stack(parts), *loaded[start:start + BATCH_SIZE]))
-        return found
+        found = dict.fromkeys(range(len(loaded)))
+        for shape in {image['image'].shape for image in loaded}:
+            rows = [row for row in found if loaded[row]['image'].shape == shape]
+            for start in range(0, len(rows), BATCH_SIZE):
+                part = rows[start:start + BATCH_SIZE]
+                batch = jax.tree.map(lambda *parts: np.stack(parts), *(loaded[i] for i in part))
+                found |= dict(zip(part, self.predict_loaded(batch), strict=True))
+        return list(found.values())
 
     def draw(self, image: np.ndarray, least_score: float = 0.5) -> Image.Image:
         """Detects objects in an image, uint8 [H, W, C], and draws them; notebooks show the result.
@@ -86,10 +89,8 @@ class Detector(Network):
 
     @functools.cached_property
     def canvas(self) -> Canvas:
-        """The canvas that images are put on."""
-        section = self.config.data
-        return Canvas(image_size(section), section.channels, 0,
-                      section.short_sides[-1] if section.short_sides else None, section.long_side)
+        """The canvases that images are put on."""
+        return canvas_of(self.config.data)
 
     def load(self, item: Item) -> dict[str, np.ndarray]:
         """An image as `predict_loaded` takes it, without the leading axis.

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.tasks.detection.truth import Found, Objects
 
+SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
+
 
 def of_outputs(outputs: Mapping[str, np.ndarray]) -> tuple[list[Objects], list[Found]]:
     """The objects and the detections of each image.
@@ -47,3 +49,10 @@ def average_precision(truth: Sequence[Objects], found: Sequence[Found],
 
     values = voc_ap(truth, found, classes, metric)
     return {'ap': values['ap50'], **values}
+
+
+def line(values: Mapping[str, float]) -> str:
+    """Formats values, as in 'AP 61.52  AP50 91.30  AP75 70.11'."""
+    return '  '.join(f'{text} {values[name]:.4f}' if name == 'loss' else
+                     f'{text} {values[name]:.2f}'
+                     for name, text in SHOWN.items() if name in values)

@@ -18,7 +18,8 @@ def stablehlo(network: Detector, flags: Mapping[str, Any]) -> bytearray:
 
     Args:
       network: see `Detector`.
-      flags: 'image_size', the side of its canvas; None: as in training.
+      flags: 'image_size', the side of its canvas or (height, width); None: that of its config, the
+        first one if there are several.
 
     Returns:
       What `jax.export.deserialize` takes. Its function is (uint8 [b, H, W, C], the sizes of the
@@ -26,7 +27,7 @@ def stablehlo(network: Detector, flags: Mapping[str, Any]) -> bytearray:
       boxes in pixels of the canvas.
     """
     variables, normalization = dict(network.variables), dict(network.normalization)
-    height, width = pair(flags['image_size'] or network.canvas.size)
+    height, width = pair(flags['image_size'] or network.canvas.sizes[0])
     batch, *image = export.symbolic_shape(f'b, {height}, {width}, {network.config.data.channels}')
 
     def detect(images, sizes):

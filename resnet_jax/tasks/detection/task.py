@@ -1,5 +1,6 @@
 """Object detection as a task: Faster R-CNN, with COCO's or VOC's average precision."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,18 +13,16 @@ from ml_collections import ConfigDict
 from resnet_jax import data
 from resnet_jax.data import Batch, Normalization
 from resnet_jax.data.normalization import normalize
-from resnet_jax.data.objects import Canvas, EvalTransform, TrainTransform
-from resnet_jax.data.sizes import image_size
+from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, groups
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
-from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts
+from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts, protocols
 from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
 DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
 LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
-SHOWN = {'loss': 'loss', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
@@ -91,13 +90,6 @@ def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
     return {**values, 'count': round(float(sums['count']))}
 
 
-def line(values: Mapping[str, float]) -> str:
-    """Formats values, as in 'AP 61.52  AP50 91.30  AP75 70.11'."""
-    return '  '.join(f'{text} {values[name]:.4f}' if name == 'loss' else
-                     f'{text} {values[name]:.2f}'
-                     for name, text in SHOWN.items() if name in values)
-
-
 def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
     """The loss, float32 []; 0 without images."""
     return sums['loss'] / jnp.maximum(sums['count'], 1)
@@ -119,19 +111,14 @@ def augment(examples: Batch, key: jax.Array | None, normalization: Normalization
     return batch
 
 
-def canvas_of(config: ConfigDict) -> Canvas:
-    """The canvas of an evaluation."""
-    section = config.data
-    return Canvas(image_size(section), section.channels, section.max_objects,
-                  section.short_sides[-1] if section.short_sides else None, section.long_side)
-
-
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
-    canvas = canvas_of(config)
-    return {'train_transform': TrainTransform(canvas, config.data.flip,
-                                              tuple(config.data.short_sides)),
-            'eval_transform': EvalTransform(canvas), 'augment': augment}
+    canvas = canvas_of(config.data)
+    return {
+        'train_transform': TrainTransform(canvas, config.data.flip,
+                                          tuple(config.data.short_sides)),
+        'eval_transform': EvalTransform(canvas), 'augment': augment,
+        'groups': functools.partial(groups, canvas) if len(canvas.sizes) > 1 else None}
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -144,19 +131,19 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
-    """Raises UserError if the data has no boxes, other classes, or more objects than fit."""
+    """Raises UserError if the data has other classes, or more objects than fit."""
     for source in (train, test):
-        if getattr(source, 'most_objects', None) is None:
-            raise UserError(f'data.source={config.data.source} has no boxes, which '
-                            'task=detection needs.')
         if source.num_classes != config.model.num_classes:
             raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
                             f'model.num_classes is {config.model.num_classes}.')
-        if source.most_objects > config.data.max_objects:
-            raise UserError(
-                f'an image has {source.most_objects} objects, but data.max_objects is '
-                f'{config.data.max_objects}; pass --config.data.max_objects='
-                f'{source.most_objects}.')
+        most = getattr(source, 'most_objects', 0)  # blank images have none
+        if most > config.data.max_objects:
+            raise UserError(f'an image has {most} objects, but data.max_objects is '
+                            f'{config.data.max_objects}; pass '
+                            f'--config.data.max_objects={most}.')
+    if config.data.canvases and config.steps_per_call > 1:
+        raise UserError('steps_per_call must be 1 with data.canvases, as the shapes of batches '
+                        f'vary; got {config.steps_per_call}.')
     if config.schedule.name == 'plateau' or config.schedule.warmup == 'error':
         raise UserError('schedules that watch the training error are for classifiers: set '
                         'schedule.name to steps, cosine or constant, and schedule.warmup to none '
@@ -169,13 +156,15 @@ TASK = Task(
     train_report=train_report,
     report=report,
     headline=Headline('eval/ap', 'AP', lower_is_better=False),
-    line=line,
+    line=metrics.line,
     watched=watched,
     load=detector.load,
     create_model=rcnn.create,
     transforms=transforms,
     complete=complete,
     check=check,
+    test=protocols.test,
+    test_options=protocols.OPTIONS,
     predictor=detector.predictor,
     parts=parts.parts,
     exports={'.stablehlo': stablehlo},

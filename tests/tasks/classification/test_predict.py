@@ -103,7 +103,7 @@ def test_many_images_are_computed_in_batches_of_one_size(folder):
     data = (folder / 'images' / 'a.png').read_bytes()
     files = [(f'{i}', b'bad' if i == 5 else data) for i in range(37)]
     results = list(predictions(prediction.predictor([network], {'top': 10}), files))
-    assert [name for name, _ in results] == [name for name, _ in files]
+    assert [file for file, _ in results] == files
     assert isinstance(results[5][1], Exception)
     for i in (0, 17, 36):
         assert results[i][1] == results[1][1]
