@@ -28,6 +28,7 @@ def get_config():
 
     config.data.source = 'coco'
     config.data.image_size = (800, 1344)
+    config.data.canvases = ((1344, 800),)
     config.data.short_sides = tuple(range(640, 801, 32))
     config.data.long_side = 1333
     config.data.flip = True
