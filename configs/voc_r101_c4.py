@@ -21,6 +21,7 @@ def get_config():
     config.model.detector.preset = 'paper'
 
     config.data.image_size = (608, 1008)
+    config.data.canvases = ((1008, 608),)
     config.data.short_sides = (600,)
     config.data.long_side = 1000
 

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                'collective-broadcast', 'ragged-all-to-all')
 # Instructions that give names to bytes and move none, or whose computations are counted instead.
@@ -197,9 +199,32 @@ def _multiply_adds(instruction: Instruction, known: dict[str, Instruction]) -> i
     if instruction.opcode not in ('dot', 'convolution'):
         return 0
     operands = [known[name].arrays[0][1] for name in instruction.operands]
-    results = math.prod(instruction.arrays[0][1])
     if instruction.opcode == 'dot':
+        results = math.prod(instruction.arrays[0][1])
         contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)[1]
         return results * math.prod(operands[0][int(axis)] for axis in contracted.split(',') if axis)
-    kernel = re.search(r'dim_labels=\w+_(\w+)->', instruction.attributes)[1]
-    return results * math.prod(operands[1]) // operands[1][kernel.index('o')]
+    return _of_convolution(instruction, *operands[:2])
+
+
+def _of_convolution(instruction: Instruction, inputs: tuple[int, ...],
+                    kernel: tuple[int, ...]) -> int:
+    """The multiply-adds of a convolution, without those of padding and of dilation.
+
+    On TPUs a batch of matrix products is a convolution that is dilated along the batch.
+    """
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes).groups()
+    window = re.search(r'window={(.*?)}', instruction.attributes)
+    fields = dict(re.findall(r'(\w+)=(\S+)', window[1])) if window else {}
+    sizes = dict(zip(labels[2], instruction.arrays[0][1], strict=True))
+    total = sizes['b'] * sizes['f'] * kernel[labels[1].index('i')]
+    for axis in range(len(labels[1]) - 2):
+        label = str(axis)
+        stride, input_dilation, kernel_dilation = (
+            int(fields[name].split('x')[axis]) if name in fields else 1
+            for name in ('stride', 'lhs_dilate', 'rhs_dilate'))
+        before = int(fields['pad'].split('x')[axis].split('_')[0]) if 'pad' in fields else 0
+        place = (np.arange(sizes[label])[:, None] * stride - before
+                 + np.arange(kernel[labels[1].index(label)]) * kernel_dilation)
+        last = (inputs[labels[0].index(label)] - 1) * input_dilation
+        total *= int(((place >= 0) & (place <= last) & (place % input_dilation == 0)).sum())
+    return total

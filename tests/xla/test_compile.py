@@ -202,6 +202,28 @@ def test_loops_multiply_what_lies_in_them():
         (5 * 256 + 128) / (256 + 128))
 
 
+@pytest.mark.parametrize(('shapes', 'attributes', 'count'), [
+    # Two products [128 * 7, 84] x [84, 50 * 1024], as a TPU computes them.
+    (('2,128,7,84,1', '2,50,84,1024,1', '2,128,7,50,1024'),
+     'window={size=2x1x50 pad=0_0x0_0x49_49 lhs_dilate=2x1x1 rhs_reversal=0x0x1}, '
+     'dim_labels=0b1f2_02io1->0b12f', 2 * (128 * 7) * 84 * (50 * 1024)),
+    # 3x3 on 5x5 with padding: 3 rows of 5 have all 3 taps, the outer ones 2.
+    (('4,5,5,8', '3,3,8,16', '4,5,5,16'),
+     'window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f', 4 * 13 * 13 * 8 * 16),
+    # Its gradient with stride 2: the zeros between the values are not counted.
+    (('4,3,3,16', '3,3,8,16', '4,5,5,8'),
+     'window={size=3x3 pad=1_1x1_1 lhs_dilate=2x2 rhs_reversal=1x1}, dim_labels=b01f_01oi->b01f',
+     4 * 7 * 7 * 8 * 16)])
+def test_padding_and_dilation_of_a_convolution_are_no_work(shapes, attributes, count):
+    lhs, rhs, out = (f'f32[{shape}]' for shape in shapes)
+    text = MODULE.replace('f32[4,8]{1,0} dot(%a, %w), lhs_contracting_dims={1}, '
+                          'rhs_contracting_dims={0}', f'{out} convolution(%a, %w), {attributes}')
+    text = text.replace('%a = f32[4,8]', f'%a = {lhs}').replace('%w = f32[8,8]', f'%w = {rhs}')
+    text = text.replace('bf16[32]', 'bf16[8,4]').replace('f32[4,8]{1,0} conv', 'f32[4,4] conv')
+    assert hlo.loop_factors(hlo.parse(text))[0] == pytest.approx(
+        (5 * count + 128) / (count + 128), rel=1e-12)
+
+
 @pytest.mark.parametrize('pipeline', ['resident', 'host'])
 def test_the_shapes_compiled_for_are_those_of_real_batches(tiny_config, pipeline):
     tiny_config.mesh.data = 8

@@ -94,11 +94,11 @@ def test_a_detector_has_no_form_in_other_projects(detector, tmp_path, commands):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('source', ['coco', 'voc'])
 def test_devices_exchange_only_gradients_and_no_data_is_needed(source):
     config = tiny_config()
     config.mesh.data = -1
+    config.init.freeze_bn = True
     config.data.update(source=source, path='/nowhere')
     result = compiled.report(config, topologies.create('cpu:8'))
     assert set(result['collectives']) == {'all-reduce'}
