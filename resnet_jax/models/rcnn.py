@@ -149,13 +149,21 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
 
     def region_features(self, features, regions, *, train: bool):
         """The last stage's output for every region, averaged: float32 [N, R, channels]."""
+        pooled = self.pool(features, regions)
+        return self.last_stage(pooled, train=train)
+
+    def pool(self, features, regions):
+        """The trunk's features in every region, [N, R, bins, bins, channels]; see `heads`."""
         s = self.settings
         step = 2 if self.skips_bins else 1
         bins = -(-s.roi_size // step)
         chunk = CHUNK_BYTES // (bins * bins * features.shape[-1] * features.dtype.itemsize)
-        pooled = roi_align(
+        return roi_align(
             features, regions, bins=s.roi_size, scale=1 / self.stride, points=s.roi_points,
             aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
+
+    def last_stage(self, pooled, *, train: bool):
+        """The last stage's output for pooled regions, averaged: float32 [N, R, channels]."""
         flat = pooled.reshape(-1, *pooled.shape[2:])
         outputs = average(self.run(self.stages[-1], flat, train=train))
         return outputs.reshape(*pooled.shape[:2], -1)
