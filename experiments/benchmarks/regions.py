@@ -48,7 +48,7 @@ def suppress(contender: str, n: int, number: int):
     if contender == TORCHVISION:
         torch, ops = torchvision()
         arguments = torch.tensor(boxes), torch.tensor(scores)
-        return passes(lambda: len(ops.nms(*arguments, THRESHOLD)[:number]))
+        return turns.passes(lambda: len(ops.nms(*arguments, THRESHOLD)[:number]))
     import jax
     import jax.numpy as jnp
 
@@ -71,7 +71,7 @@ def suppress(contender: str, n: int, number: int):
         return jnp.minimum(jax.lax.fori_loop(0, n, row, jnp.ones(n, bool)).sum(), number)
 
     function = ours if contender == OURS else obvious
-    return passes(lambda: int(function(boxes, scores)))
+    return turns.passes(lambda: int(function(boxes, scores)))
 
 
 def pool(contender: str, regions: int, gradient: bool):
@@ -88,7 +88,7 @@ def pool(contender: str, regions: int, gradient: bool):
                 y.backward(torch.ones_like(y))
             return float(y.detach().square().mean())
 
-        return passes(work)
+        return turns.passes(work)
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +121,7 @@ def pool(contender: str, regions: int, gradient: bool):
         y, pullback = jax.vjp(function, x)
         return jnp.square(y).mean(), pullback(jnp.ones_like(y))
 
-    return passes(lambda: float(jax.block_until_ready(call(x))[0]))
+    return turns.passes(lambda: float(jax.block_until_ready(call(x))[0]))
 
 
 def torchvision():
@@ -131,17 +131,6 @@ def torchvision():
     except ImportError as error:
         raise turns.NotRun('torchvision is not installed') from error
     return torch, ops
-
-
-def passes(work):
-    """The result of the first call as a fact, for comparison, and the passes."""
-    result = work()
-
-    def run(units: int):
-        measured = turns.timed(lambda: [work() for _ in range(units)])
-        return {name: seconds / units for name, seconds in measured.items()}
-
-    return {'result': result}, run
 
 
 def main(_) -> None:

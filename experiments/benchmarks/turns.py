@@ -135,6 +135,17 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
             'processor_seconds': processor_seconds() - begin_cpu}
 
 
+def passes(work: Callable[[], float]) -> tuple[dict[str, Any], Run]:
+    """The result of the first call as a fact, for comparison, and the passes of this work."""
+    result = work()
+
+    def run(units: int) -> dict[str, float]:
+        measured = timed(lambda: [work() for _ in range(units)])
+        return {name: seconds / units for name, seconds in measured.items()}
+
+    return {'result': result}, run
+
+
 def _settle() -> None:
     """Waits until work in advance is done and threads sleep: others are not to be disturbed."""
     before = float('-inf')

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -87,7 +88,6 @@ def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
 @pytest.mark.slow
 def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
     pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
-    import numpy as np
 
     rng = np.random.default_rng(0)
     np.savez(tmp_path / 'data.npz', mean=np.float32(0.5), std=np.float32(1), **{
@@ -124,3 +124,22 @@ def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache, com
     result = benchmark('gpu_traffic', tmp_path, cache, *TINY)
     assert result['table'][-1] == 'all' and result['kernels'] > 50
     assert result['bytes'] == sum(row['bytes'] for row in result['kinds'].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('train', [False, True])
+def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, train):
+    pytest.importorskip('torchvision', reason='torchvision is not installed')
+    result = benchmark(
+        'detection', tmp_path, cache, '--depth=18', '--height=64', '--width=96', '--proposals=4',
+        '--regions=4', '--classes=3', '--repeats=1', *['--train'] * train)
+    row = result['rows']['all']
+    assert list(row) == ['this program', 'torchvision C4', 'torchvision C4, channels-last',
+                         'torchvision FPN']
+    assert row['torchvision FPN'] == {'not_run': 'torchvision has it with ResNet-50 v1.5 only'}
+    ours, theirs = row['this program'], row['torchvision C4']
+    assert ours['speed_of_ours'] == 1 and theirs['speed_of_ours'] > 0
+    if train:  # anchors and regions are drawn by other random numbers
+        assert np.isfinite([ours['result'], theirs['result']]).all()
+    else:
+        assert ours['result'] == pytest.approx(theirs['result'], rel=1e-4)
