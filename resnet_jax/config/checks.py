@@ -141,6 +141,8 @@ FORMS = {
     'data.image_size': (_is_size, 'at least 1 and at most '
                         f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
+    'data.window': (_is_size, 'at least 1 and at most '
+                    f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'data.canvases': (lambda value: all(map(_is_pair, value)),
                       "sizes (height, width), such as '((1344, 800),)'"),
     'data.short_sides': (_are_sides, f'lengths in pixels from 1 to {MOST_PIXELS}'),

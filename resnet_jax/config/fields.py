@@ -37,8 +37,8 @@ DETECTOR_FIELDS = {
     'rpn_min_size': float, 'rpn_batch': int, 'rpn_positive': float, 'rpn_thresholds': object,
     'rpn_beta': float, 'roi_batch': int, 'roi_positive': float, 'roi_thresholds': object,
     'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
-    'box_beta': float, 'clip_scales': bool, 'context': bool, 'score_threshold': float,
-    'nms': float, 'detections': int,
+    'box_beta': float, 'clip_scales': bool, 'context': bool, 'masks': bool,
+    'mask_features': int, 'score_threshold': float, 'nms': float, 'detections': int,
 }
 
 
@@ -144,6 +144,10 @@ def default() -> ConfigDict:
     # largest, and all images of a batch have the same canvas.
     data.canvases = ()
     data.max_objects = 100  # (detection only) places for the objects of an image
+    # (detection only) Training sees a random window of the scaled image: (height, width) or the
+    # side of a square, and the places for its objects; None: the whole image, and max_objects.
+    data.window = placeholder(object)
+    data.window_objects = placeholder(int)
     data.on_unreadable = 'error'  # or 'skip': leave the image out and count it in the log
     data.workers = 0  # decoding processes; 0: threads of the main process only
     data.threads = placeholder(int)  # decoding threads per process; None: all cores, divided up
@@ -224,6 +228,7 @@ OPTIONAL_FIELDS = (
     'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
     'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
+    'data.window', 'data.window_objects',
     *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
 )
 # Fields with a few values. Those of `model` and `data` are checked where they are used.
@@ -253,6 +258,7 @@ LEAST = {
     'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
     'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
+    'data.window_objects': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
@@ -276,7 +282,7 @@ MOST = {
     'schedule.warmup_window': STEPS, 'eval.every_steps': STEPS, 'eval.recalibrate_batches': STEPS,
     'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
     'profile.start_step': STEPS, 'profile.num_steps': STEPS,
-    'data.long_side': MOST_PIXELS, 'data.max_objects': 10_000,
+    'data.long_side': MOST_PIXELS, 'data.max_objects': 10_000, 'data.window_objects': 10_000,
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',

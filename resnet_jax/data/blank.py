@@ -29,7 +29,8 @@ def blank(num_images: int, config: ConfigDict) -> ArraySource:
     target = as_arrays(find(config.data.source).example_target(config))
     source = ArraySource(
         repeated((*image_size(config.data), config.data.channels), np.uint8),
-        jax.tree.map(lambda leaf: repeated(leaf.shape, leaf.dtype), target),
+        jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_images, *leaf.shape))  # masks
+                     if leaf.dtype == object else repeated(leaf.shape, leaf.dtype), target),
         'blank', num_classes=config.model.num_classes, fingerprint='blank')
     if 'boxes' in target:
         source.most_objects = len(target['boxes'])

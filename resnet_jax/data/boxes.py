@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data.decode import UnreadableImageError, image_size
+from resnet_jax.data.masks import RLE, from_counts
 from resnet_jax.data.sources import digest
 from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
@@ -111,7 +112,8 @@ class Boxes:
 
     def __init__(self, files: Sequence[str], names: Sequence[str], ids: np.ndarray,
                  sizes: np.ndarray, objects: Objects, class_names: Sequence[str], *,
-                 listed_in: str, checked: Checked, category_ids: np.ndarray | None = None):
+                 listed_in: str, checked: Checked, category_ids: np.ndarray | None = None,
+                 masks: Callable[[int], Sequence[RLE]] | None = None):
         """Looks up every file.
 
         Args:
@@ -119,6 +121,7 @@ class Boxes:
           files, ids, sizes, objects, class_names, category_ids: see the attributes.
           listed_in: the file that names the images, for error messages.
           checked: what `check_boxes` found.
+          masks: (index of an image) -> the masks of its objects; None: items have no masks.
 
         Raises:
           UserError: an image is missing, or there is no object.
@@ -130,7 +133,7 @@ class Boxes:
         self.outside, self.empty = checked.outside, checked.empty
         if category_ids is not None:
             self.category_ids = category_ids.astype(np.int32)
-        self._targets = Targets(objects, ids, listed_in)
+        self._targets, self._masks = Targets(objects, ids, listed_in), masks
         self.most_objects = self._targets.most_objects
         stats = in_threads(_stat, self.files)
         if None in stats:
@@ -155,7 +158,7 @@ class Boxes:
         name = readable(self.files[index])
         try:
             with open(self.files[index], 'rb', buffering=0) as file:  # read at once
-                item = Item(file.read(), self.target(index), name)
+                item = Item(file.read(), self.target(index) | self._with_masks(index), name)
         except OSError as error:
             raise UserError(f'{name} cannot be read: {error.strerror}; the data changed since '
                             'this run listed it.') from error
@@ -166,15 +169,19 @@ class Boxes:
         check_size(name, found, self.sizes[index], 'its annotations state')
         return item
 
+    def _with_masks(self, index: int) -> Tree:
+        return {} if self._masks is None else {'masks': self._masks(index)}
+
     def target(self, index: int) -> Tree:
-        """The target of an image, without reading it; see `Targets`."""
+        """The target of an image, without reading it and without masks; see `Targets`."""
         return self._targets[index]
 
 
-def example_target() -> Tree:
+def example_target(with_masks: bool | None = False) -> Tree:
     """The target of an image with one object."""
-    return {'boxes': np.zeros((1, 4), np.float32), 'classes': np.zeros(1, np.int32),
-            'ignore': np.zeros(1, bool), 'areas': np.zeros(1, np.float32), 'id': np.int32(0)}
+    target = {'boxes': np.zeros((1, 4), np.float32), 'classes': np.zeros(1, np.int32),
+              'ignore': np.zeros(1, bool), 'areas': np.zeros(1, np.float32), 'id': np.int32(0)}
+    return target | ({'masks': [from_counts([1], 1, 1)]} if with_masks else {})
 
 
 def dataset_folder(path: str, layout: str) -> pathlib.Path:

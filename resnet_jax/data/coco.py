@@ -4,17 +4,22 @@ Images lie in a folder called as the split, such as `train2017`, or in `images`.
 categories in the order of their ids, numbered from 0.
 """
 
+import functools
 import json
 import os
 import pathlib
+import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data import boxes as boxes_lib
+from resnet_jax.data import masks as masks_lib
 from resnet_jax.data.boxes import Boxes, Objects
+from resnet_jax.data.masks import RLE
 from resnet_jax.data.types import Tree
 from resnet_jax.errors import UserError, readable
 
@@ -26,14 +31,18 @@ MOST_CATEGORY_BYTES = 2**24  # that are read in search of the end of the categor
 
 
 def create(config: ConfigDict, split: str) -> Boxes:
-    """See `resnet_jax.data.registry`; reads `path`, `train_list`, `eval_list` and `bad_boxes`."""
+    """See `resnet_jax.data.registry`; reads `path`, `train_list`, `eval_list` and `bad_boxes`.
+
+    With `model.detector.masks`, items have masks.
+    """
     root, files = _files(config)
     path = files[split]
     if not path.is_file():
         field = 'train_list' if split == 'train' else 'eval_list'
         raise UserError(f'{path} is missing: unpack the annotations there, or set data.{field} to '
                         'the JSON file of this split.')
-    return _open(root, path, _categories(files, split), config.data.bad_boxes)
+    return _open(root, path, _categories(files, split), config.data.bad_boxes,
+                 bool(config.model.detector.masks))
 
 
 def count_classes(config: ConfigDict) -> int:
@@ -47,8 +56,7 @@ def count_classes(config: ConfigDict) -> int:
 
 def example_target(config: ConfigDict) -> Tree:
     """Returns the target of any item: here of one object."""
-    del config
-    return boxes_lib.example_target()
+    return boxes_lib.example_target(config.model.detector.masks)
 
 
 def _files(config: ConfigDict) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
@@ -88,13 +96,13 @@ def _read_categories(path: pathlib.Path) -> dict[int, str]:
 
 
 def _open(root: pathlib.Path, path: pathlib.Path, categories: dict[int, str],
-          bad_boxes: str) -> Boxes:
+          bad_boxes: str, with_masks: bool) -> Boxes:
     """One split.
 
     Raises:
       UserError: the file is damaged or contradicts itself, or images are missing.
     """
-    content = _read(path)
+    content = _read(path, with_masks)
     images, annotations = content['images'], content['annotations']
     ids = _column(path, 'image', images, 'id', int)
     names = _column(path, 'image', images, 'file_name', str)
@@ -135,16 +143,64 @@ def _open(root: pathlib.Path, path: pathlib.Path, categories: dict[int, str],
     folder = _image_folder(root, path, names)
     return Boxes([os.path.join(folder, name) for name in names], names, np.array(ids), sizes.T,
                  objects, list(categories.values()), listed_in=str(path), checked=checked,
-                 category_ids=known_ids)
+                 category_ids=known_ids,
+                 masks=_masks(path, annotations, order, objects.counts, sizes) if with_masks
+                 else None)
 
 
-def _read(path: pathlib.Path) -> dict[str, list]:
-    def without_mask(entry: dict) -> dict:
-        entry.pop('segmentation', None)  # nine tenths of the memory that the file would take
+def _masks(path: pathlib.Path, annotations: list, order: np.ndarray, counts: np.ndarray,
+           sizes: np.ndarray) -> Callable[[int], list[RLE]]:
+    """(index of an image) -> the masks of its objects.
+
+    Args:
+      path: of the file.
+      annotations: of all objects, whose masks are pickled.
+      order: of the objects that are kept, by image.
+      counts: of the objects of each image.
+      sizes: [2, N], heights and widths of the images.
+    """
+    pickled = []
+    for i in order:
+        if (mask := annotations[i].get('segmentation')) is None:
+            raise UserError(f'{path}: annotation {annotations[i].get("id", i)} has no segmentation; '
+                            'add it, or set model.detector.masks to false.')
+        pickled.append(mask)
+    return functools.partial(_masks_of_image, str(path), pickled,
+                             np.concatenate([[0], np.cumsum(counts)]), sizes)
+
+
+def _masks_of_image(path: str, pickled: list[bytes], offsets: np.ndarray, sizes: np.ndarray,
+                    index: int) -> list[RLE]:
+    height, width = map(int, sizes[:, index])
+    masks = []
+    for i in range(offsets[index], offsets[index + 1]):
+        mask = pickle.loads(pickled[i])
+        try:
+            if isinstance(mask, list):
+                masks.append(masks_lib.from_polygons(mask, height, width))
+            elif isinstance(mask['counts'], list):
+                masks.append(masks_lib.from_counts(mask['counts'], *mask['size']))
+            else:
+                masks.append({'size': list(mask['size']), 'counts': mask['counts']})
+        except Exception as error:  # whatever the decoder makes of it
+            raise UserError(f'{path}: the segmentation of an object of image {index}, counted from '
+                            f'0, is neither polygons nor run lengths: {error}.') from error
+        if masks[-1]['size'] != [height, width]:
+            raise UserError(f'{path}: a segmentation of image {index}, counted from 0, is of the '
+                            f'size {masks[-1]["size"]}, but the image {[height, width]}.')
+    return masks
+
+
+def _read(path: pathlib.Path, with_masks: bool) -> dict[str, list]:
+    def compact(entry: dict) -> dict:
+        if 'segmentation' in entry:  # nine tenths of the memory that the file would take
+            mask = entry.pop('segmentation')
+            if with_masks:
+                entry['segmentation'] = pickle.dumps(mask)
         return entry
 
     try:
-        content = json.loads(path.read_bytes(), object_hook=without_mask)
+        content = json.loads(path.read_bytes(), object_hook=compact)
     except ValueError as error:
         raise UserError(f'{path} is cut short or not JSON: {error}; copy it again.') from error
     if not isinstance(content, dict) or not all(

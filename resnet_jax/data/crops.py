@@ -31,6 +31,14 @@ class Crop(NamedTuple):
     size: tuple[int, int]
     mirrored: Any = False  # bool, or a traced one
 
+    @property
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest coordinates of boxes in the region, float32 [4] each."""
+        left, top, height, width = (
+            self.region.left, self.region.top, self.region.height, self.region.width)
+        return (np.array([left, top] * 2, np.float32),
+                np.array([left + width, top + height] * 2, np.float32))
+
     def points(self, points: Any) -> Any:
         """Points of the image as points of the result.
 

@@ -2,8 +2,9 @@
 
 Sources of such images have items with the target 'boxes' float32 [n, 4], (x1, y1, x2, y2) in
 continuous pixels of the image; 'classes' int32 [n]; 'ignore' bool [n], objects that are neither
-right nor wrong, such as crowds; 'areas' float32 [n], in square pixels; and 'id' int32. They also
-have `most_objects`, the most objects in an image.
+right nor wrong, such as crowds; 'areas' float32 [n], in square pixels; and 'id' int32. Where
+`model.detector.masks` is true, also 'masks', the RLE of each object as in `data.masks`. Sources
+also have `most_objects`, the most objects in an image.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax.data import masks
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
+from resnet_jax.data.masks import CELLS
 from resnet_jax.data.sizes import image_size, pair
 from resnet_jax.data.transforms import cut, image_shape, with_channels
 from resnet_jax.data.types import Example, Item, Source
@@ -32,6 +35,9 @@ class Canvas(NamedTuple):
       short_side: the length of the scaled image's shorter side, unless the image would then not
         fit; None: the image becomes as large as the canvas allows.
       long_side: the most that the longer side may have; None: what the canvas allows.
+      masks: whether examples have the masks of the objects.
+      window: (height, width) of the part of the scaled image that is seen, on a canvas of this
+        size; None: all of it.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -39,6 +45,8 @@ class Canvas(NamedTuple):
     max_objects: int
     short_side: int | None = None
     long_side: int | None = None
+    masks: bool = False
+    window: tuple[int, int] | None = None
 
     def place(self, height: int, width: int) -> tuple[int, tuple[int, int]]:
         """The canvas for an image.
@@ -60,57 +68,95 @@ class Canvas(NamedTuple):
         return number, tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(
             (height, width), self.sizes[number], strict=True))
 
-    def pixels(self, item: Item, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def pixels(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """The canvas uint8 [H, W, channels], and (height, width) of the image on it, int32 [2].
 
         Raises:
           UnreadableImageError: the image is damaged.
         """
-        number, crop = self._crop(item, mirrored)
-        image = with_channels(cut(item, crop, reduce=False), self.channels)
-        canvas = np.zeros((*self.sizes[number], self.channels), np.uint8)
-        canvas[:crop.size[0], :crop.size[1]] = image
-        return canvas, np.array(crop.size, np.int32)
+        size, crop = self._crop(item, False, (0, 0))
+        return self._cut(item, size, crop), np.array(crop.size, np.int32)
 
-    def _crop(self, item: Item, mirrored: bool) -> tuple[int, Crop]:
-        """The number of the canvas, and the crop that scales the whole image."""
+    def _cut(self, item: Item, size: tuple[int, int], crop: Crop) -> np.ndarray:
+        canvas = np.zeros((*size, self.channels), np.uint8)
+        canvas[:crop.size[0], :crop.size[1]] = with_channels(
+            cut(item, crop, reduce=False), self.channels)
+        return canvas
+
+    def _crop(self, item: Item, mirrored: bool,
+              corner: tuple[float, float]) -> tuple[tuple[int, int], Crop]:
+        """The size of the canvas, and the crop that scales the image, or what is seen of it."""
         height, width = image_shape(item)
         number, size = self.place(height, width)
-        return number, Crop(Region(0, 0, height, width, closed=True), size, mirrored)
+        if self.window is None:
+            whole = Region(0, 0, height, width, closed=True)
+            return self.sizes[number], Crop(whole, size, mirrored)
+        seen = tuple(map(min, self.window, size))
+        top, left = (int(share * (whole - part + 1))
+                     for share, whole, part in zip(corner, size, seen, strict=True))
+        y, x = height / size[0], width / size[1]
+        return self.window, Crop(
+            Region(top * y, left * x, seen[0] * y, seen[1] * x, closed=False), seen, mirrored)
 
-    def example(self, item: Item, *, mirrored: bool = False) -> Example:
+    def example(self, item: Item, *, mirrored: bool = False,
+                corner: tuple[float, float] = (0, 0)) -> Example:
         """The canvas, and the objects on it.
+
+        Objects that have less than a pixel in a window are left out, and then those for which there
+        is no place; the others are clipped to it.
+
+        Args:
+          item: see `data.objects`.
+          mirrored: whether the image is mirrored.
+          corner: where the window lies in the free space, (y, x), from 0 to less than 1.
 
         Returns:
           'image' uint8 [H, W, channels]; 'size' int32 [2], height and width of the image on it;
           'original' int32 [2], those of the item; 'boxes' float32 [G, 4] in pixels of the canvas,
           'classes' int32 [G], 'ignore' bool [G], 'areas' float32 [G] in pixels of the item,
-          'present' bool [G], False where there is no object; 'id' int32.
+          'present' bool [G], False where there is no object; 'id' int32; and, if asked for, 'masks'
+          uint8 [G, 112, 112], 0 or 1, on a grid over each box.
 
         Raises:
           UnreadableImageError: the image is damaged.
-          UserError: the source has no boxes.
+          UserError: the source has no boxes, or no masks.
         """
         if 'boxes' not in item.target:
             raise UserError(f'{item.name} has no boxes, which task=detection needs: choose another '
                             'data.source, such as coco or voc.')
-        canvas, size = self.pixels(item, mirrored=mirrored)
-        target, count = item.target, min(len(item.target['boxes']), self.max_objects)
-        boxes = self._crop(item, mirrored)[1].boxes(np.asarray(target['boxes'], np.float32))
+        if self.masks and 'masks' not in item.target:
+            raise UserError(f'{item.name} has no masks, which model.detector.masks needs: choose '
+                            'another data.source, such as coco, voc or instances.')
+        size, crop = self._crop(item, mirrored, corner)
+        target, boxes = item.target, np.asarray(item.target['boxes'], np.float32)
+        if self.window is not None:
+            boxes = np.clip(boxes, *crop.limits)
+        moved, kept = crop.boxes(boxes), np.arange(len(boxes))
+        if self.window is not None:
+            kept = np.flatnonzero((moved[:, 2:] - moved[:, :2] >= LEAST_SIDE).all(-1))
+        kept = kept[:self.max_objects]
 
         def padded(values: np.ndarray, dtype) -> np.ndarray:
             result = np.zeros((self.max_objects, *values.shape[1:]), dtype)
-            result[:count] = values[:count]
+            result[:len(kept)] = values
             return result
 
-        return {
-            'image': canvas, 'size': size, 'original': np.array(image_shape(item), np.int32),
-            'boxes': padded(boxes, np.float32), 'classes': padded(target['classes'], np.int32),
-            'ignore': padded(target['ignore'], np.bool_),
-            'areas': padded(target['areas'], np.float32),
-            'present': np.arange(self.max_objects) < count,
+        example = {
+            'image': self._cut(item, size, crop), 'size': np.array(crop.size, np.int32),
+            'original': np.array(image_shape(item), np.int32),
+            'boxes': padded(moved[kept], np.float32),
+            'classes': padded(target['classes'][kept], np.int32),
+            'ignore': padded(target['ignore'][kept], np.bool_),
+            'areas': padded(target['areas'][kept], np.float32),
+            'present': np.arange(self.max_objects) < len(kept),
             'id': np.int32(target['id']),
         }
+        if self.masks:
+            crops = np.zeros((len(kept), CELLS, CELLS), np.uint8)
+            for row, i in enumerate(kept):
+                crops[row] = masks.crop(target['masks'][i], boxes[i])
+            example['masks'] = padded(crops[:, :, ::-1] if mirrored else crops, np.uint8)
+        return example
 
 
 def canvas_of(section: ConfigDict) -> Canvas:
@@ -173,6 +219,8 @@ class TrainTransform(NamedTuple):
         canvas = self.canvas
         if self.short_sides:
             canvas = canvas._replace(short_side=int(rng.choice(self.short_sides)))
-        example = canvas.example(item, mirrored=bool(self.flip and rng.integers(2)))
+        mirrored = bool(self.flip and rng.integers(2))
+        corner = (0, 0) if canvas.window is None else tuple(rng.random(2))
+        example = canvas.example(item, mirrored=mirrored, corner=corner)
         sides = example['boxes'][:, 2:] - example['boxes'][:, :2]
         return example | {'present': example['present'] & (sides >= LEAST_SIDE).all(-1)}

@@ -33,6 +33,7 @@ SOURCES = {
     'shards': 'resnet_jax.data.shards',
     'voc': 'resnet_jax.data.voc',
     'coco': 'resnet_jax.data.coco',
+    'instances': 'resnet_jax.data.instances',
     'digits': 'resnet_jax.data.digits',
     'synthetic': 'resnet_jax.data.synthetic',
     'scenes': 'resnet_jax.data.scenes',

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax.data import masks
 from resnet_jax.data.digits import digits
 from resnet_jax.data.sources import ArraySource, digest
 
@@ -34,17 +35,19 @@ class Scene(NamedTuple):
       image: uint8 [H, W, 1].
       boxes: float32 [n, 4], around the pixels with ink.
       classes: int32 [n].
+      instances: uint8 [H, W], the number from 1 of the object that each pixel shows, the last one
+        that was drawn there; 0 where there is none.
     """
 
     image: np.ndarray
     boxes: np.ndarray
     classes: np.ndarray
+    instances: np.ndarray
 
 
 def create(config: ConfigDict, split: str) -> ArraySource:
-    """Opens a split; see `resnet_jax.data.registry`. No field of the config is used."""
-    del config
-    return scenes(split)
+    """Opens a split; see `resnet_jax.data.registry`. Reads `model.detector.masks`."""
+    return scenes(split, bool(config.model.detector.masks))
 
 
 def count_classes(config: ConfigDict) -> int:
@@ -54,22 +57,26 @@ def count_classes(config: ConfigDict) -> int:
 
 
 @functools.cache
-def scenes(split: str) -> ArraySource:
+def scenes(split: str, with_masks: bool = False) -> ArraySource:
     """The scenes of a split: images uint8 [N, 64, 64, 1], with targets as in `data.objects`."""
     images, labels = ink(split)
     made = [scene(images, labels, generator(split, i), SIDE, OBJECTS)
             for i in range(SCENES[split])]
     return ObjectArrays([x.image for x in made], [x.boxes for x in made],
                         [x.classes for x in made], f'scenes/{split}',
-                        [str(i) for i in range(10)])
+                        [str(i) for i in range(10)],
+                        [x.instances for x in made] if with_masks else None)
 
 
 class ObjectArrays(ArraySource):
     """Images of one size in memory, with objects; see `resnet_jax.data.objects`."""
 
-    def __init__(self, images, boxes, classes, name: str, class_names):
-        """Takes a list of each: uint8 [H, W, C], float32 [n, 4] and int32 [n]."""
-        self._boxes, self._classes = boxes, classes
+    def __init__(self, images, boxes, classes, name: str, class_names, instances=None):
+        """Takes a list of each: uint8 [H, W, C], float32 [n, 4], int32 [n] and uint8 [H, W].
+
+        The last ones are as in `Scene`; with them, targets have masks.
+        """
+        self._boxes, self._classes, self._instances = boxes, classes, instances
         self.most_objects = max(map(len, boxes))
         images = np.stack(images)
         super().__init__(
@@ -80,10 +87,14 @@ class ObjectArrays(ArraySource):
 
     def __getitem__(self, index: int):
         item, boxes = super().__getitem__(index), self._boxes[index]
-        return item._replace(target=item.target | {
+        target = item.target | {
             'boxes': boxes, 'classes': self._classes[index],
             'ignore': np.zeros(len(boxes), bool),
-            'areas': (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])})
+            'areas': (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])}
+        if self._instances is not None:
+            target['masks'] = masks.of_instances(
+                self._instances[index], np.arange(1, len(boxes) + 1))
+        return item._replace(target=target)
 
 
 def generator(split: str, index: int) -> np.random.Generator:
@@ -111,7 +122,7 @@ def scene(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, side
     """
     level = rng.uniform(0.2, 0.8)
     image = level + texture(rng, side)
-    boxes, classes = [], []
+    boxes, classes, instances = [], [], np.zeros((side, side), np.uint8)
     for place in range(rng.integers(objects[0], objects[1] + 1)):
         which = rng.integers(len(images))
         height = np.exp(rng.uniform(*np.log(SIDES)))
@@ -125,13 +136,16 @@ def scene(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, side
         free = _find_place(rng, hull, opacity.shape, side, boxes, middle, place)
         if free is None:
             continue
-        _paste(image, opacity, value, *free)
+        seen, part = _place(image, opacity, *free)
+        seen += part * (value - seen)
+        _place(instances, opacity, *free)[0][part > INK] = len(boxes) + 1
         boxes.append(hull + np.array([free[1], free[0]] * 2, np.float32))
         classes.append(labels[which])
     image += rng.normal(0, NOISE, image.shape)
     count = 1 if middle else len(boxes)
     return Scene(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)[:, :, None],
-                 np.array(boxes[:count], np.float32), np.array(classes[:count], np.int32))
+                 np.array(boxes[:count], np.float32), np.array(classes[:count], np.int32),
+                 instances)
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -184,9 +198,9 @@ def _shared(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.prod(np.maximum(sides, 0)) / smaller)
 
 
-def _paste(image: np.ndarray, opacity: np.ndarray, value: float, row: int, column: int) -> None:
-    """Draws a digit into the image, in place; what lies outside is cut off."""
+def _place(image: np.ndarray, opacity: np.ndarray, row: int,
+           column: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the image below a digit, a view, and the part of the digit within the image."""
     top, left = max(0, row), max(0, column)
     part = opacity[top - row:image.shape[0] - row, left - column:image.shape[1] - column]
-    seen = image[top:top + part.shape[0], left:left + part.shape[1]]
-    seen += part * (value - seen)
+    return image[top:top + part.shape[0], left:left + part.shape[1]], part

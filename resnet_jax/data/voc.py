@@ -4,6 +4,7 @@ A folder holds `Annotations`, `JPEGImages` and `ImageSets/Main`; or it is a `VOC
 such a folder per year. Coordinates in the files count pixels from 1 and include the last one.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from resnet_jax.data import boxes as boxes_lib
+from resnet_jax.data import masks as masks_lib
 from resnet_jax.data.boxes import Boxes, Checked, Objects
 from resnet_jax.data.folder import EXTENSIONS
+from resnet_jax.data.masks import RLE
 from resnet_jax.data.types import Tree
 from resnet_jax.errors import UserError, readable
 from resnet_jax.output import warn
@@ -53,7 +57,10 @@ class Annotation(NamedTuple):
 
 
 def create(config: ConfigDict, split: str) -> Boxes:
-    """See `resnet_jax.data.registry`; reads `path`, `train_list`, `eval_list` and `bad_boxes`."""
+    """See `resnet_jax.data.registry`; reads `path`, `train_list`, `eval_list` and `bad_boxes`.
+
+    With `model.detector.masks`, it also reads the folder SegmentationObject.
+    """
     lists = _lists(config, split)
     images = {name: _read_lists(files) for name, files in lists.items()}
     annotations = {name: [_parse(image) for image in listed] for name, listed in images.items()}
@@ -67,10 +74,32 @@ def create(config: ConfigDict, split: str) -> Boxes:
     class_names = _class_names(annotations)
     objects, checked = _objects(images[split], annotations[split], class_names,
                                 config.data.bad_boxes)
+    masks = None
+    if config.model.detector.masks:
+        masks = functools.partial(_masks, images[split], _numbers(annotations[split], checked))
     return Boxes(
         files, [os.path.basename(file) for file in files], np.arange(len(files)),
         np.array([annotation.size for annotation in annotations[split]]), objects, class_names,
-        listed_in=listed_in, checked=checked)
+        listed_in=listed_in, checked=checked, masks=masks)
+
+
+def _numbers(annotations: Sequence[Annotation], checked: Checked) -> list[np.ndarray]:
+    """The numbers from 1 that the kept objects of each image have in its file."""
+    counts = [len(annotation.names) for annotation in annotations]
+    kept = np.split(checked.keep, np.cumsum(counts)[:-1])
+    return [np.flatnonzero(mine) + 1 for mine in kept]
+
+
+def _masks(images: Sequence[Listed], numbers: Sequence[np.ndarray], index: int) -> list[RLE]:
+    """The masks of the objects of an image, which `SegmentationObject` numbers as its XML file."""
+    path = images[index].folder / 'SegmentationObject' / f'{images[index].name}.png'
+    try:
+        with Image.open(path) as image:
+            return masks_lib.of_instances(np.asarray(image), numbers[index])
+    except (OSError, SyntaxError) as error:
+        raise UserError(f'{readable(str(path))} is missing or damaged: name lists of images that '
+                        'have masks in data.train_list and data.eval_list, or set '
+                        'model.detector.masks to false.') from error
 
 
 def count_classes(config: ConfigDict) -> int:
@@ -82,8 +111,7 @@ def count_classes(config: ConfigDict) -> int:
 
 def example_target(config: ConfigDict) -> Tree:
     """Returns the target of any item: here of one object."""
-    del config
-    return boxes_lib.example_target()
+    return boxes_lib.example_target(config.model.detector.masks)
 
 
 def _lists(config: ConfigDict, split: str) -> dict[str, list[pathlib.Path]]:

@@ -37,6 +37,8 @@ class Settings:
       clip_scales: whether decoded boxes are at most 1000 / 16 times as large as their anchor.
       context: the whole image as one more region, whose features are joined to those of every
         region ("global context", appendix B).
+      masks: whether there is a mask branch; see `resnet_jax.models.masks`.
+      mask_features: filters of its hidden layers.
       score_threshold: least score of a detection.
       nms: IoU above which a detection suppresses others of its class.
       detections: the most detections in an image.
@@ -65,6 +67,8 @@ class Settings:
     box_beta: float = 0.0
     clip_scales: bool = True
     context: bool = False
+    masks: bool = False
+    mask_features: int = 256
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
@@ -84,7 +88,7 @@ PRESETS = {
         rpn_post_nms=(2000, 1000), rpn_min_size=1e-3, rpn_beta=1 / 9, roi_aligned=False,
         box_beta=1 / 9),
 }
-AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'detections')
+AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'mask_features', 'detections')
 SHARES = ('rpn_nms', 'rpn_positive', 'roi_positive', 'nms')
 NOT_NEGATIVE = ('rpn_min_size', 'rpn_beta', 'roi_points', 'box_beta', 'score_threshold')
 PAIRS_OF_COUNTS = ('rpn_pre_nms', 'rpn_post_nms')

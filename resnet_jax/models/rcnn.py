@@ -23,6 +23,7 @@ from resnet_jax.models.backbone import average
 from resnet_jax.models.blocks import BottleneckBlock
 from resnet_jax.models.detectors import Settings
 from resnet_jax.models.errors import ConfigError
+from resnet_jax.models.masks import MaskHead, of_classes
 from resnet_jax.models.registry import family_of
 from resnet_jax.models.resnet import ResNet, ResNetBackbone
 from resnet_jax.regions import anchors as anchors_lib
@@ -30,7 +31,7 @@ from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.regions.nms import nms, nms_by_class
 from resnet_jax.regions.roi_align import roi_align
 
-HEADS = ('rpn', 'box')  # the parts that a classifier does not have
+HEADS = ('rpn', 'box', 'mask')  # the parts that a classifier does not have
 MIN_SIDE = 0.01  # of a detection, in pixels of the input; clipping makes boxes that are smaller
 CHUNK_BYTES = 2**26  # of the pooled features of one chunk of regions
 
@@ -57,12 +58,15 @@ class Detections(NamedTuple):
       scores: float32 [N, D], probabilities; 0 for padding.
       classes: int32 [N, D].
       valid: bool [N, D]; False for padding.
+      masks: float16 [N, D, M, M], the probability that a cell of the box shows the object; None
+        without a mask branch.
     """
 
     boxes: jax.Array
     scores: jax.Array
     classes: jax.Array
     valid: jax.Array
+    masks: jax.Array | None = None
 
 
 class FasterRCNN(ResNetBackbone, kw_only=True):
@@ -112,6 +116,13 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
             self.settings.rpn_features,
             len(self.settings.anchor_sizes) * len(self.settings.anchor_ratios), self.dtype)
         self.box = BoxHead(self.num_classes)
+        if self.settings.masks:
+            self.mask = MaskHead(self.num_classes, self.settings.mask_features, 0, self.dtype)
+
+    @property
+    def mask_size(self) -> int:
+        """Cells of a mask in each direction: twice those of the last stage's output."""
+        return 2 * -(-self.settings.roi_size // 2)
 
     def trunk(self, images, *, train: bool):
         """The features that all regions share.
@@ -138,8 +149,38 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           scores: float32 [N, R, classes + 1], before the softmax; the background is last.
           deltas: float32 [N, R, classes, 4], see `boxes.decode`.
         """
-        regions = self.with_context(regions, sizes)
-        return self.siblings(self.describe(self.pool(features, regions), train=train))
+        return self.heads_and_maps(features, regions, sizes, train=train)[:2]
+
+    def heads_and_maps(self, features, regions, sizes, *, train: bool):
+        """The outputs of `heads`, and the maps of the same regions; see `maps`."""
+        maps = self.maps(self.pool(features, self.with_context(regions, sizes)), train=train)
+        return *self.siblings(averaged(maps)), maps[:, :regions.shape[1]]
+
+    def mask_scores(self, maps, classes):
+        """Masks of regions.
+
+        Args:
+          maps: see `maps`.
+          classes: int32 [N, R], that of each region.
+
+        Returns:
+          float32 [N, R, mask_size, mask_size], before the sigmoid.
+        """
+        scores = self.mask(maps.reshape(-1, *maps.shape[2:]))
+        return of_classes(scores.reshape(*maps.shape[:2], *scores.shape[1:]), classes)
+
+    def mask_probabilities(self, features, boxes, classes):
+        """Masks of detections, whose features are pooled again from their boxes.
+
+        Args:
+          features: of the trunk [N, h, w, channels].
+          boxes, classes: see `Detections`.
+
+        Returns:
+          float32 [N, D, mask_size, mask_size].
+        """
+        maps = self.maps(self.pool(features, boxes), train=False)
+        return jax.nn.sigmoid(self.mask_scores(maps, classes))
 
     def with_context(self, regions, sizes):
         """The regions of `heads`, and, if the settings ask for context, the whole image behind."""
@@ -166,7 +207,11 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
             aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
 
     def describe(self, *pooled, train: bool):
-        """The last stage's output for every region, averaged over its positions.
+        """The output of `maps`, averaged over its positions: float32 [N, R, channels]."""
+        return averaged(self.maps(*pooled, train=train))
+
+    def maps(self, *pooled, train: bool):
+        """The last stage's output for every region.
 
         Args:
           *pooled: see `pool`. Of several scales, the outputs are merged by their maximum
@@ -174,12 +219,12 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           train: see `Backbone.features`.
 
         Returns:
-          float32 [N, R, channels].
+          [N, R, h, w, channels].
         """
         outputs = [self.run(self.stages[-1], x.reshape(-1, *x.shape[2:]), train=train)
                    for x in pooled]
-        averages = average(functools.reduce(jnp.maximum, outputs))
-        return averages.reshape(*pooled[0].shape[:2], -1)
+        merged = functools.reduce(jnp.maximum, outputs)
+        return merged.reshape(*pooled[0].shape[:2], *merged.shape[1:])
 
     def siblings(self, described):
         """The outputs of `heads` for the described regions of `with_context`."""
@@ -195,17 +240,21 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           images, train: see `Backbone.features`.
 
         Returns:
-          Dict of 'proposal_scores', 'proposal_deltas', 'scores' and 'deltas'; see
-          `RegionProposalNetwork` and `heads`.
+          Dict of 'proposal_scores', 'proposal_deltas', 'scores' and 'deltas', see
+          `RegionProposalNetwork` and `heads`; and 'masks' of class 0, if there is a mask branch.
         """
         features = self.trunk(images, train=train)
         scores, deltas = self.rpn(features)
         height, width = images.shape[1:3]
         sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(images), 1))
         regions = jnp.tile(jnp.array([[[0, 0, width, height]]], jnp.float32), (len(images), 1, 1))
-        class_scores, class_deltas = self.heads(features, regions, sizes, train=train)
-        return {'proposal_scores': scores, 'proposal_deltas': deltas, 'scores': class_scores,
-                'deltas': class_deltas}
+        class_scores, class_deltas, maps = self.heads_and_maps(
+            features, regions, sizes, train=train)
+        found = {'proposal_scores': scores, 'proposal_deltas': deltas, 'scores': class_scores,
+                 'deltas': class_deltas}
+        if self.settings.masks:
+            found['masks'] = self.mask_scores(maps, jnp.zeros(maps.shape[:2], jnp.int32))
+        return found
 
 
 class RegionProposalNetwork(nn.Module):
@@ -250,6 +299,11 @@ class BoxHead(nn.Module):
         deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001),
                           name='delta')(x)
         return scores, deltas.reshape(*x.shape[:2], self.num_classes, 4)
+
+
+def averaged(maps):
+    """Maps [N, R, h, w, channels], averaged over their positions: float32 [N, R, channels]."""
+    return average(maps.reshape(-1, *maps.shape[2:])).reshape(*maps.shape[:2], -1)
 
 
 def anchors_of(model: FasterRCNN, height: int, width: int) -> jax.Array:

@@ -13,7 +13,8 @@ LARGEST_AREA = 1e5**2
 
 
 def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
-            areas: tuple[float, float] = COCO_AREAS) -> dict[str, float | list[float]]:
+            areas: tuple[float, float] = COCO_AREAS, *,
+            of_masks: bool = False) -> dict[str, float | list[float]]:
     """COCO's twelve numbers in percent, computed by faster-coco-eval.
 
     T.-Y. Lin et al., "Microsoft COCO", 2014, and https://cocodataset.org/#detection-eval. The
@@ -24,6 +25,7 @@ def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
       found: the detections of the same images; the 100 best of every class count.
       num_classes: classes are numbered from 0 to num_classes - 1.
       areas: square pixels at which objects become medium and large.
+      of_masks: compares masks instead of boxes; all objects and detections must have one.
 
     Returns:
       'ap', the mean over IoUs of 0.5 to 0.95; 'ap50' and 'ap75'; 'ap_small', 'ap_medium' and
@@ -40,12 +42,13 @@ def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
         raise ValueError(f'truth has {len(truth)} images, found has {len(found)}')
     silent = {'print_function': _print_nothing}
     references = COCO({
-        'info': {}, 'images': [{'id': i} for i in range(len(truth))],
+        'info': {}, 'images': _images(truth, of_masks),
         'categories': [{'id': i, 'name': str(i)} for i in range(num_classes)],
-        'annotations': _annotations(truth)}, **silent)
+        'annotations': _annotations(truth, of_masks)}, **silent)
     medium, large = areas
     evaluation = COCOeval_faster(
-        references, references.loadRes(_detections(found)), 'bbox', **silent,
+        references, references.loadRes(_detections(found, of_masks)),
+        'segm' if of_masks else 'bbox', **silent,
         ranges={'small': [0, medium], 'medium': [medium, large], 'large': [large, LARGEST_AREA]})
     evaluation.run()
     # [IoUs, recalls, classes, area ranges, numbers of detections]; -1 without objects.
@@ -54,22 +57,38 @@ def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
     return {**dict(zip(NAMES, map(_percent, evaluation.stats), strict=True)), 'class_ap': class_ap}
 
 
-def _annotations(truth):
+def _images(truth, of_masks):
+    sizes = [next(({'height': x['size'][0], 'width': x['size'][1]} for x in image.masks or ()), {})
+             for image in truth] if of_masks else [{}] * len(truth)
+    return [{'id': i, **size} for i, size in enumerate(sizes)]
+
+
+def _annotations(truth, of_masks):
+    shapes = _segmentations(truth, of_masks)
     rows = [(image, *row) for image, objects in enumerate(truth)
             for row in zip(_x_y_width_height(objects.boxes), objects.classes.tolist(),
                            objects.ignore.tolist(), objects.areas.tolist(), strict=True)]
     # The evaluator takes the number 0 for "no object".
     return [{'id': number, 'image_id': image, 'bbox': box, 'category_id': label,
-             'iscrowd': int(ignore), 'area': area}
+             'iscrowd': int(ignore), 'area': area, **shapes[number - 1]}
             for number, (image, box, label, ignore, area) in enumerate(rows, 1)]
 
 
-def _detections(found):
-    return [{'image_id': image, 'bbox': box, 'category_id': label, 'score': score}
+def _detections(found, of_masks):
+    rows = [{'image_id': image, 'bbox': box, 'category_id': label, 'score': score}
             for image, detections in enumerate(found)
             for box, label, score in zip(_x_y_width_height(detections.boxes),
                                          detections.classes.tolist(),
                                          detections.scores.tolist(), strict=True)]
+    if of_masks:  # from which the evaluator takes the boxes and areas
+        rows = [{name: value for name, value in row.items() if name != 'bbox'} for row in rows]
+    return [row | shape for row, shape in zip(rows, _segmentations(found, of_masks), strict=True)]
+
+
+def _segmentations(images, of_masks):
+    if not of_masks:
+        return [{}] * sum(len(image.boxes) for image in images)
+    return [{'segmentation': dict(mask)} for image in images for mask in image.masks or ()]
 
 
 def _x_y_width_height(boxes) -> list[list[float]]:

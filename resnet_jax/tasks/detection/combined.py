@@ -59,7 +59,7 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
 
     Several networks are an ensemble: each classifies and corrects the regions that any of them
     proposes, and their probabilities and boxes are averaged. The limits of `select` are those of
-    the first network.
+    the first network. Masks are those of the first view, averaged over the networks.
 
     Args:
       models: networks of the same classes.
@@ -70,7 +70,7 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
     Returns:
       Detections, in pixels of the first view.
     """
-    networks, proposals = zip(*[_look(model, weight, views, plan)
+    networks, firsts, proposals = zip(*[_look(model, weight, views, plan)
                                 for model, weight in zip(models, weights, strict=True)],
                               strict=True)
 
@@ -83,14 +83,15 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
     probabilities, boxes = classify(regions)
     model = models[0]
     if not plan.refine:
-        return rcnn.select(model, probabilities, boxes, valid)
+        return _with_masks(rcnn.select(model, probabilities, boxes, valid), networks, firsts)
     refined = classify(best_boxes(probabilities, boxes))
     probabilities, boxes, valid = (
         jnp.concatenate(pair, 1) for pair in zip((probabilities, boxes, valid), (*refined, valid),
                                                  strict=True))
     model = model.clone(settings=dataclasses.replace(model.settings, nms=REFINED_NMS))
     found = rcnn.select(model, probabilities, boxes, valid)
-    return found._replace(boxes=rcnn.per_image(model, _vote)(found, probabilities, boxes, valid))
+    found = found._replace(boxes=rcnn.per_image(model, _vote)(found, probabilities, boxes, valid))
+    return _with_masks(found, networks, firsts)
 
 
 def best_boxes(probabilities, boxes):
@@ -130,7 +131,7 @@ def nearest_pair(regions, plan: Plan):
 
 
 def _look(model, weights, views, plan):
-    """((model, variables, the trunk's features of the views of the plan), proposals)."""
+    """((model, variables, features of the plan's views), features of the first, proposals)."""
     variables, normalization = weights
 
     def image_of(view):
@@ -139,7 +140,16 @@ def _look(model, weights, views, plan):
     first, proposals = inference.propose(model, variables, image_of(views[0]), views[0].size)
     maps = [first if place == 0 else model.apply(
         variables, image_of(views[place]), train=False, method='trunk') for place in plan.places]
-    return (model, variables, maps), proposals
+    return (model, variables, maps), first, proposals
+
+
+def _with_masks(found: Detections, networks, firsts) -> Detections:
+    """Detections with masks, if all networks have a mask branch."""
+    if not all(model.settings.masks for model, *_ in networks):
+        return found
+    masks = [inference.masks(model, variables, first, found)
+             for (model, variables, _), first in zip(networks, firsts, strict=True)]
+    return found._replace(masks=(sum(masks) / len(masks)).astype(jnp.float16))
 
 
 def _classify(model, variables, maps, regions, views, plan) -> tuple[jax.Array, jax.Array]:

@@ -56,7 +56,7 @@ def count_objects(truth: Sequence[Objects], num_classes: int) -> np.ndarray:
 def _judge(objects: Objects, found: Found, iou: float):
     """(classes, scores, right) of the detections of one image that count, highest score first."""
     order = np.argsort(-found.scores, kind='stable')
-    boxes, classes, scores = (values[order] for values in found)
+    boxes, classes, scores = (values[order] for values in found[:3])
     right = np.zeros(len(scores), bool)
     if not len(objects.classes):
         return classes, scores, right

@@ -12,12 +12,15 @@ from PIL import Image
 
 from resnet_jax import models
 from resnet_jax.data import Item
+from resnet_jax.data.masks import decode
 from resnet_jax.data.objects import Canvas, canvas_of
 from resnet_jax.data.transforms import image_shape
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.tasks.detection import inference
 from resnet_jax.tasks.detection.draw import draw
+from resnet_jax.tasks.detection.paste import in_threads, paste_all
+from resnet_jax.tasks.detection.truth import Found
 from resnet_jax.tasks.network import Network, normalized
 from resnet_jax.tasks.task import Answer, Predictor
 from resnet_jax.weights import Weights, stored
@@ -32,11 +35,13 @@ class Prediction(NamedTuple):
       xyxy: float32 [n, 4], (x1, y1, x2, y2) in continuous pixels of the image.
       scores: float32 [n], probabilities.
       class_id: int32 [n].
+      mask: bool [n, H, W], the pixels of each object; None without a mask branch.
     """
 
     xyxy: np.ndarray
     scores: np.ndarray
     class_id: np.ndarray
+    mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +80,7 @@ class Detector(Network):
             for start in range(0, len(rows), BATCH_SIZE):
                 part = rows[start:start + BATCH_SIZE]
                 batch = jax.tree.map(lambda *parts: np.stack(parts), *(loaded[i] for i in part))
-                found |= dict(zip(part, self.predict_loaded(batch), strict=True))
+                found |= dict(zip(part, map(_prediction, self.find(batch)), strict=True))
         return list(found.values())
 
     def draw(self, image: np.ndarray, least_score: float = 0.5) -> Image.Image:
@@ -93,7 +98,7 @@ class Detector(Network):
         return canvas_of(self.config.data)
 
     def load(self, item: Item) -> dict[str, np.ndarray]:
-        """An image as `predict_loaded` takes it, without the leading axis.
+        """An image as `find` takes it, without the leading axis.
 
         Raises:
           UnreadableImageError: the image is damaged.
@@ -101,8 +106,8 @@ class Detector(Network):
         image, size = self.canvas.pixels(item)
         return {'image': image, 'size': size, 'original': np.array(image_shape(item), np.int32)}
 
-    def predict_loaded(self, batch: Mapping[str, np.ndarray]) -> list[Prediction]:
-        """Detects objects in images on canvases.
+    def find(self, batch: Mapping[str, np.ndarray]) -> list[Found]:
+        """Detects objects in images on canvases, in pixels of the images as they were.
 
         Args:
           batch: 'image' uint8 [N, H, W, C]; 'size' and 'original' int32 [N, 2], height and width of
@@ -113,8 +118,15 @@ class Detector(Network):
         batch = jax.tree.map(
             lambda x: np.concatenate([x, np.repeat(x[-1:], padded - count, 0)]), dict(batch))
         found = jax.device_get(self._detect(self._on_device, batch))
-        return [Prediction(found.boxes[i][found.valid[i]], found.scores[i][found.valid[i]],
-                           found.classes[i][found.valid[i]]) for i in range(count)]
+
+        def of_image(i: int) -> Found:
+            valid = found.valid[i]
+            boxes = found.boxes[i][valid]
+            masks = None if found.masks is None else paste_all(
+                found.masks[i][valid], boxes, batch['original'][i])
+            return Found(boxes, found.classes[i][valid], found.scores[i][valid], masks)
+
+        return in_threads(of_image, range(count))
 
     @functools.cached_property
     def _detect(self):
@@ -123,7 +135,7 @@ class Detector(Network):
 
 def detect(model: rcnn.FasterRCNN, weights: tuple[Any, Any],
            batch: Mapping[str, jax.Array]) -> rcnn.Detections:
-    """Detections in pixels of the images as they were; see `Detector.predict_loaded`. Pure."""
+    """Detections in pixels of the images as they were; see `Detector.find`. Pure."""
     variables, normalization = weights
     images = inference.blanked(normalized(batch['image'], normalization), batch['size'])
     found = inference.detect(model, variables, images, batch['size'])
@@ -164,23 +176,33 @@ def predictor(networks: Sequence[Detector], flags: Mapping[str, Any]) -> Predict
     network, least = networks[0], flags['min_score']
 
     def answer(batch: Mapping[str, np.ndarray]) -> list[Answer]:
-        return [_answer(prediction, network.classes, least)
-                for prediction in network.predict_loaded(batch)]
+        return [_answer(found, network.classes, least) for found in network.find(batch)]
 
     def picture(image: np.ndarray, answer: Answer) -> Image.Image:
         objects = answer.fields['detections']
         return draw(image, Prediction(
             np.array([found['box'] for found in objects], np.float32).reshape(-1, 4),
             np.array([found['score'] for found in objects], np.float32),
-            np.array([found['index'] for found in objects], np.int32)), network.classes)
+            np.array([found['index'] for found in objects], np.int32),
+            np.array([decode(found['mask']) for found in objects])
+            if objects and 'mask' in objects[0] else None), network.classes)
 
     return Predictor(network.load, answer, picture)
 
 
-def _answer(prediction: Prediction, classes: Sequence[str], least_score: float) -> Answer:
+def _prediction(found: Found) -> Prediction:
+    masks = found.masks
+    if masks is not None:
+        masks = np.array([decode(mask) for mask in masks]) if masks else np.zeros((0, 0, 0), bool)
+    return Prediction(found.boxes, found.scores, found.classes, masks)
+
+
+def _answer(found: Found, classes: Sequence[str], least_score: float) -> Answer:
+    shapes = [{}] * len(found.boxes) if found.masks is None else [{'mask': x} for x in found.masks]
     objects = [{'box': [round(float(x), 2) for x in box], 'name': classes[index],
-                'index': int(index), 'score': float(score)}
-               for box, score, index in zip(*prediction, strict=True) if score >= least_score]
+                'index': int(index), 'score': float(score), **shape}
+               for box, index, score, shape in zip(*found[:3], shapes, strict=True)
+               if score >= least_score]
     lines = [f'{100 * found["score"]:6.2f} %  {found["name"]}  at '
              + ', '.join(f'{x:.1f}' for x in found['box']) for found in objects]
     return Answer({'detections': objects}, lines or ['no object'])

@@ -7,34 +7,47 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+OPACITY = 0.45  # of masks
 LEAST_SIDE = 320  # pixels; smaller images are enlarged by a whole factor, so that names are legible
 
 
 def draw(image: np.ndarray, prediction: Any, classes: Sequence[str],
          least_score: float = 0.0) -> Image.Image:
-    """Draws boxes with names and scores.
+    """Draws boxes with names and scores, and paints masks, through which the image can be seen.
+
+    Where there are masks and a single class, objects have different colours, and no names.
 
     Args:
       image: uint8 [H, W, 1 or 3].
-      prediction: with `xyxy`, `scores` and `class_id`; see `detector.Prediction`.
+      prediction: with `xyxy`, `scores`, `class_id` and `mask`; see `detector.Prediction`.
       classes: names by number.
       least_score: objects with a lower score are left out.
     """
     height, width = image.shape[:2]
     factor = max(1, -(-LEAST_SIDE // max(height, width)))
-    picture = Image.fromarray(image if image.shape[2] == 3 else np.repeat(image, 3, 2))
+    image = image if image.shape[2] == 3 else np.repeat(image, 3, 2)
+    # The best last, so that it lies on top.
+    rows = [row for row in np.argsort(prediction.scores, kind='stable')
+            if prediction.scores[row] >= least_score]
+    masks, alone = prediction.mask, prediction.mask is not None and len(classes) == 1
+    fills = {row: color(int(row if alone else prediction.class_id[row])) for row in rows}
+    if masks is not None:
+        image = image.copy()
+        for row in rows:
+            image[masks[row]] = (1 - OPACITY) * image[masks[row]] + OPACITY * np.array(fills[row])
+    picture = Image.fromarray(image)
     picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(picture)
-    line = max(2, round(max(picture.size) / 400))
+    line = 1 if alone else max(2, round(max(picture.size) / 400))
     font = ImageFont.load_default(max(11, round(max(picture.size) / 50)))
-    # The best last, so that it lies on top.
-    for row in np.argsort(prediction.scores, kind='stable'):
+    for row in rows:
         score, index = float(prediction.scores[row]), int(prediction.class_id[row])
-        if score < least_score:
-            continue
         box = np.asarray(prediction.xyxy[row]) * factor
         box = np.clip(box, 0, np.array([*picture.size] * 2) - 1)
-        fill = color(index)
+        fill = fills[row]
+        if alone:
+            pen.rectangle(tuple(box), outline=fill, width=line)
+            continue
         # A dark frame around the coloured one can be seen on any background.
         pen.rectangle(tuple(box + np.array([-1, -1, 1, 1])), outline=(0, 0, 0), width=line + 2)
         pen.rectangle(tuple(box), outline=fill, width=line)

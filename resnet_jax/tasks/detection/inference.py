@@ -38,7 +38,17 @@ def detect(model: FasterRCNN, variables: Mapping[str, Any], images, sizes) -> De
     """
     features, proposals = propose(model, variables, images, sizes)
     scores, boxes = classify(model, variables, features, proposals.boxes, sizes)
-    return rcnn.select(model, scores, boxes, proposals.valid)
+    found = rcnn.select(model, scores, boxes, proposals.valid)
+    if not model.settings.masks:
+        return found
+    return found._replace(masks=masks(model, variables, features, found).astype(jnp.float16))
+
+
+def masks(model: FasterRCNN, variables: Mapping[str, Any], features,
+          found: Detections) -> jax.Array:
+    """Masks of detections, float32 [N, D, M, M]; see `FasterRCNN.mask_probabilities`."""
+    return model.apply(variables, features, found.boxes, found.classes,
+                       method='mask_probabilities')
 
 
 def propose(model: FasterRCNN, variables: Mapping[str, Any], images,

@@ -15,6 +15,7 @@ from resnet_jax.data import Batch
 from resnet_jax.models.detectors import Settings
 from resnet_jax.models.rcnn import Proposals
 from resnet_jax.regions import boxes as boxes_lib
+from resnet_jax.regions.crops import mask_targets
 from resnet_jax.regions.matching import exempt, match
 from resnet_jax.regions.sampling import Sample, masks, sample
 
@@ -31,6 +32,8 @@ class Regions(NamedTuple):
       targets: float32 [N, R, 4], the boxes of the objects; 0 for background.
       positive: bool [N, R].
       used: bool [N, R]; False for padding.
+      masks: bool [N, P, M, M], whether a cell of a region shows its object, for the P first
+        regions, which hold all positives; None without masks.
     """
 
     boxes: jax.Array
@@ -38,6 +41,7 @@ class Regions(NamedTuple):
     targets: jax.Array
     positive: jax.Array
     used: jax.Array
+    masks: jax.Array | None = None
 
 
 def smooth_l1(x, beta: float):
@@ -93,14 +97,17 @@ def anchor_losses(s: Settings, scores, deltas, anchors, drawn: Sample, index, bo
     return score / s.rpn_batch, box / s.rpn_batch
 
 
-def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: int) -> Regions:
+def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: int,
+                 mask_size: int = 0) -> Regions:
     """Draws the regions of every image that are trained, from the proposals and the objects.
 
     Args:
       s: settings.
       proposals: see `rcnn.propose`.
-      batch: as in `draw_anchors`, and 'classes' [N, G].
+      batch: as in `draw_anchors`, and 'classes' [N, G]; with masks, 'masks' uint8 [N, G, m, m],
+        of the objects, on grids over their boxes.
       num_classes: without background.
+      mask_size: cells of a region's mask in each direction; with masks only.
     """
     trained = batch['present'] & ~batch['ignore']
     # In this order, the number of places for objects does not change what is drawn.
@@ -114,10 +121,20 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
     classes = jnp.where(drawn.positive, jnp.take_along_axis(batch['classes'], index, 1),
                         num_classes)
     targets = jnp.take_along_axis(batch['boxes'], index[..., None], 1)
+    regions = jnp.take_along_axis(boxes, drawn.index[..., None], 1)
+    masks = None
+    if s.masks:
+        most = most_positive(s)
+        crops = jnp.take_along_axis(batch['masks'], index[:, :most, None, None], 1)
+        masks = mask_targets(crops, targets[:, :most], regions[:, :most], mask_size) >= 0.5
     return jax.lax.stop_gradient(Regions(
-        jnp.take_along_axis(boxes, drawn.index[..., None], 1), classes,
-        jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
-        drawn.positive | drawn.negative))
+        regions, classes, jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
+        drawn.positive | drawn.negative, masks))
+
+
+def most_positive(s: Settings) -> int:
+    """The most positive regions that are drawn from an image; they come first."""
+    return max(1, int(s.roi_batch * s.roi_positive))
 
 
 def region_losses(s: Settings, scores, deltas, regions: Regions) -> tuple[jax.Array, jax.Array]:
@@ -140,6 +157,23 @@ def region_losses(s: Settings, scores, deltas, regions: Regions) -> tuple[jax.Ar
     deltas = (deltas * own[..., None]).sum(2)
     box = jnp.where(regions.positive, smooth_l1(deltas - targets, s.box_beta).sum(-1), 0).sum(1)
     return score / s.roi_batch, box / s.roi_batch
+
+
+def mask_loss(s: Settings, scores, regions: Regions) -> jax.Array:
+    """The loss of the mask branch (He et al., "Mask R-CNN", 2017, section 3).
+
+    Args:
+      s: settings.
+      scores: float32 [N, P, M, M], before the sigmoid, of the P first regions for their own class.
+      regions: see `draw_regions`.
+
+    Returns:
+      The binary cross-entropy, averaged over the cells of a region, and summed over the positives;
+      over the most positives that an image can have: float32 [N].
+    """
+    losses = optax.sigmoid_binary_cross_entropy(scores, regions.masks.astype(scores.dtype))
+    positive = regions.positive[:, :scores.shape[1]]
+    return jnp.where(positive, losses.mean((2, 3)), 0).sum(1) / most_positive(s)
 
 
 def _keys(batch: Batch, purpose: int) -> jax.Array:

@@ -43,6 +43,8 @@ def test(networks: Sequence[Detector], paths: Sequence[str], config: ConfigDict,
         cannot be written.
     """
     write = _writer(flags.get('detections'), config)
+    config = config.copy_and_resolve_references()
+    config.model.detector.masks = all(network.model.settings.masks for network in networks)
     source = data.create_eval_source(config)
     tested = find(networks, paths, source, config, flags)
     classes = class_names(networks, source)
@@ -210,7 +212,9 @@ def _report(tested: Sequence[Tested], classes: Sequence[str], num_images: int,
     """The numbers of `metrics.average_precision`, and the lines for a person."""
     truth, found = [x.objects for x in tested], [x.found for x in tested]
     values = metrics.average_precision(truth, found, config)
-    by_class = [_finite(float(ap)) for ap in values.pop('class_ap')]
+    of_classes = {name: [_finite(float(ap)) for ap in values.pop(name)]
+                  for name in ('class_ap', 'mask_class_ap') if name in values}
+    by_class = of_classes['class_ap']
     skipped = num_images - len(tested)
     text = (f'{metrics.line(values)}  on {len(tested):,} images'
             + (f'; {skipped:,} could not be read' if skipped else ''))
@@ -221,7 +225,8 @@ def _report(tested: Sequence[Tested], classes: Sequence[str], num_images: int,
         f'{label:{width}}  {"-" if ap is None else f"{ap:.2f}":>6}  {count:7,}'
         for label, ap, count in zip(classes, by_class, counts, strict=True))]
     return Report({**{f'eval/{key}': _finite(float(value)) for key, value in values.items()},
-                   'eval/class_ap': by_class, 'eval/count': len(tested)},
+                   **{f'eval/{key}': value for key, value in of_classes.items()},
+                   'eval/count': len(tested)},
                   '\n'.join([text, *table]))
 
 

@@ -16,7 +16,8 @@ def write_coco(path: str | os.PathLike, image_ids: Sequence[int], found: Sequenc
                category_ids: Sequence[int]) -> None:
     """Writes COCO's results format (https://cocodataset.org/#format-results), whole or not at all.
 
-    Boxes are (x, y, width, height) in pixels with at most 3 decimals; scores have at most 5.
+    Boxes are (x, y, width, height) in pixels with at most 3 decimals; scores have at most 5. Masks
+    are written where there are some.
 
     Args:
       path: the file, in a folder that exists; an older file is replaced.
@@ -29,13 +30,15 @@ def write_coco(path: str | os.PathLike, image_ids: Sequence[int], found: Sequenc
       OSError: if the file cannot be written.
     """
     rows = []
-    for image_id, (boxes, classes, scores) in zip(image_ids, found, strict=True):
+    for image_id, (boxes, classes, scores, masks) in zip(image_ids, found, strict=True):
+        shapes = [{}] * len(boxes) if masks is None else [{'segmentation': x} for x in masks]
         boxes = boxes.astype(np.float64)
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
         rows += [{'image_id': int(image_id), 'category_id': int(category_ids[label]), 'bbox': box,
-                  'score': score}
-                 for label, box, score in zip(classes, _rounded(boxes, BOX_DECIMALS),
-                                              _rounded(scores, SCORE_DECIMALS), strict=True)]
+                  'score': score, **shape}
+                 for label, box, score, shape in zip(classes, _rounded(boxes, BOX_DECIMALS),
+                                              _rounded(scores, SCORE_DECIMALS), shapes,
+                                                     strict=True)]
     _write_whole(pathlib.Path(path), json.dumps(rows, allow_nan=False, separators=(',', ':')))
 
 
@@ -59,7 +62,7 @@ def write_voc(folder: str | os.PathLike, split: str, class_names: Sequence[str],
       OSError: if a file cannot be written.
     """
     lines = [[] for _ in class_names]
-    for name, (boxes, classes, scores) in zip(image_names, found, strict=True):
+    for name, (boxes, classes, scores, _) in zip(image_names, found, strict=True):
         pixels = boxes.astype(np.float64) + np.array([1, 1, 0, 0])
         for label, score, box in zip(classes, scores, pixels, strict=True):
             numbers = ' '.join(f'{x:.{BOX_DECIMALS}f}' for x in box)

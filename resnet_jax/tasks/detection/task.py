@@ -14,6 +14,7 @@ from resnet_jax import data
 from resnet_jax.data import Batch, Normalization
 from resnet_jax.data.normalization import normalize
 from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, groups
+from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
@@ -22,12 +23,12 @@ from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
 DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
-LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
+LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss', 'mask_loss')
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
          config: ConfigDict) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-    """The four losses of Faster R-CNN, summed over the images; see `Task.loss`.
+    """The losses of Faster R-CNN, or Mask R-CNN, summed over the images; see `Task.loss`.
 
     Args:
       model, variables: the network.
@@ -43,20 +44,26 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
         scores, deltas = module.rpn(features)
         anchors = rcnn.anchors_of(module, *features.shape[1:3])
         with jax.named_scope('sampling'):
-            rows = {name: batch[name] for name in DRAWN_FROM}
+            rows = {name: batch[name] for name in (*DRAWN_FROM, *['masks'] * s.masks)}
             drawn, index = rcnn.per_image(
                 module, lambda rows: losses.draw_anchors(s, anchors, rows))(rows)
             proposals = rcnn.propose(module, scores, deltas, anchors, batch['size'], train=True)
             regions = rcnn.per_image(module, lambda proposals, rows: losses.draw_regions(
-                s, proposals, rows, module.num_classes))(proposals, rows)
-        outputs = module.heads(features, regions.boxes, batch['size'], train=True)
+                s, proposals, rows, module.num_classes, module.mask_size))(proposals, rows)
+        *outputs, maps = module.heads_and_maps(
+            features, regions.boxes, batch['size'], train=True)
+        masks = ()
+        if s.masks:
+            most = losses.most_positive(s)
+            masks = (module.mask_scores(maps[:, :most], regions.classes[:, :most]),)
         with jax.named_scope('loss'):
             return (*losses.anchor_losses(s, scores, deltas, anchors, drawn, index,
                                           batch['boxes']),
-                    *losses.region_losses(s, *outputs, regions))
+                    *losses.region_losses(s, *outputs, regions),
+                    *(losses.mask_loss(s, scores, regions) for scores in masks))
 
     parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
-    sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=True)}
+    sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=False)}
     total = sum(sums.values())
     return total, updates.get('batch_stats', {}), {
         'loss': total, **sums, 'count': batch['mask'].sum()}
@@ -68,9 +75,13 @@ def evaluate(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch,
     del config
     found = inference.detect(model, variables, batch['image'], batch['size'])
     sizes = batch['size'], batch['original']
+    masks = {}
+    if model.settings.masks:
+        masks = {'original': batch['original'], 'found_masks': found.masks,
+                 'masks': jnp.packbits(batch['masks'], axis=-1)}  # there are many of them
     return {'count': batch['mask'].sum()}, {
-        'found_boxes': inference.to_original(found.boxes, *sizes), 'found_scores': found.scores,
-        'found_classes': found.classes, 'found': found.valid,
+        **masks, 'found_boxes': inference.to_original(found.boxes, *sizes),
+        'found_scores': found.scores, 'found_classes': found.classes, 'found': found.valid,
         'boxes': inference.to_original(batch['boxes'], *sizes),
         **{name: batch[name] for name in ('classes', 'ignore', 'areas', 'present', 'id')}}
 
@@ -86,7 +97,7 @@ def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
            config: ConfigDict) -> dict[str, float]:
     """The average precision in percent by `config.eval.metric`, and the number of images."""
     values = metrics.average_precision(*metrics.of_outputs(outputs), config)
-    del values['class_ap']
+    values = {name: value for name, value in values.items() if not name.endswith('class_ap')}
     return {**values, 'count': round(float(sums['count']))}
 
 
@@ -113,10 +124,14 @@ def augment(examples: Batch, key: jax.Array | None, normalization: Normalization
 
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
-    canvas = canvas_of(config.data)
+    section = config.data
+    canvas = canvas_of(section)._replace(masks=bool(config.model.detector.masks))
+    trained = canvas
+    if section.window is not None:
+        trained = canvas._replace(window=pair(section.window),
+                                  max_objects=section.window_objects or section.max_objects)
     return {
-        'train_transform': TrainTransform(canvas, config.data.flip,
-                                          tuple(config.data.short_sides)),
+        'train_transform': TrainTransform(trained, section.flip, tuple(section.short_sides)),
         'eval_transform': EvalTransform(canvas), 'augment': augment,
         'groups': functools.partial(groups, canvas) if len(canvas.sizes) > 1 else None}
 
@@ -141,6 +156,8 @@ def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
             raise UserError(f'an image has {most} objects, but data.max_objects is '
                             f'{config.data.max_objects}; pass '
                             f'--config.data.max_objects={most}.')
+    if config.data.canvases and config.data.window is not None:
+        raise UserError('data.window cannot be used with data.canvases; set one of them.')
     if config.data.canvases and config.steps_per_call > 1:
         raise UserError('steps_per_call must be 1 with data.canvases, as the shapes of batches '
                         f'vary; got {config.steps_per_call}.')

@@ -25,6 +25,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.output import duration, say
 from resnet_jax.tasks.detection import inference
 from resnet_jax.tasks.detection.combined import View
+from resnet_jax.tasks.detection.paste import paste_all
 from resnet_jax.tasks.detection.truth import Found, Objects
 
 AHEAD = 2  # batches that are decoded before the devices need them
@@ -120,9 +121,12 @@ def _tested(images: Sequence[Loaded], found: Any) -> Iterator[Tested]:
         valid = found.valid[i]
         boxes = inference.to_original(found.boxes[i:i + 1], image.views[0].size[None],
                                       np.array([image.original]))[0]
-        yield Tested(image.index, image.objects,
-                     Found(boxes[valid], found.classes[i][valid], found.scores[i][valid]),
-                     image.id, image.name)
+        masks = None if found.masks is None else paste_all(
+            found.masks[i][valid], boxes[valid], image.original)
+        yield Tested(
+            image.index, image.objects,
+            Found(boxes[valid], found.classes[i][valid], found.scores[i][valid], masks),
+            image.id, image.name)
 
 
 def _batches(source: Source, indices: Sequence[int], canvases: Sequence[Canvas], size: int,
@@ -173,7 +177,8 @@ def _load(item: Item, index: int, canvases: Sequence[Canvas]) -> Loaded:
             item = item._replace(image=decode(item.image, item.name))  # once for all scales
     return Loaded(
         index, tuple(View(*canvas.pixels(item)) for canvas in canvases), original,
-        Objects(*(np.asarray(target[part]) for part in Objects._fields)), int(target['id']), name)
+        Objects(*(np.asarray(target[part]) for part in ('boxes', 'classes', 'ignore', 'areas')),
+                target.get('masks')), int(target['id']), name)
 
 
 class _Progress:

@@ -1,8 +1,11 @@
 """What is in an image, and what a detector found in it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from resnet_jax.data.masks import RLE
 
 
 class Objects(NamedTuple):
@@ -14,12 +17,14 @@ class Objects(NamedTuple):
       classes: int32 [n], from 0; there is no class for the background.
       ignore: bool [n], crowds in COCO and difficult objects in VOC: neither right nor wrong.
       areas: float32 [n], square pixels, by which COCO calls objects small, medium or large.
+      masks: n of the image; None where they are not known.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     ignore: np.ndarray
     areas: np.ndarray
+    masks: Sequence[RLE] | None = None
 
 
 class Found(NamedTuple):
@@ -29,8 +34,10 @@ class Found(NamedTuple):
       boxes: float32 [m, 4], as in `Objects`.
       classes: int32 [m], as in `Objects`.
       scores: float32 [m].
+      masks: m of the image; None without a mask branch.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+    masks: Sequence[RLE] | None = None
