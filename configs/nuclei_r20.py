@@ -16,7 +16,7 @@ from resnet_jax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.task = 'detection'
-    config.num_steps = 2000
+    config.num_steps = 1500
     config.batch_size = 8
 
     config.model.family = 'cifar'

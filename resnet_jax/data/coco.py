@@ -162,7 +162,7 @@ def _masks(path: pathlib.Path, annotations: list, order: np.ndarray, counts: np.
     pickled = []
     for i in order:
         if (mask := annotations[i].get('segmentation')) is None:
-            raise UserError(f'{path}: annotation {annotations[i].get("id", i)} has no segmentation; '
+            raise UserError(f'{path}: annotation {annotations[i].get("id", i)} has no mask; '
                             'add it, or set model.detector.masks to false.')
         pickled.append(mask)
     return functools.partial(_masks_of_image, str(path), pickled,
@@ -177,6 +177,8 @@ def _masks_of_image(path: str, pickled: list[bytes], offsets: np.ndarray, sizes:
         mask = pickle.loads(pickled[i])
         try:
             if isinstance(mask, list):
+                if not mask or any(len(part) < 6 for part in mask):
+                    raise ValueError('a polygon needs three points')
                 masks.append(masks_lib.from_polygons(mask, height, width))
             elif isinstance(mask['counts'], list):
                 masks.append(masks_lib.from_counts(mask['counts'], *mask['size']))

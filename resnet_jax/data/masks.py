@@ -26,8 +26,8 @@ def of_pixels(numbers: np.ndarray, height: int, width: int) -> RLE:
     first = numbers[starts]
     last = numbers[np.append(starts[1:], len(numbers)) - 1] + 1 if len(numbers) else first
     edges = np.stack([first, last], 1).ravel()
-    counts = np.diff(edges, prepend=0, append=height * width)
-    return from_counts(counts.tolist(), height, width)
+    counts = np.diff(edges, prepend=0, append=height * width).tolist()
+    return from_counts(counts if counts[-1] else counts[:-1], height, width)
 
 
 def from_counts(counts: Sequence[int], height: int, width: int) -> RLE:

@@ -42,7 +42,7 @@ def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
         raise ValueError(f'truth has {len(truth)} images, found has {len(found)}')
     silent = {'print_function': _print_nothing}
     references = COCO({
-        'info': {}, 'images': _images(truth, of_masks),
+        'info': {}, 'images': _images(truth, found),
         'categories': [{'id': i, 'name': str(i)} for i in range(num_classes)],
         'annotations': _annotations(truth, of_masks)}, **silent)
     medium, large = areas
@@ -57,10 +57,10 @@ def coco_ap(truth: Sequence[Objects], found: Sequence[Found], num_classes: int,
     return {**dict(zip(NAMES, map(_percent, evaluation.stats), strict=True)), 'class_ap': class_ap}
 
 
-def _images(truth, of_masks):
-    sizes = [next(({'height': x['size'][0], 'width': x['size'][1]} for x in image.masks or ()), {})
-             for image in truth] if of_masks else [{}] * len(truth)
-    return [{'id': i, **size} for i, size in enumerate(sizes)]
+def _images(truth, found):
+    sizes = [next((mask['size'] for mask in (*(objects.masks or ()), *(detections.masks or ()))),
+                  (0, 0)) for objects, detections in zip(truth, found, strict=True)]
+    return [{'id': i, 'height': size[0], 'width': size[1]} for i, size in enumerate(sizes)]
 
 
 def _annotations(truth, of_masks):

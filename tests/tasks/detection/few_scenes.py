@@ -8,14 +8,15 @@ COUNT = 8
 
 
 @functools.cache
-def eight():
+def eight(with_masks=False):
     images, labels = scenes.ink('train')
     made = [scenes.scene(images, labels, scenes.generator('train', i), 32, (1, 2))
             for i in range(COUNT)]
     return scenes.ObjectArrays([x.image for x in made], [x.boxes for x in made],
-                               [x.classes for x in made], 'few', [str(i) for i in range(10)])
+                               [x.classes for x in made], 'few', [str(i) for i in range(10)],
+                               [x.instances for x in made] if with_masks else None)
 
 
 def create(config, split):
-    del config, split
-    return eight()
+    del split
+    return eight(bool(config.model.detector.masks))

@@ -25,7 +25,7 @@ def by_pycocotools(truth, found, num_classes):
         {'image_id': image + 1, 'category_id': int(label) + 1, 'bbox': xywh(box),
          'iscrowd': int(ignore), 'area': float(area)}
         for image, objects in enumerate(truth)
-        for box, label, ignore, area in zip(*objects, strict=True)]
+        for box, label, ignore, area in zip(*objects[:4], strict=True)]
     reference.dataset = {
         'info': {}, 'images': [{'id': image + 1} for image in range(len(truth))],
         'categories': [{'id': label + 1} for label in range(num_classes)],
@@ -33,7 +33,7 @@ def by_pycocotools(truth, found, num_classes):
     detections = [{'image_id': image + 1, 'category_id': int(label) + 1, 'bbox': xywh(box),
                    'score': float(score)}
                   for image, row in enumerate(found)
-                  for box, label, score in zip(*row, strict=True)]
+                  for box, label, score in zip(*row[:3], strict=True)]
     with contextlib.redirect_stdout(io.StringIO()):
         reference.createIndex()
         evaluation = cocoeval.COCOeval(reference, reference.loadRes(detections), 'bbox')

@@ -76,8 +76,8 @@ def test_the_exported_program_finds_what_the_detector_finds(detector):
     sizes = np.array([[32, 32], [20, 32], [32, 7]], np.int32)
     batch = {'image': images(3, 32, 32, 1), 'size': sizes}
     found = jax.device_get(program.call(batch['image'], batch['size']))
-    expected = network.predict_loaded(batch | {'original': batch['size']})
-    for i, (boxes, scores, classes) in enumerate(expected):
+    expected = network.find(batch | {'original': batch['size']})
+    for i, (boxes, classes, scores, _) in enumerate(expected):
         valid = found['valid'][i]
         assert len(boxes) == valid.sum() > 10
         np.testing.assert_allclose(found['boxes'][i][valid], boxes, atol=1e-4)

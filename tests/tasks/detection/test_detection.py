@@ -193,9 +193,9 @@ def test_a_detector_is_loaded_and_finds_boxes_in_pixels_of_each_image(finished):
     # The same canvas, of an image four times as large.
     canvas = detector.load(Item(image, {}, 'small'))
     assert detector.load(Item(large, {}, 'large'))['original'].tolist() == [128, 128]
-    found, = detector.predict_loaded(jax.tree.map(
+    found, = detector.find(jax.tree.map(
         lambda x: x[None], canvas | {'original': np.array([128, 128], np.int32)}))
-    np.testing.assert_allclose(found.xyxy, 4 * one.xyxy, rtol=1e-5)
+    np.testing.assert_allclose(found.boxes, 4 * one.xyxy, rtol=1e-5)
     np.testing.assert_array_equal(found.scores, one.scores)
     assert len(detector.predict([image, large])) == 2
     picture = detector.draw(large, least_score=0.0)

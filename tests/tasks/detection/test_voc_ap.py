@@ -114,7 +114,7 @@ def test_detections_of_difficult_objects_do_not_count():
     found = [found_of([[0, 0, 10, 10, 0, 0.9], [0, 0, 10, 9, 0, 0.8], [50, 50, 60, 60, 0, 0.7]])]
     assert voc_ap(truth, found, 1, 'voc07') == {'ap50': pytest.approx(100),
                                                 'class_ap': [pytest.approx(100)]}
-    only_difficult = [Found(*(values[:2] for values in found[0]))]
+    only_difficult = [Found(*(values[:2] for values in found[0][:3]))]
     assert voc_ap(truth, only_difficult, 1, 'voc12')['ap50'] == 0
 
 
