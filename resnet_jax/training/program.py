@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import data, models, tasks
+from resnet_jax.data.sizes import pair
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.output import say, warn
@@ -280,6 +281,8 @@ def _placed(leaf, placement: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _check_shape(config: ConfigDict, pipeline: data.Pipeline) -> None:
     sizes = [data.image_size(config.data), *map(tuple, config.data.canvases)]
+    if config.data.window is not None:
+        sizes.append(pair(config.data.window))
     if pipeline.image_shape not in [(*size, config.data.channels) for size in sizes]:
         raise UserError(
             f'{config.data.source} has images of shape {pipeline.image_shape}, but data.image_size '

@@ -7,9 +7,11 @@ import jax
 
 from resnet_jax.models.backbone import average
 from resnet_jax.models.rcnn import FasterRCNN
+from resnet_jax.tasks.detection.losses import most_positive
 from resnet_jax.tasks.task import Part
 
 TRUNK, PROPOSALS, REGION = 'trunk', 'proposals', 'region'
+MASK, DETECTION = 'mask', 'detection'  # masks of detections need the last stage again
 
 
 def parts(model: FasterRCNN, variables: Any, images: jax.ShapeDtypeStruct) -> list[Part]:
@@ -33,10 +35,16 @@ def parts(model: FasterRCNN, variables: Any, images: jax.ShapeDtypeStruct) -> li
     pooled = jax.ShapeDtypeStruct((1, bins, bins, features.shape[-1]), features.dtype)
     found.append(Part(last, REGION, last, _stage(model, last), pooled,
                       tuple(number + s.context for number in regions)))  # the whole image
-    mean = jax.eval_shape(average, jax.eval_shape(found[-1].function, variables, pooled))
+    maps = jax.eval_shape(found[-1].function, variables, pooled)
+    mean = jax.eval_shape(average, maps)
     width = mean.shape[-1] * (2 if s.context else 1)
     found.append(Part('box', REGION, 'box', _method(model, classify),
                       jax.ShapeDtypeStruct((1, width), mean.dtype), regions))
+    if s.masks:
+        found.append(Part(f'mask/{last}', DETECTION, last, _stage(model, last), pooled,
+                          (0, s.detections)))
+        found.append(Part('mask', MASK, 'mask', _method(model, lambda module, x: module.mask(x)),
+                          maps, (most_positive(s), s.detections)))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from configs import nuclei_r20, scenes_mask_r20
+from configs import coco_r50_c4, nuclei_r20
 from resnet_jax.data import masks
 from resnet_jax.distributed import sharding
 from resnet_jax.models import rcnn
@@ -20,7 +20,7 @@ from resnet_jax.models.masks import MaskHead, of_classes
 from resnet_jax.tasks.detection import losses, paste
 from resnet_jax.tasks.detection.coco_ap import NAMES, coco_ap
 from resnet_jax.tasks.detection.losses import Regions
-from resnet_jax.training import loop
+from resnet_jax.training import costs, loop
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from tests.conftest import ROOT
@@ -200,12 +200,22 @@ def test_several_scales_and_refined_boxes_have_masks_as_well(finished, commands)
     assert json.loads(result.output)['eval/mask_ap'] >= 0
 
 
-@pytest.mark.parametrize('module', [scenes_mask_r20, nuclei_r20])
-def test_the_configs_need_no_data_to_be_compiled(module):
-    config = module.get_config()
-    config.init.checkpoint = ''
+def test_the_cost_of_masks_is_that_of_detectron2s_layers():
+    config = coco_r50_c4.get_config()
+    config.model.detector.masks = True
+    found = costs.summarize(config)
+    assert found['parameters'] == 35_962_732
+    # A deconvolution of 7 x 7 x 2048 to 14 x 14 x 256, and 80 masks; the last stage once more.
+    head = 49 * 2048 * 4 * 256 + 196 * 256 * 80
+    assert found['parts']['mask'] == {
+        'multiply_adds': head, 'train_runs': 128, 'test_runs': 100}
+    assert found['parts']['detection']['test_runs'] == 100
+
+
+def test_the_config_of_nuclei_needs_no_data_to_be_compiled():
+    config = nuclei_r20.get_config()
     config.mesh.data = 1
     program = build(config, sharding.create_mesh(config), blank=True)
-    shapes = program.train_data.input_shapes
-    assert shapes['masks'].shape[2:] == (112, 112)
-    assert shapes['boxes'].shape[1] == (config.data.window_objects or config.data.max_objects)
+    train, test = (data.input_shapes for data in (program.train_data, program.eval_data))
+    assert train['image'].shape[1:] == (160, 160, 1) and train['masks'].shape[1:] == (100, 112, 112)
+    assert test['image'].shape[1:] == (320, 432, 1) and test['boxes'].shape[1] == 375
