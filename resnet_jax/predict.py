@@ -8,7 +8,8 @@
 Accepts image files, folders, and - for standard input, which is an image or a list of files, one
 per line. Prints a table, or one JSON object per line with --json: `file` and, from a classifier,
 `classes`, each with `index`, `name` and `probability`; from a detector, `detections`, each with
-`box` (x1, y1, x2, y2, in pixels of the file), `index`, `name` and `score`. Bytes of file names that
+`box` (x1, y1, x2, y2, in pixels of the file), `index`, `name`, `score` and, if it has a mask
+branch, `mask` (COCO's RLE). Bytes of file names that
 are not UTF-8 are written as \\xNN. Files that cannot be read are reported on stderr, and the exit
 status is then 1; all other files are still predicted.
 """

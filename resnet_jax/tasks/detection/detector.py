@@ -80,7 +80,8 @@ class Detector(Network):
             for start in range(0, len(rows), BATCH_SIZE):
                 part = rows[start:start + BATCH_SIZE]
                 batch = jax.tree.map(lambda *parts: np.stack(parts), *(loaded[i] for i in part))
-                found |= dict(zip(part, map(_prediction, self.find(batch)), strict=True))
+                found |= {i: _prediction(image, loaded[i]['original'])
+                          for i, image in zip(part, self.find(batch), strict=True)}
         return list(found.values())
 
     def draw(self, image: np.ndarray, least_score: float = 0.5) -> Image.Image:
@@ -190,10 +191,10 @@ def predictor(networks: Sequence[Detector], flags: Mapping[str, Any]) -> Predict
     return Predictor(network.load, answer, picture)
 
 
-def _prediction(found: Found) -> Prediction:
+def _prediction(found: Found, size: np.ndarray) -> Prediction:
     masks = found.masks
     if masks is not None:
-        masks = np.array([decode(mask) for mask in masks]) if masks else np.zeros((0, 0, 0), bool)
+        masks = np.array([decode(mask) for mask in masks], bool).reshape(-1, *size)
     return Prediction(found.boxes, found.scores, found.classes, masks)
 
 

@@ -24,7 +24,7 @@ def stablehlo(network: Detector, flags: Mapping[str, Any]) -> bytearray:
     Returns:
       What `jax.export.deserialize` takes. Its function is (uint8 [b, H, W, C], the sizes of the
       images on their canvases, int32 [b, 2]) -> the fields of `rcnn.Detections` in a dict, with
-      boxes in pixels of the canvas.
+      boxes in pixels of the canvas; masks are left out where there are none.
     """
     variables, normalization = dict(network.variables), dict(network.normalization)
     height, width = pair(flags['image_size'] or network.canvas.sizes[0])
@@ -32,7 +32,8 @@ def stablehlo(network: Detector, flags: Mapping[str, Any]) -> bytearray:
 
     def detect(images, sizes):
         images = inference.blanked(normalized(images, normalization), sizes)
-        return inference.detect(network.model, variables, images, sizes)._asdict()
+        found = inference.detect(network.model, variables, images, sizes)._asdict()
+        return {name: part for name, part in found.items() if part is not None}
 
     return export.export(jax.jit(detect), platforms=('cpu', 'cuda', 'tpu'))(
         jax.ShapeDtypeStruct((batch, *image), np.uint8),
