@@ -16,8 +16,8 @@ from resnet_jax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.task = 'detection'
-    config.num_steps = 1500
-    config.batch_size = 8
+    config.num_steps = 800
+    config.batch_size = 16
 
     config.model.family = 'cifar'
     config.model.depth = 20
@@ -53,10 +53,10 @@ def get_config():
     config.schedule.name = 'cosine'
     config.schedule.learning_rate = 0.002
     config.schedule.warmup = 'linear'
-    config.schedule.warmup_steps = 100
+    config.schedule.warmup_steps = 50
 
-    config.eval.batch_size = 8
+    config.eval.batch_size = 16
     config.eval.object_areas = (16**2, 48**2)
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 100
     config.log.every_steps = 20
     return config
