@@ -41,12 +41,13 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
     def run(module):
         features = module.trunk(batch['image'], train=True)
         scores, deltas = module.rpn(features)
-        anchors = rcnn.anchors_of(module, *features.shape[1:3])
+        levels = rcnn.anchors_of(module, features)
+        anchors = jnp.concatenate(levels)
         with jax.named_scope('sampling'):
             rows = {name: batch[name] for name in DRAWN_FROM}
             drawn, index = rcnn.per_image(
                 module, lambda rows: losses.draw_anchors(s, anchors, rows))(rows)
-            proposals = rcnn.propose(module, scores, deltas, anchors, batch['size'], train=True)
+            proposals = rcnn.propose(module, scores, deltas, levels, batch['size'], train=True)
             regions = rcnn.per_image(module, lambda proposals, rows: losses.draw_regions(
                 s, proposals, rows, module.num_classes))(proposals, rows)
         outputs = module.heads(features, regions.boxes, batch['size'], train=True)
@@ -167,6 +168,7 @@ TASK = Task(
     test_options=protocols.OPTIONS,
     predictor=detector.predictor,
     parts=parts.parts,
-    exports={'.stablehlo': stablehlo},
+    exports={'.stablehlo': stablehlo,
+             '.safetensors': lambda network, flags: detector.safetensors(network)},
     heads=rcnn.HEADS,
 )
