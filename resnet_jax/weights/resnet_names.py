@@ -115,8 +115,9 @@ def assumed_stride(config: Mapping[str, Any], stride_given: bool) -> tuple[str, 
 
 
 def _imagenet_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
-    return (*assumed_stride(config, stride_given), 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
-            'tensors, and would be wrong)')
+    return (*assumed_stride(config, stride_given),
+            'down-sampling without blur (resnetblur50 and resnetaa50 have the same tensors, and '
+            'would be wrong)')
 
 
 def _cifar_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:

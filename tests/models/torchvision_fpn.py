@@ -58,6 +58,17 @@ def detector(images: list, proposals: int, classes: int = 90, seed: int = 0) -> 
     return model
 
 
+def outputs_of(model: nn.Module, images: list, layers) -> dict:
+    """What some layers return in a detection, [channels, regions or positions] of each call."""
+    outputs = collections.defaultdict(list)
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output: outputs[layer].append(
+        output.transpose(0, 1).flatten(1))) for layer in layers]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
 def calibrate(model: nn.Module, images: list) -> None:
     """Scales the last layers so that their outputs have mean 0 and a known deviation.
 
@@ -66,14 +77,7 @@ def calibrate(model: nn.Module, images: list) -> None:
     head, predictor = model.rpn.head, model.roi_heads.box_predictor
     for wanted in ({head.cls_logits: 2.0, head.bbox_pred: 0.3},  # these choose the regions
                    {predictor.cls_score: 2.0, predictor.bbox_pred: 1.0}):
-        outputs = collections.defaultdict(list)
-        hooks = [layer.register_forward_hook(
-            lambda layer, inputs, output: outputs[layer].append(
-                output.transpose(0, 1).flatten(1)))  # [channels, regions or positions]
-            for layer in wanted]
-        model(images)
-        for hook in hooks:
-            hook.remove()
+        outputs = outputs_of(model, images, wanted)
         for layer, deviation in wanted.items():
             values = torch.cat(outputs[layer], 1)
             scale = deviation / values.std(1)
