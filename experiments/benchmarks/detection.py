@@ -8,8 +8,8 @@ with the same weights, image, objects and frozen parts; and torchvision's faster
 which is another network, as the number that people know. Weights and image are made up. Networks
 are given an image as it enters the first convolution. A training step is losses, gradients and an
 SGD update. With --kind=fpn, this program has a feature pyramid too, with the same weights as
-torchvision's fasterrcnn_resnet50_fpn, and they are the only contenders. With --parts each part of the network is timed on its own too, in training with its
-gradient.
+torchvision's fasterrcnn_resnet50_fpn, and they are the only contenders. With --parts each part of
+the network is timed on its own too, in training with its gradient.
 """
 
 import functools
@@ -212,8 +212,8 @@ def torchvision(settings: dict, part: str, name: str, threads: int):
 def main(_) -> None:
     if PARTS.value and KIND.value == 'fpn':
         raise UserError('--parts is for --kind=c4.')
-    settings = {'kind': KIND.value, 'train': TRAIN.value, 'height': HEIGHT.value, 'width': WIDTH.value,
-                'depth': int(DEPTH.value), 'stride_in': STRIDE_IN.value,
+    settings = {'kind': KIND.value, 'train': TRAIN.value, 'height': HEIGHT.value,
+                'width': WIDTH.value, 'depth': int(DEPTH.value), 'stride_in': STRIDE_IN.value,
                 'proposals': PROPOSALS.value, 'regions': REGIONS.value, 'classes': CLASSES.value}
     rows, lines = {}, []
     for part in (WHOLE, *PARTS_OF[TRAIN.value] * PARTS.value):

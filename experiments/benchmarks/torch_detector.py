@@ -72,7 +72,7 @@ def fpn(weights: Mapping[str, np.ndarray], num_classes: int, proposals: int,
 
     Args:
       weights: by the paths of `resnet_jax.models.fpn.FasterRCNNFPN`; or of a network without a
-        pyramid, with heads and pyramid at random, and torchvision's number of proposals and regions.
+        pyramid, with heads and pyramid at random and numbers of regions as in torchvision.
       num_classes, proposals, regions: as in `faster_rcnn`.
     """
     torch.manual_seed(0)
