@@ -5,7 +5,8 @@
       --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
-common CIFAR networks with shortcuts of option A or B, and the authors' Caffe models. The network is
+common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, and torchvision's
+detector fasterrcnn_resnet50_fpn. The network is
 recognised by parameter names and shapes, and checked against config.json if the weights come with
 one. The command prints what it recognised and what it had to assume.
 """
@@ -38,10 +39,15 @@ MEAN = cli.flag(
 STD = cli.flag(
     flags.DEFINE_list, 'std', None,
     'Standard deviation of the input, in the same form.')
+BN_EPSILON = cli.flag(
+    flags.DEFINE_float, 'bn_epsilon', None,
+    'What batch normalisation adds to the variance. Tensors do not show it. Default: 0 for '
+    "torchvision's detectors, as in its weights for COCO (1e-5 if they were trained from a "
+    'classifier), and 1e-5 for all others.', lower_bound=0)
 CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
     'Text file of class names, one per line in label order, to store with the weights. Not '
-    'needed for ImageNet.')
+    'needed for ImageNet and COCO.')
 
 
 def main(_) -> None:
@@ -49,8 +55,9 @@ def main(_) -> None:
     from resnet_jax.weights import stored
 
     found = weights.read(pathlib.Path(INPUT.value).expanduser(), STRIDE_IN.value,
-                         _numbers('mean', MEAN.value), _numbers('std', STD.value))
-    classes = _classes(found.config.model.num_classes) if CLASSES.value else None
+                         _numbers('mean', MEAN.value), _numbers('std', STD.value),
+                         BN_EPSILON.value)
+    classes = (_classes(found.config.model.num_classes) if CLASSES.value else found.classes)
     print(found.describe())
     stored.write(pathlib.Path(OUTPUT.value).expanduser(), found, classes)
     print(f'wrote {OUTPUT.value}')

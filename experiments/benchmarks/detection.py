@@ -7,8 +7,9 @@ the same network assembled from torchvision's parts, in PyTorch's usual layout a
 with the same weights, image, objects and frozen parts; and torchvision's fasterrcnn_resnet50_fpn,
 which is another network, as the number that people know. Weights and image are made up. Networks
 are given an image as it enters the first convolution. A training step is losses, gradients and an
-SGD update. With --parts each part of the network is timed on its own too, in training with its
-gradient.
+SGD update. With --kind=fpn, this program has a feature pyramid too, with the same weights as
+torchvision's fasterrcnn_resnet50_fpn, and they are the only contenders. With --parts each part of
+the network is timed on its own too, in training with its gradient.
 """
 
 import functools
@@ -21,9 +22,11 @@ from absl import flags
 
 from resnet_jax import cli
 from resnet_jax.distributed.cores import available_cores
+from resnet_jax.errors import UserError
 
+KIND = flags.DEFINE_enum('kind', 'c4', ['c4', 'fpn'], "This program's detector.")
 TRAIN = flags.DEFINE_bool('train', False, 'Time the training step in place of inference.')
-PARTS = flags.DEFINE_bool('parts', False, 'Also time each part of the network on its own.')
+PARTS = flags.DEFINE_bool('parts', False, 'Also time each part of a c4 network on its own.')
 HEIGHT = flags.DEFINE_integer('height', 608, 'Of the image, in pixels.', 32)
 WIDTH = flags.DEFINE_integer('width', 1008, 'Of the image, in pixels.', 32)
 DEPTH = flags.DEFINE_enum('depth', '50', ['18', '34', '50', '101', '152'],
@@ -85,15 +88,16 @@ def ours(settings: dict, part: str):
     rpn = functools.partial(apply, lambda module, x: module.rpn(x))
     features = jax.jit(trunk)(params, image)
     scores, deltas = jax.jit(rpn)(params, features)
-    anchors = rcnn.anchors_of(model, *features.shape[1:3])
+    levels = rcnn.anchors_of(model, features)
+    anchors = jnp.concatenate(levels)
     choose = functools.partial(rcnn.propose, model, train=train)
-    regions = jax.jit(choose)(scores, deltas, anchors, sizes).boxes
+    regions = jax.jit(choose)(scores, deltas, levels, sizes).boxes
     if train:
         regions = regions[:, :settings['regions']]
     last = functools.partial(apply, 'describe', train=train)
 
     def pool(params, x):
-        return apply('pool', params, x, regions)
+        return apply('pool', params, x, regions, train=train)
 
     pooled = jax.jit(pool)(params, features)
     outputs = apply(lambda module, x: module.box(x), params, jax.jit(last)(params, pooled))
@@ -104,7 +108,7 @@ def ours(settings: dict, part: str):
         'matching of anchors': (lambda batch: losses.draw_anchors(
             model.settings, anchors, batch)[0].positive, (batch,)),
         'choice of proposals': (lambda *arguments: choose(*arguments).valid,
-                                (scores, deltas, anchors, sizes)),
+                                (scores, deltas, levels, sizes)),
         'RoIAlign': (pool, (params, features)),
         'last stage': (last, (params, pooled)),
         'choice of detections': (lambda *found: rcnn.select(
@@ -162,7 +166,9 @@ def torchvision(settings: dict, part: str, name: str, threads: int):
         raise turns.NotRun('torchvision has it with ResNet-50 v1.5 only')
     torch.set_num_threads(threads)
     train, weights = settings['train'], inputs.weights_of(settings)
-    network = twin.fpn(weights, settings['classes']) if name == FPN else twin.faster_rcnn(
+    network = twin.fpn(
+        weights, settings['classes'], settings['proposals'], settings['regions'],
+    ) if name == FPN else twin.faster_rcnn(
         weights, settings['depth'], settings['classes'], settings['stride_in'],
         settings['proposals'], settings['regions'])
     layout = torch.channels_last if name == CHANNELS_LAST else torch.contiguous_format
@@ -204,14 +210,16 @@ def torchvision(settings: dict, part: str, name: str, threads: int):
 
 
 def main(_) -> None:
-    settings = {'train': TRAIN.value, 'height': HEIGHT.value, 'width': WIDTH.value,
-                'depth': int(DEPTH.value), 'stride_in': STRIDE_IN.value,
+    if PARTS.value and KIND.value == 'fpn':
+        raise UserError('--parts is for --kind=c4.')
+    settings = {'kind': KIND.value, 'train': TRAIN.value, 'height': HEIGHT.value,
+                'width': WIDTH.value, 'depth': int(DEPTH.value), 'stride_in': STRIDE_IN.value,
                 'proposals': PROPOSALS.value, 'regions': REGIONS.value, 'classes': CLASSES.value}
     rows, lines = {}, []
     for part in (WHOLE, *PARTS_OF[TRAIN.value] * PARTS.value):
         turns.progress(part)
         contenders = {OURS: (ours, settings, part)}
-        for name in (C4, CHANNELS_LAST, *[FPN] * (part == WHOLE)):
+        for name in (*[C4, CHANNELS_LAST] * (KIND.value == 'c4'), *[FPN] * (part == WHOLE)):
             contenders[name] = torchvision, settings, part, name, available_cores()
         outcomes = turns.take_turns(contenders, REPEATS.value, UNITS.value)
         rows[part] = {name: row(one, outcomes[OURS]) for name, one in outcomes.items()}

@@ -19,7 +19,9 @@ def config_of(settings: dict):
     config.model.num_classes = settings['classes']
     config.model.stride_in = settings['stride_in']
     detector = config.model.detector
-    detector.preset, detector.rpn_features = 'torchvision', 2**(10 if settings['depth'] > 34 else 8)
+    detector.kind, detector.preset = settings['kind'], 'torchvision'
+    wide = settings['kind'] == 'c4' and settings['depth'] > 34
+    detector.rpn_features = 1024 if wide else 256
     detector.rpn_post_nms = (2000, settings['proposals'])
     detector.roi_batch = settings['regions']
     config.init.freeze, config.init.freeze_bn = ('norm', 'stem', 'stage1/'), True
@@ -48,7 +50,8 @@ def weights_of(settings: dict) -> dict[str, np.ndarray]:
         if name.endswith('kernel'):
             deviation = {'rpn/conv': 0.01, 'rpn/score': 0.01, 'rpn/delta': 0.01, 'box/score': 0.05,
                          'box/delta': 0.001}.get(name.removesuffix('/kernel'))
-            deviation = deviation or (2 / np.prod(leaf.shape[-4:-1])) ** 0.5
+            gain = 1 if name.startswith('neck') else 2  # of layers with and without a ReLU
+            deviation = deviation or (gain / np.prod(leaf.shape[-4:-1])) ** 0.5
             value = deviation * rng.normal(size=leaf.shape)
         else:
             value = np.ones(leaf.shape) * (0.0 if name.endswith(('bias', 'mean')) else 1.0)

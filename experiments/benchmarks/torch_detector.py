@@ -24,6 +24,11 @@ HEADS = {'rpn/conv': 'rpn.head.conv.0.0', 'rpn/score': 'rpn.head.cls_logits',
          'rpn/delta': 'rpn.head.bbox_pred', 'box/score': 'roi_heads.box_predictor.cls_score',
          'box/delta': 'roi_heads.box_predictor.bbox_pred'}
 
+FPN_HEADS = {
+    'hidden/fc6': 'roi_heads.box_head.fc6', 'hidden/fc7': 'roi_heads.box_head.fc7',
+    **{f'neck/{ours}{i + 1}': f'backbone.fpn.{theirs}_blocks.{i}.0' for i in range(4)
+       for ours, theirs in (('lateral', 'inner'), ('output', 'layer'))}}
+
 
 class Trunk(nn.Sequential):
     """The stem and the stages 1 to 3 of a residual network."""
@@ -57,26 +62,27 @@ def faster_rcnn(weights: Mapping[str, np.ndarray], depth: int, num_classes: int,
         box_roi_pool=MultiScaleRoIAlign(['0'], 14, 2),
         box_head=nn.Sequential(resnet.layer4, nn.AdaptiveAvgPool2d(1)),
         box_predictor=FastRCNNPredictor(resnet.fc.in_features, num_classes + 1))
-    with torch.no_grad():
-        for name, module in HEADS.items():
-            for kind in ('kernel', 'bias'):
-                value = _torch_layout(weights[f'{name}/{kind}'])
-                if name.startswith('box'):  # the background is first here, and has a box as well
-                    value = np.concatenate([value[-1:], value[:-1]] if name == 'box/score' else
-                                           [np.zeros_like(value[:4]), value])
-                network.get_parameter(f'{module}.{NAMES[kind]}').copy_(torch.tensor(value))
+    _copy_heads(network, weights, HEADS)
     return network
 
 
-def fpn(weights: Mapping[str, np.ndarray], num_classes: int) -> FasterRCNN:
+def fpn(weights: Mapping[str, np.ndarray], num_classes: int, proposals: int,
+        regions: int) -> FasterRCNN:
     """torchvision's fasterrcnn_resnet50_fpn with frozen batch normalisation.
 
     Args:
-      weights, num_classes: as in `faster_rcnn`; heads and pyramid are random.
+      weights: by the paths of `resnet_jax.models.fpn.FasterRCNNFPN`; or of a network without a
+        pyramid, with heads and pyramid at random and numbers of regions as in torchvision.
+      num_classes, proposals, regions: as in `faster_rcnn`.
     """
     torch.manual_seed(0)
     backbone = backbone_utils._resnet_fpn_extractor(_resnet(weights, 50), TRAINED)
-    return FasterRCNN(backbone, num_classes + 1)
+    if 'neck/lateral1/kernel' not in weights:
+        return FasterRCNN(backbone, num_classes + 1)
+    network = FasterRCNN(backbone, num_classes + 1, rpn_post_nms_top_n_test=proposals,
+                         box_batch_size_per_image=regions)
+    _copy_heads(network, weights, HEADS | FPN_HEADS)
+    return network
 
 
 def run(network: FasterRCNN, images: torch.Tensor, targets=None):
@@ -143,7 +149,7 @@ def _resnet(weights: Mapping[str, np.ndarray], depth: int) -> models.ResNet:
     resnet = models.get_model(f'resnet{depth}', norm_layer=FrozenBatchNorm2d)
     tensors = {}
     for path, value in weights.items():
-        if path.startswith(('rpn', 'box')):
+        if path.startswith(('rpn', 'box', 'neck', 'hidden')):
             continue
         module, kind = path.rsplit('/', 1)
         module = module.replace('shortcut/conv', 'downsample.0').replace(
@@ -162,6 +168,20 @@ def _resnet(weights: Mapping[str, np.ndarray], depth: int) -> models.ResNet:
     for name, parameter in resnet.named_parameters():
         parameter.requires_grad_(not name.startswith(('conv1', 'bn1', 'layer1')))
     return resnet
+
+
+def _copy_heads(network: FasterRCNN, weights: Mapping[str, np.ndarray],
+                modules: Mapping[str, str]) -> None:
+    """Copies weights into the modules of these names."""
+    with torch.no_grad():
+        for name, module in modules.items():
+            for kind in ('kernel', 'bias'):
+                value = _torch_layout(weights[f'{name}/{kind}'])
+                if name.startswith('box'):  # the background is first here, and has a box as well
+                    value = np.concatenate([value[-1:], value[:-1]] if name == 'box/score' else
+                                           [np.zeros_like(value[:4]), value])
+                parameter = network.get_parameter(f'{module}.{NAMES[kind]}')
+                parameter.copy_(torch.tensor(value).reshape(parameter.shape))
 
 
 def _torch_layout(value: np.ndarray) -> np.ndarray:

@@ -37,8 +37,9 @@ DETECTOR_FIELDS = {
     'rpn_min_size': float, 'rpn_batch': int, 'rpn_positive': float, 'rpn_thresholds': object,
     'rpn_beta': float, 'roi_batch': int, 'roi_positive': float, 'roi_thresholds': object,
     'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
-    'box_beta': float, 'clip_scales': bool, 'context': bool, 'masks': bool,
-    'mask_features': int, 'score_threshold': float, 'nms': float, 'detections': int,
+    'box_beta': float, 'clip_scales': bool, 'neck_features': int, 'box_features': int,
+    'background_box': bool, 'context': bool, 'masks': bool, 'mask_features': int,
+    'score_threshold': float, 'nms': float, 'detections': int,
 }
 
 
@@ -84,6 +85,7 @@ def default() -> ConfigDict:
 
     # (detection only) Faster R-CNN; the fields are explained in resnet_jax/models/detectors.py.
     detector = model.detector = ConfigDict()
+    detector.kind = 'c4'  # or 'fpn', a feature pyramid
     detector.preset = 'detectron2'  # or 'paper', 'torchvision': the values of fields that are None
     for name, kind in DETECTOR_FIELDS.items():
         detector[name] = placeholder(kind)
@@ -286,7 +288,7 @@ MOST = {
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',
-             'model.dtype', 'model.remat', 'model.detector.preset',
+             'model.dtype', 'model.remat', 'model.detector.kind', 'model.detector.preset',
              *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
            'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',

@@ -5,8 +5,8 @@ from typing import Any
 
 import flax.linen as nn
 
-# Importing a family registers it.
-from resnet_jax.models import resnet, vgg  # noqa: F401
+# Importing a family, or a kind of detector, registers it.
+from resnet_jax.models import c4, fpn, resnet, vgg  # noqa: F401
 from resnet_jax.models.blocks import STACKED
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.registry import Family, common_fields, family_of, named, register

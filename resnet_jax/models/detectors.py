@@ -15,10 +15,13 @@ class Settings:
     are in pixels of the network's input. "Train, test" pairs have one value for each.
 
     Attributes:
-      anchor_sizes, anchor_ratios, anchor_rule: see `resnet_jax.regions.anchors.base_anchors`.
+      kind: 'c4', see `resnet_jax.models.c4`, or 'fpn', see `resnet_jax.models.fpn`.
+      anchor_sizes, anchor_ratios, anchor_rule: see `resnet_jax.regions.anchors.base_anchors`. With
+        'fpn', one size for each level.
       anchors_outside: whether anchors across the edge of the image are trained.
       rpn_features: filters of the region proposal network's 3x3 layer.
-      rpn_pre_nms: (train, test) proposals of each image before suppression, the best ones.
+      rpn_pre_nms: (train, test) proposals of each image, and level, before suppression, the best
+        ones.
       rpn_post_nms: (train, test) proposals after it.
       rpn_nms: IoU above which a proposal is suppressed.
       rpn_min_size: least width and height of a proposal.
@@ -29,12 +32,16 @@ class Settings:
       roi_batch: regions of each image that are trained.
       roi_positive: the largest share of positives among them.
       roi_thresholds: least IoU of a negative region, and of a positive one.
-      roi_size: bins of RoIAlign in each direction; the last stage then halves them.
+      roi_size: bins of RoIAlign in each direction; the last stage of 'c4' then halves them.
       roi_points: see `resnet_jax.regions.roi_align.roi_align`.
       roi_aligned: the same.
       box_weights: of dx, dy, dw and dh, for regions; see `resnet_jax.regions.boxes.encode`.
       box_beta: as rpn_beta, for regions.
       clip_scales: whether decoded boxes are at most 1000 / 16 times as large as their anchor.
+      neck_features: ('fpn' only) filters of each level of the pyramid.
+      box_features: ('fpn' only) outputs of the two dense layers that describe a region.
+      background_box: whether the network also has corrections and masks for background, which are
+        not used; torchvision's networks do.
       context: the whole image as one more region, whose features are joined to those of every
         region ("global context", appendix B).
       masks: whether there is a mask branch; see `resnet_jax.models.masks`.
@@ -44,6 +51,7 @@ class Settings:
       detections: the most detections in an image.
     """
 
+    kind: str = 'c4'
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_rule: str = 'detectron2'
@@ -66,6 +74,9 @@ class Settings:
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     box_beta: float = 0.0
     clip_scales: bool = True
+    neck_features: int = 256
+    box_features: int = 1024
+    background_box: bool = False
     context: bool = False
     masks: bool = False
     mask_features: int = 256
@@ -82,21 +93,28 @@ PRESETS = {
         anchor_sizes=(128, 256, 512), anchor_rule='paper', anchors_outside=False, rpn_features=512,
         rpn_pre_nms=(12_000, 6_000), rpn_post_nms=(2_000, 300), rpn_min_size=16.0, rpn_beta=1 / 9,
         roi_batch=128, roi_thresholds=(0.1, 0.5), box_beta=1.0, clip_scales=False, nms=0.3),
-    # The settings of its FasterRCNN, on a single feature map.
+    # The settings of its FasterRCNN; 'c4' has them on a single feature map.
     'torchvision': Settings(
         anchor_rule='torchvision', rpn_features=256, rpn_pre_nms=(2000, 1000),
         rpn_post_nms=(2000, 1000), rpn_min_size=1e-3, rpn_beta=1 / 9, roi_aligned=False,
         box_beta=1 / 9),
 }
-AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'mask_features', 'detections')
+# What differs in all presets for a feature pyramid, as in detectron2 and torchvision.
+PYRAMID = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7}
+AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'neck_features',
+              'box_features', 'mask_features', 'detections')
 SHARES = ('rpn_nms', 'rpn_positive', 'roi_positive', 'nms')
 NOT_NEGATIVE = ('rpn_min_size', 'rpn_beta', 'roi_points', 'box_beta', 'score_threshold')
 PAIRS_OF_COUNTS = ('rpn_pre_nms', 'rpn_post_nms')
 PAIRS_OF_SHARES = ('rpn_thresholds', 'roi_thresholds')
 
 
-def settings(section: Mapping[str, Any]) -> Settings:
+def settings(section: Mapping[str, Any], num_stages: int) -> Settings:
     """The settings of `config.model.detector`: a preset, and the fields that override it.
+
+    Args:
+      section: `config.model.detector`.
+      num_stages: of the network.
 
     Raises:
       ConfigError: a field is out of its range; the sentence names the field and the range.
@@ -108,16 +126,25 @@ def settings(section: Mapping[str, Any]) -> Settings:
     given = {name: section[name] for name in names if section[name] is not None}
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in given.items()}
-    result = dataclasses.replace(PRESETS[section['preset']], **given)
+    preset = PRESETS[section['preset']]
+    if given['kind'] == 'fpn':
+        preset = dataclasses.replace(preset, **PYRAMID)
+    result = dataclasses.replace(preset, **given)
     for name in names:
         if problem := _problem(name, getattr(result, name)):
             raise ConfigError(f'model.detector.{name} must be {problem}, got '
                               f'{getattr(result, name)!r}.')
+    if result.kind == 'fpn' and len(result.anchor_sizes) != num_stages + 1:
+        raise ConfigError(f'model.detector.anchor_sizes must be {num_stages + 1} sizes with '
+                          f'model.detector.kind=fpn, one for each level, got '
+                          f'{result.anchor_sizes!r}.')
     return result
 
 
 def _problem(name: str, value: Any) -> str | None:
     """What a field must be, if its value is something else."""
+    if name == 'kind':
+        return None if value in ('c4', 'fpn') else 'one of c4, fpn'
     if name == 'anchor_rule':
         rules = ('detectron2', 'torchvision', 'paper')
         return None if value in rules else 'one of ' + ', '.join(rules)

@@ -1,39 +1,36 @@
 """Faster R-CNN on residual networks (appendix A; S. Ren et al., "Faster R-CNN", 2015).
 
-All stages but the last, the "trunk", are computed once per image, and the region proposal network
-works on their output. The last stage is computed for every region, which is pooled from that
-output by RoIAlign; its mean feeds two siblings, for the class and for the box. detectron2 calls
-this architecture "C4". Parameters have the same paths as in the classifier, so the weights of any
-classifier can start a detector.
+The "trunk" turns an image into features of one or several levels, once. The region proposal network
+chooses regions on all levels, each region is pooled from the features by RoIAlign and described,
+and two siblings classify the description and correct the box. Where the trunk ends and what
+describes a region is decided by subclasses: see `resnet_jax.models.c4` and `resnet_jax.models.fpn`.
+Parameters have the paths of the classifier, so the weights of any classifier can start a detector.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from resnet_jax.models import detectors
-from resnet_jax.models.backbone import average
-from resnet_jax.models.blocks import BottleneckBlock
 from resnet_jax.models.detectors import Settings
 from resnet_jax.models.errors import ConfigError
+from resnet_jax.models.heads import BoxHead, RegionProposalNetwork
 from resnet_jax.models.masks import MaskHead, of_classes
 from resnet_jax.models.registry import family_of
 from resnet_jax.models.resnet import ResNet, ResNetBackbone
 from resnet_jax.regions import anchors as anchors_lib
 from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.regions.nms import nms, nms_by_class
-from resnet_jax.regions.roi_align import roi_align
 
-HEADS = ('rpn', 'box', 'mask')  # the parts that a classifier does not have
+HEADS = ('rpn', 'box', 'mask', 'neck', 'hidden')  # the parts that a classifier does not have
 MIN_SIDE = 0.01  # of a detection, in pixels of the input; clipping makes boxes that are smaller
-CHUNK_BYTES = 2**26  # of the pooled features of one chunk of regions
 
 
 class Proposals(NamedTuple):
@@ -81,48 +78,33 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
     settings: Settings = Settings()
 
     @property
-    def shared(self) -> str:
-        """The last stage of the trunk, such as 'stage3'."""
-        return self.stages[-2]
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the input between positions of the features of each level."""
+        raise NotImplementedError
+
+    def anchor_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The sizes of the anchors of each level."""
+        raise NotImplementedError
 
     @property
-    def stride(self) -> int:
-        """Pixels of the input between positions of the trunk's output."""
-        return (1 if self.stem_kind == 'cifar' else 4) * 2 ** (len(self.stage_sizes) - 2)
-
-    @property
-    def skips_bins(self) -> bool:
-        """Whether every other bin is enough for the last stage.
-
-        A bottleneck with its stride in the first 1x1 convolution reads no others, so they are not
-        computed, and the stage has stride 1 instead.
-        """
-        return self.block is BottleneckBlock and self.stride_in == 'v1'
-
-    def stage_stride(self, i: int) -> int:
-        last = i == len(self.stage_sizes) - 1
-        return 1 if last and self.skips_bins else super().stage_stride(i)
-
-    def stage_batch(self, i: int) -> int | None:
-        """The last stage normalises the regions of a virtual batch together."""
-        size = super().stage_batch(i)
-        last = i == len(self.stage_sizes) - 1
-        regions = self.settings.roi_batch + self.settings.context  # and the whole image
-        return size * regions if last and size is not None else size
-
-    def setup(self):
-        super().setup()
-        self.rpn = RegionProposalNetwork(
-            self.settings.rpn_features,
-            len(self.settings.anchor_sizes) * len(self.settings.anchor_ratios), self.dtype)
-        self.box = BoxHead(self.num_classes)
-        if self.settings.masks:
-            self.mask = MaskHead(self.num_classes, self.settings.mask_features, 0, self.dtype)
+    def mask_layers(self) -> int:
+        """3x3 layers of the mask branch."""
+        raise NotImplementedError
 
     @property
     def mask_size(self) -> int:
-        """Cells of a mask in each direction: twice those of the last stage's output."""
-        return 2 * -(-self.settings.roi_size // 2)
+        """Cells of a mask in each direction."""
+        raise NotImplementedError
+
+    def setup(self):
+        super().setup()
+        s = self.settings
+        self.rpn = RegionProposalNetwork(
+            s.rpn_features, len(self.anchor_sizes()[0]) * len(s.anchor_ratios), self.dtype)
+        self.box = BoxHead(self.num_classes, s.background_box)
+        if s.masks:
+            self.mask = MaskHead(self.num_classes + s.background_box, s.mask_features,
+                                 self.mask_layers, self.dtype)
 
     def trunk(self, images, *, train: bool):
         """The features that all regions share.
@@ -132,15 +114,40 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           train: see `Backbone.features`.
 
         Returns:
-          [N, ceil(H / stride), ceil(W / stride), channels].
+          [N, ceil(H / stride), ceil(W / stride), channels] for the stride of each level: an array,
+          or a tuple if there can be several.
         """
-        return self.features(images, train=train, upto=self.shared)[self.shared]
+        raise NotImplementedError
+
+    def pool(self, features, regions, *, train: bool):
+        """The features of every region, pooled.
+
+        Args:
+          features, regions, train: see `heads`.
+
+        Returns:
+          [N, R, bins, bins, channels].
+        """
+        raise NotImplementedError
+
+    def describe(self, *pooled, train: bool):
+        """What the siblings see of every region.
+
+        Args:
+          *pooled: see `pool`. Those of several scales are merged by their maximum ("maxout",
+            appendix B).
+          train: see `Backbone.features`.
+
+        Returns:
+          float32 [N, R, channels].
+        """
+        raise NotImplementedError
 
     def heads(self, features, regions, sizes, *, train: bool):
         """Classifies regions, and corrects their boxes.
 
         Args:
-          features: of the trunk [N, h, w, channels].
+          features: of the trunk.
           regions: float32 [N, R, 4], in pixels of the input.
           sizes: int32 [N, 2], height and width of each image on the input; read for the context.
           train: see `Backbone.features`.
@@ -149,19 +156,39 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
           scores: float32 [N, R, classes + 1], before the softmax; the background is last.
           deltas: float32 [N, R, classes, 4], see `boxes.decode`.
         """
-        return self.heads_and_maps(features, regions, sizes, train=train)[:2]
+        regions = self.with_context(regions, sizes)
+        return self.siblings(self.describe(
+            self.pool(features, regions, train=train), train=train))
 
-    def heads_and_maps(self, features, regions, sizes, *, train: bool):
-        """The outputs of `heads`, and the maps of the same regions; see `maps`."""
-        maps = self.maps(self.pool(features, self.with_context(regions, sizes)), train=train)
-        return *self.siblings(averaged(maps)), maps[:, :regions.shape[1]]
-
-    def mask_scores(self, maps, classes):
-        """Masks of regions.
+    def mask_maps(self, features, regions, *, train: bool):
+        """What the mask branch sees of regions, [N, R, mask_size / 2, mask_size / 2, channels].
 
         Args:
-          maps: see `maps`.
-          classes: int32 [N, R], that of each region.
+          features, regions, train: see `heads`.
+        """
+        raise NotImplementedError
+
+    def heads_and_masks(self, features, regions, classes, sizes, *, train: bool):
+        """The outputs of `heads`, and masks of the first regions.
+
+        Args:
+          features, regions, sizes, train: see `heads`.
+          classes: int32 [N, P], of the P first regions.
+
+        Returns:
+          scores, deltas: see `heads`.
+          masks: see `mask_scores`.
+        """
+        maps = self.mask_maps(features, regions[:, :classes.shape[1]], train=train)
+        return (*self.heads(features, regions, sizes, train=train),
+                self.mask_scores(maps, classes))
+
+    def mask_scores(self, maps, classes):
+        """Masks of regions for their own classes.
+
+        Args:
+          maps: see `mask_maps`.
+          classes: int32 [N, R].
 
         Returns:
           float32 [N, R, mask_size, mask_size], before the sigmoid.
@@ -173,13 +200,13 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """Masks of detections, whose features are pooled again from their boxes.
 
         Args:
-          features: of the trunk [N, h, w, channels].
+          features: of the trunk.
           boxes, classes: see `Detections`.
 
         Returns:
           float32 [N, D, mask_size, mask_size].
         """
-        maps = self.maps(self.pool(features, boxes), train=False)
+        maps = self.mask_maps(features, boxes, train=False)
         return jax.nn.sigmoid(self.mask_scores(maps, classes))
 
     def with_context(self, regions, sizes):
@@ -188,43 +215,6 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
             return regions
         whole = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], -1)
         return jnp.concatenate([regions, whole.astype(regions.dtype)[:, None]], 1)
-
-    def pool(self, features, regions):
-        """The trunk's features of every region, pooled.
-
-        Args:
-          features, regions: see `heads`.
-
-        Returns:
-          [N, R, bins, bins, channels].
-        """
-        s = self.settings
-        step = 2 if self.skips_bins else 1
-        bins = -(-s.roi_size // step)
-        chunk = CHUNK_BYTES // (bins * bins * features.shape[-1] * features.dtype.itemsize)
-        return roi_align(
-            features, regions, bins=s.roi_size, scale=1 / self.stride, points=s.roi_points,
-            aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
-
-    def describe(self, *pooled, train: bool):
-        """The output of `maps`, averaged over its positions: float32 [N, R, channels]."""
-        return averaged(self.maps(*pooled, train=train))
-
-    def maps(self, *pooled, train: bool):
-        """The last stage's output for every region.
-
-        Args:
-          *pooled: see `pool`. Of several scales, the outputs are merged by their maximum
-            ("maxout", appendix B).
-          train: see `Backbone.features`.
-
-        Returns:
-          [N, R, h, w, channels].
-        """
-        outputs = [self.run(self.stages[-1], x.reshape(-1, *x.shape[2:]), train=train)
-                   for x in pooled]
-        merged = functools.reduce(jnp.maximum, outputs)
-        return merged.reshape(*pooled[0].shape[:2], *merged.shape[1:])
 
     def siblings(self, described):
         """The outputs of `heads` for the described regions of `with_context`."""
@@ -248,98 +238,68 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         height, width = images.shape[1:3]
         sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(images), 1))
         regions = jnp.tile(jnp.array([[[0, 0, width, height]]], jnp.float32), (len(images), 1, 1))
-        class_scores, class_deltas, maps = self.heads_and_maps(
-            features, regions, sizes, train=train)
-        found = {'proposal_scores': scores, 'proposal_deltas': deltas, 'scores': class_scores,
-                 'deltas': class_deltas}
         if self.settings.masks:
-            found['masks'] = self.mask_scores(maps, jnp.zeros(maps.shape[:2], jnp.int32))
-        return found
+            classes = jnp.zeros(regions.shape[:2], jnp.int32)
+            outputs = self.heads_and_masks(features, regions, classes, sizes, train=train)
+        else:
+            outputs = self.heads(features, regions, sizes, train=train)
+        names = 'proposal_scores', 'proposal_deltas', 'scores', 'deltas', 'masks'
+        return dict(zip(names, (scores, deltas, *outputs), strict=False))
 
 
-class RegionProposalNetwork(nn.Module):
-    """Scores and corrects every anchor: a 3x3 layer and two siblings (Faster R-CNN, section 3.1).
-
-    Attributes:
-      features: filters of the 3x3 layer.
-      num_anchors: at each position.
-      dtype: of the computation.
-    """
-
-    features: int
-    num_anchors: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        """[N, h, w, channels] -> scores float32 [N, h * w * A], deltas float32 [N, h * w * A, 4].
-
-        The order is that of `anchors.grid`. Scores are those before the sigmoid.
-        """
-        layer = functools.partial(nn.Conv, dtype=self.dtype,
-                                  kernel_init=nn.initializers.normal(0.01))
-        x = nn.relu(layer(self.features, (3, 3), padding=1, name='conv')(x))
-        scores = layer(self.num_anchors, (1, 1), name='score')(x)
-        deltas = layer(4 * self.num_anchors, (1, 1), name='delta')(x)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return (scores.astype(wide).reshape(x.shape[0], -1),
-                deltas.astype(wide).reshape(x.shape[0], -1, 4))
-
-
-class BoxHead(nn.Module):
-    """The siblings that classify a region and correct its box."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x):
-        """float32 [N, R, channels] -> scores [N, R, classes + 1], deltas [N, R, classes, 4]."""
-        scores = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01),
-                          name='score')(x)
-        deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001),
-                          name='delta')(x)
-        return scores, deltas.reshape(*x.shape[:2], self.num_classes, 4)
-
-
-def averaged(maps):
-    """Maps [N, R, h, w, channels], averaged over their positions: float32 [N, R, channels]."""
-    return average(maps.reshape(-1, *maps.shape[2:])).reshape(*maps.shape[:2], -1)
-
-
-def anchors_of(model: FasterRCNN, height: int, width: int) -> jax.Array:
-    """All anchors of a feature map, float32 [height * width * A, 4], in pixels of the input.
+def anchors_of(model: FasterRCNN, features) -> tuple[jax.Array, ...]:
+    """The anchors of each level, float32 [height * width * A, 4], in pixels of the input.
 
     The paper's anchors include their last pixel; here they are one pixel wider and higher instead.
+
+    Args:
+      model: its settings and strides are read.
+      features: of the trunk; their shapes are read.
     """
     s = model.settings
-    base = anchors_lib.base_anchors(s.anchor_sizes, s.anchor_ratios, s.anchor_rule)
-    if s.anchor_rule == 'paper':
-        base = base + jnp.array([0, 0, 1, 1], jnp.float32)
-    return anchors_lib.grid(base, height, width, model.stride)
+
+    def of_level(x, stride, sizes):
+        base = anchors_lib.base_anchors(sizes, s.anchor_ratios, s.anchor_rule)
+        if s.anchor_rule == 'paper':
+            base = base + jnp.array([0, 0, 1, 1], jnp.float32)
+        return anchors_lib.grid(base, *x.shape[1:3], stride)
+
+    return tuple(map(of_level, jax.tree.leaves(features), model.strides, model.anchor_sizes()))
 
 
-def propose(model: FasterRCNN, scores, deltas, anchors, sizes, *, train: bool) -> Proposals:
+def propose(model: FasterRCNN, scores, deltas, anchors: Sequence[jax.Array], sizes, *,
+            train: bool) -> Proposals:
     """Chooses regions from the outputs of the region proposal network. No gradient passes.
+
+    The best anchors of each level are corrected, and suppressed within their level. The best boxes
+    of all levels are the proposals.
 
     Args:
       model: its settings are read.
       scores, deltas: see `RegionProposalNetwork`.
-      anchors: float32 [A, 4], see `anchors_of`.
+      anchors: see `anchors_of`.
       sizes: int32 [N, 2], height and width of each image on the input.
       train: which of the pairs of settings apply.
     """
     s = model.settings
     before, after = s.rpn_pre_nms[not train], s.rpn_post_nms[not train]
-    after = min(after, scores.shape[1])
+    starts = np.cumsum([0, *(len(level) for level in anchors)])
+
+    def best(scores, deltas, number):
+        """The boxes of a level, with scores and the number of the level."""
+        level = slice(starts[number], starts[number + 1])
+        top, index = jax.lax.top_k(scores[:, level], min(before, len(anchors[number])))
+        deltas = jnp.take_along_axis(deltas[:, level], index[..., None], 1)
+        boxes = decode(model, deltas, anchors[number][index], (1.0, 1.0, 1.0, 1.0))
+        return boxes, top, jnp.full(top.shape, number)
 
     def choose(scores, deltas, sizes):
-        top, index = jax.lax.top_k(scores, min(before, scores.shape[1]))
-        deltas = jnp.take_along_axis(deltas, index[..., None], 1)
-        boxes = decode(model, deltas, anchors[index], (1.0, 1.0, 1.0, 1.0))
+        boxes, top, levels = (jnp.concatenate(parts, 1) for parts in zip(
+            *(best(scores, deltas, number) for number in range(len(anchors))), strict=True))
         boxes = boxes_lib.clip(boxes, sizes)
         sides = boxes_lib.sides(boxes)
         valid = jnp.all(sides > 0, -1) & jnp.all(sides >= s.rpn_min_size, -1)
-        kept = nms(boxes, top, valid, s.rpn_nms, after)
+        kept = nms(boxes, top, valid, s.rpn_nms, min(after, top.shape[1]), classes=levels)
         take = functools.partial(jnp.take_along_axis, axis=1)
         return Proposals(take(boxes, kept.index[..., None]), take(top, kept.index), kept.valid)
 
@@ -414,16 +374,25 @@ def per_image(model: FasterRCNN, function: Callable) -> Callable:
                          check_vma=False)
 
 
+KINDS: dict[str, type[FasterRCNN]] = {}  # by the names that `config.model.detector.kind` takes
+
+
 def create(config: ConfigDict) -> FasterRCNN:
     """The detector of `config.model`, whose field `detector` has the settings.
 
     Raises:
       ConfigError: a field is out of its range, or the family has no residual stages.
     """
-    network = family_of(config.model).create(config.model)
+    return of_fields(config.model)
+
+
+def of_fields(section: Mapping[str, Any]) -> FasterRCNN:
+    """The detector of a section `model` of a config; see `create`."""
+    network = family_of(section).create(section)
     if not isinstance(network, ResNet):
         raise ConfigError('a detector needs a residual network: model.family must be imagenet or '
-                          f'cifar, got {config.model.family}.')
+                          f'cifar, got {section["family"]}.')
     fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)
               if field.name not in ('parent', 'name')}
-    return FasterRCNN(**fields, settings=detectors.settings(config.model.detector))
+    settings = detectors.settings(section['detector'], len(network.stage_sizes))
+    return KINDS[settings.kind](**fields, settings=settings)

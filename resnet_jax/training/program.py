@@ -75,10 +75,9 @@ class Program:
         weights = stored.read(pathlib.Path(checkpoint))
         heads: tuple[str, ...] = ()
         if self.config.init.new_head:  # a classifier's is nothing to another task, and vice versa
-            known = created.params, weights.variables['params']
+            known = {*created.params, *weights.variables['params']}
             heads = tuple(name for name in dict.fromkeys(
-                (*self.task.heads, *tasks.get(weights.config.task).heads))
-                if any(name in params for params in known))
+                (*self.task.heads, *tasks.get(weights.config.task).heads)) if name in known)
         started = state.with_weights(created, weights.variables, weights.normalization, heads)
         say(_loaded(weights, self.config, heads))
         _warn_of_architecture(weights, self.config)

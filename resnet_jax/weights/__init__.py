@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from resnet_jax import config as config_lib
 from resnet_jax import models
+from resnet_jax.config.stored import leaves
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
@@ -34,6 +35,7 @@ class Weights:
       normalization: 'mean' and 'std', float32, in units of the full range; see `resnet_jax.data`.
       origin: whose names the tensors had.
       assumed: what neither the tensors nor the files beside them say, as phrases.
+      classes: the names of the classes, if their number stands for certain ones.
     """
 
     config: Any
@@ -41,6 +43,7 @@ class Weights:
     normalization: Mapping[str, np.ndarray]
     origin: str
     assumed: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
 
     def describe(self) -> str:
         """Lines for the terminal: the network, what its input is, and what was assumed."""
@@ -51,8 +54,9 @@ class Weights:
         mean, std = (' '.join(f'{x:.4g}' for x in np.atleast_1d(self.normalization[part]).reshape(
             -1, self.config.data.channels).mean(0)) for part in ('mean', 'std'))
         colours = 'RGB' if self.config.data.channels == 3 else 'grey'
-        lines = [f'{family.title(model)}, {", ".join(traits)}: {size:,} parameters, from the '
-                 f'names of {self.origin}',
+        title = family.title(model) + foreign.of(model).title
+        lines = [f'{title}, {", ".join(traits)}: {size:,} parameters, from the names of '
+                 f'{self.origin}',
                  f'input: {colours} in [0, 1], less {mean}, divided by {std}']
         if self.assumed:
             lines.append('assumed, since the tensors do not show it and no config.json names the '
@@ -61,7 +65,7 @@ class Weights:
 
 
 def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ...] | None = None,
-         std: tuple[float, ...] | None = None) -> Weights:
+         std: tuple[float, ...] | None = None, bn_epsilon: float | None = None) -> Weights:
     """Reads the weights of another project, or those that `to_torchvision` wrote.
 
     Args:
@@ -72,6 +76,8 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
         beside it say, otherwise 'v1' for Caffe and 'v1.5' for the rest.
       mean, std: of the input in units of the full range, one number per channel; None: as the file
         or those beside it say, otherwise ImageNet's, which CIFAR networks do not get.
+      bn_epsilon: of batch normalisation; None: as the file says, otherwise 0 for torchvision's
+        detectors and 1e-5 for the rest.
 
     Raises:
       UserError: the file is missing, damaged or hostile, holds NaN, or does not make a network of
@@ -97,7 +103,9 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
         raise UserError(f'{path.with_name("config.json")} says that the architecture is '
                         f'{told.architecture}, which {told.problem}; move config.json away if it '
                         f'does not belong to {path.name}.')
-    config = _config(path, named.tensors, fields, told.model, settings, stride_in)
+    given = {'stride_in': stride_in, 'bn_epsilon': bn_epsilon}
+    config = _config(path, named.tensors, fields, told.model, settings, {
+        name: value for name, value in given.items() if value is not None})
     with _naming(path, told.architecture):
         variables = names.from_torch(recognise.fold_biases(named.tensors), config.model,
                                      config.data.channels, named.original)
@@ -105,7 +113,8 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
         path, config, mean or settings.get('mean', told.mean), std or settings.get('std', told.std))
     assumed = () if settings or told.architecture else foreign.of(config.model).assumed(
         config.model, bool(stride_in))
-    return Weights(config, variables, normalization, named.origin, assumed)
+    classes = foreign.of(config.model).classes(config.model.num_classes)
+    return Weights(config, variables, normalization, named.origin, assumed, classes)
 
 
 def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -128,16 +137,20 @@ def _naming(path: pathlib.Path, architecture: str | None) -> Iterator[None]:
 
 
 def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
-            beside_model: Mapping[str, Any], settings: Mapping[str, Any], stride_in: str | None):
+            beside_model: Mapping[str, Any], settings: Mapping[str, Any],
+            given: Mapping[str, Any]):
     """The config of a network: what the tensors decide, what files say of it, what is given."""
     config = config_lib.default()
-    given = {'stride_in': stride_in} if stride_in else {}
     for found in (fields, {'stride_in': 'v1.5'}, beside_model, settings.get('model', {}), given):
         try:
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
             raise UserError(f'{path}: its network description is damaged: {error}') from error
-    known = foreign.of(fields)
+    known = foreign.of(config.model)
+    try:
+        config.update_from_flattened_dict({**known.config, **settings.get('config', {})})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f'{path}: its description is damaged: {error}') from error
     config.data.channels = tensors[known.first].shape[1]
     if config.data.channels not in (1, 3):
         raise UserError(f'{path}: the network takes images of {config.data.channels} channels, but '
@@ -169,8 +182,10 @@ def to_torchvision(weights: Weights) -> bytes:
     What names and shapes do not tell (the stride, the normalisation, the paper's options) goes into
     the file's metadata, so that `read` gives back the same network.
     """
+    stored = leaves(weights.config)
     settings = {
         'model': weights.config.model.to_dict(),
+        'config': {name: stored[name] for name in foreign.of(weights.config.model).config},
         'image_size': (weights.config.data.image_size, weights.config.data.eval_resize),
         **{part: np.asarray(value).tolist() for part, value in weights.normalization.items()}}
     tensors = names.to_torch(weights.variables, weights.config.model)
@@ -198,6 +213,7 @@ def _own_settings(metadata: Mapping[str, str], path: pathlib.Path) -> dict[str, 
         size, resize = settings['image_size']
         pair(size)
         settings['image_size'] = (size, resize if resize is None else int(resize))
+        dict(settings.setdefault('config', {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: the settings in its metadata are damaged.') from error
     return settings

@@ -8,8 +8,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
+from resnet_jax import models
 from resnet_jax.errors import UserError
 
 Tensors = Mapping[str, np.ndarray]
@@ -33,13 +35,18 @@ class Foreign:
         the paper's networks.
       tensors_of: (module, blocks, config.model) -> torchvision's names of the modules that one of
         our modules is made of: one, or one for each block of a stack.
-      image_size: of `data`: height and width of the input, and the shorter side before cropping.
+      image_size: of `data`: size of the input, and the shorter side before cropping or None.
       timm: regular expression for timm's architectures that are networks of this family.
       first: torchvision's name of the kernel of the first convolution.
       convention: whether ImageNet's mean and standard deviation are meant where a file is silent.
       assumed: (config.model, whether the stride is given) -> phrases for what names and shapes do
         not show.
       flattened: our modules in front of which torchvision flattens a feature map, channels first.
+      create: (config.model) -> the network whose variables these are.
+      rolled: by our modules, how many of a layer's outputs, which are last here, come first there.
+      classes: (number of classes) -> their names, if this number stands for certain ones.
+      title: what follows the name of the network in a description.
+      config: fields besides `model` that describe such networks, by path.
       idle_biases: (tensors) -> biases that torchvision's networks have and ours do without.
     """
 
@@ -47,16 +54,22 @@ class Foreign:
     recognises: Callable[[Tensors], bool]
     fields: Callable[[Tensors, Mapping[str, str]], dict[str, Any]]
     tensors_of: Callable[[tuple[str, ...], int, ModelConfig], tuple[str, ...]]
-    image_size: tuple[int, int]
+    image_size: tuple[Any, int | None]
     timm: str
     first: str
     convention: bool = True
     assumed: Callable[[ModelConfig, bool], tuple[str, ...]] = lambda config, stride_given: ()
     flattened: tuple[str, ...] = ()
+    create: Callable[[ModelConfig], nn.Module] = models.create
+    rolled: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    classes: Callable[[int], tuple[str, ...] | None] = lambda count: None
+    title: str = ''
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     idle_biases: Callable[[Tensors], dict[str, np.ndarray]] = lambda tensors: {}
 
 
-FAMILIES: dict[str, Foreign] = {}  # by the names that `config.model.family` takes
+PYRAMID = 'fpn'  # detectors of this kind have names of their own
+FAMILIES: dict[str, Foreign] = {}  # by `config.model.family`, and for detectors PYRAMID
 
 
 def register(name: str, foreign: Foreign) -> None:
@@ -65,12 +78,13 @@ def register(name: str, foreign: Foreign) -> None:
 
 
 def of(config: ModelConfig) -> Foreign:
-    """What is known of the family of `config.model`.
+    """What is known of the family of `config.model`, or of a detector with a feature pyramid.
 
     Raises:
       UserError: nothing is.
     """
-    if config['family'] not in FAMILIES:
-        raise UserError(f'networks of the family {config["family"]} cannot be converted: no other '
-                        'project has names for their tensors.')
-    return FAMILIES[config['family']]
+    name = PYRAMID if config['detector']['kind'] == PYRAMID else config['family']
+    if name not in FAMILIES:
+        raise UserError(f'networks of the family {name} cannot be converted: no other project has '
+                        'names for their tensors.')
+    return FAMILIES[name]

@@ -27,6 +27,7 @@ class Leaf(NamedTuple):
       tensors: torchvision's names: one, or one for each block of a stack.
       stacked: whether the first axis is that of blocks.
       flattened: whether torchvision flattens a feature map, channels first, in front of this layer.
+      rolled: how many of the outputs, which are last here, come first there.
     """
 
     path: tuple[str, ...]
@@ -34,6 +35,7 @@ class Leaf(NamedTuple):
     tensors: tuple[str, ...]
     stacked: bool
     flattened: bool
+    rolled: int
 
     def torch_shape(self) -> tuple[int, ...]:
         """The shape of each of the tensors."""
@@ -46,6 +48,7 @@ class Leaf(NamedTuple):
 
     def to_torch(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """The array as tensors by name."""
+        array = np.roll(array, self.rolled, -1) if self.rolled else array
         blocks = array if self.stacked else array[None]
         return {name: np.ascontiguousarray(self._block_to_torch(block))
                 for name, block in zip(self.tensors, blocks, strict=True)}
@@ -54,6 +57,7 @@ class Leaf(NamedTuple):
         """The tensors as one float32 array; their shapes must have been checked."""
         blocks = [self._block_from_torch(tensors[name]) for name in self.tensors]
         array = np.stack(blocks) if self.stacked else blocks[0]
+        array = np.roll(array, -self.rolled, -1) if self.rolled else array
         return np.ascontiguousarray(array, np.float32)
 
     def _block_to_torch(self, block):
@@ -84,7 +88,7 @@ def leaves(fields: Mapping[str, Any], channels: int) -> list[Leaf]:
     """
     size = models.family_of(fields).least_size
     image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    model = models.create(fields)
+    model = foreign.of(fields).create(fields)
     tree = jax.eval_shape(
         lambda image: model.init(jax.random.key(0), image, train=False), image)
     flat = flax.traverse_util.flatten_dict(tree)
@@ -97,7 +101,7 @@ def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, An
     stacked = models.STACKED in path
     tensors = known.tensors_of(tuple(module), shape[0] if stacked else 1, fields)
     return Leaf(path, shape, tuple(f'{name}.{foreign.PARTS[part]}' for name in tensors), stacked,
-                module[-1] in known.flattened)
+                module[-1] in known.flattened, known.rolled.get('/'.join(module), 0))
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,

@@ -52,8 +52,10 @@ def _from_cifar(name: str) -> str:
     return name.replace('linear.', 'fc.').replace('.shortcut.', '.downsample.')
 
 
-def _fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
-    """Neither where a bottleneck has its stride nor missing shortcuts show in names or shapes.
+def fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of `config.model` that names and shapes decide; see `Foreign.fields`.
+
+    Neither where a bottleneck has its stride nor missing shortcuts show in names or shapes.
 
     A network without projections is taken to have shortcuts of option A.
     """
@@ -93,7 +95,8 @@ def _stages(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(sum(stage == s for s, _ in blocks) for stage in stages)
 
 
-def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any]) -> tuple[str, ...]:
+def tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """torchvision's names of the modules that one of ours is made of; see `Foreign.tensors_of`."""
     stage, *inner = module
     if not stage.startswith('stage'):
         return (_MODULES['/'.join(module)],)
@@ -105,11 +108,16 @@ def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any])
     return tuple(f'{layer}.{number}.{inner}' for number in numbers)
 
 
+def assumed_stride(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
+    """Where bottlenecks have their stride, as a phrase for `Foreign.assumed`."""
+    return () if stride_given else tuple(
+        f'{trait} (see --stride_in)' for trait in resnet.strides(config))
+
+
 def _imagenet_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
-    traits = [] if stride_given else [
-        f'{trait} (see --stride_in)' for trait in resnet.strides(config)]
-    return (*traits, 'down-sampling without blur (resnetblur50 and resnetaa50 have the same '
-            'tensors, and would be wrong)')
+    return (*assumed_stride(config, stride_given),
+            'down-sampling without blur (resnetblur50 and resnetaa50 have the same tensors, and '
+            'would be wrong)')
 
 
 def _cifar_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, ...]:
@@ -120,7 +128,7 @@ def _cifar_assumed(config: Mapping[str, Any], stride_given: bool) -> tuple[str, 
 # arguments.
 _imagenet = Foreign(
     naming=_naming, recognises=lambda tensors: any(_BLOCK.match(name) for name in tensors),
-    fields=_fields, tensors_of=_tensors_of, image_size=(224, 256), first='conv1.weight',
+    fields=fields, tensors_of=tensors_of, image_size=(224, 256), first='conv1.weight',
     timm=(r'(?:tv_|ssl_|swsl_)?resnet(?:18|34|50|101|152)'
           r'|gluon_resnet(?:18|34|50|101|152)_v1b'),
     assumed=_imagenet_assumed)

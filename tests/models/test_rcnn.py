@@ -15,6 +15,7 @@ from resnet_jax import models
 from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.models import detectors, rcnn
 from resnet_jax.models.blocks import BottleneckBlock
+from resnet_jax.models.c4 import FasterRCNNC4
 from resnet_jax.models.detectors import Settings
 from resnet_jax.tasks.detection import inference
 from resnet_jax.xla import hlo
@@ -41,7 +42,7 @@ def tiny(**detector):
     return rcnn.create(config)
 
 
-def bottlenecks(kind=rcnn.FasterRCNN, **settings):
+def bottlenecks(kind=FasterRCNNC4, **settings):
     """A detector of stride 4 whose last stage has a bottleneck with its stride in front."""
     return kind(block=BottleneckBlock, stage_sizes=(1, 1), stem_kind='imagenet', width=4,
                 num_classes=3, settings=Settings(anchor_sizes=(8,), rpn_features=8, **settings))
@@ -93,7 +94,7 @@ def test_numbers_of_parameters(depth, classes, sizes, count):
     assert {path.split('/')[1] for path in set(own) - set(shared(own))} == {'rpn', 'box'}
 
 
-class WithAllBins(rcnn.FasterRCNN, kw_only=True):
+class WithAllBins(FasterRCNNC4, kw_only=True):
     """Computes every bin, and then skips every other one by the stride of the last stage."""
 
     skips_bins = False
@@ -108,9 +109,9 @@ def test_every_other_bin_is_enough_for_a_bottleneck_with_its_stride_in_front():
 
     @functools.partial(jax.jit, static_argnums=0)
     def pooled(model):
-        return model.apply(variables, images, regions(), method=lambda module, x, r:
-                           module.describe(module.pool(module.trunk(x, train=False), r),
-                                           train=False))
+        return model.apply(
+            variables, images, regions(), method=lambda module, x, r: module.describe(
+                module.pool(module.trunk(x, train=False), r, train=False), train=False))
 
     got, expected = pooled(some), pooled(every)
     assert got.shape == (2, 6, 32)
@@ -131,7 +132,8 @@ def test_global_context_joins_the_features_of_the_whole_image_to_those_of_each_r
         features = model.apply(variables, images, train=False, method='trunk')
         pool = functools.partial(
             model.apply, variables, features,
-            method=lambda module, x, r: module.describe(module.pool(x, r), train=False))
+            method=lambda module, x, r: module.describe(
+                module.pool(x, r, train=False), train=False))
         heads = model.apply(variables, features, regions(), sizes, train=False, method='heads')
         return heads, pool(regions()), pool(whole)
 

@@ -53,11 +53,11 @@ def assert_matched(boxes, scores, classes, other_boxes, other_scores, other_clas
     np.testing.assert_array_equal(fits.sum(1), 1)
 
 
-def proposals_of(network, batch, features):
+def proposals_of(network, batch, maps):
     """Boxes and scores, which torchvision's network does not return, of the proposals it makes."""
     found, choose = [], network.filter_proposals
     network.filter_proposals = lambda *args: found.append(choose(*args)) or found[-1]
-    network(batch, {'0': features})
+    network(batch, maps)
     network.filter_proposals = choose
     return found[0]
 
@@ -75,7 +75,7 @@ def test_it_detects_what_torchvision_detects(depth, proposals):
     assert batch.image_sizes == [tuple(size) for size in SIZES.tolist()]
     features = theirs.backbone(batch.tensors)
     (scores,), (deltas,) = theirs.rpn.head([features])
-    regions, region_scores = proposals_of(theirs.rpn, batch, features)
+    regions, region_scores = proposals_of(theirs.rpn, batch, {'0': features})
     assert [len(x) for x in regions] == [proposals] * 2
     pooled = theirs.roi_heads.box_roi_pool({'0': features}, regions, batch.image_sizes)
     class_scores, class_deltas = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))

@@ -158,7 +158,8 @@ def _classify(model, variables, maps, regions, views, plan) -> tuple[jax.Array, 
 
     def run(module):
         wanted = module.with_context(regions, sizes)
-        pooled = [module.pool(features, inference.to_original(wanted, sizes, views[place].size))
+        pooled = [module.pool(features, inference.to_original(wanted, sizes, views[place].size),
+                              train=False)
                   for features, place in zip(maps, plan.places, strict=True)]
         if len(pooled) > 1:
             smaller = nearest_pair(wanted, plan)

@@ -23,7 +23,7 @@ from resnet_jax.tasks.detection.paste import in_threads, paste_all
 from resnet_jax.tasks.detection.truth import Found
 from resnet_jax.tasks.network import Network, normalized
 from resnet_jax.tasks.task import Answer, Predictor
-from resnet_jax.weights import Weights, stored
+from resnet_jax.weights import Weights, stored, to_torchvision
 
 BATCH_SIZE = 8  # images that a device computes at once
 
@@ -160,6 +160,18 @@ def load(weights: Weights, path: pathlib.Path) -> Detector:
                         'correct it, or delete it to use numbers as names.')
     return Detector(weights.config, weights.variables, weights.normalization,
                     tuple(map(str, range(count)) if names is None else names))
+
+
+def safetensors(network: Detector) -> bytes:
+    """The contents of a .safetensors file under torchvision's names; see `weights.to_torchvision`.
+
+    Raises:
+      UserError: torchvision has no such detector.
+    """
+    if network.config.model.detector.kind != 'fpn':
+        raise UserError('torchvision has no names for a detector without a feature pyramid; write '
+                        'a .stablehlo file, or train with model.detector.kind=fpn.')
+    return to_torchvision(network)
 
 
 def predictor(networks: Sequence[Detector], flags: Mapping[str, Any]) -> Predictor:

@@ -52,14 +52,14 @@ def masks(model: FasterRCNN, variables: Mapping[str, Any], features,
 
 
 def propose(model: FasterRCNN, variables: Mapping[str, Any], images,
-            sizes) -> tuple[jax.Array, Proposals]:
+            sizes) -> tuple[Any, Proposals]:
     """The features of the trunk, and the proposals; see `detect`."""
     def run(module):
         features = module.trunk(images, train=False)
         return features, module.rpn(features)
 
     features, (scores, deltas) = nn.apply(run, model)(variables)
-    anchors = rcnn.anchors_of(model, *features.shape[1:3])
+    anchors = rcnn.anchors_of(model, features)
     return features, rcnn.propose(model, scores, deltas, anchors, sizes, train=False)
 
 

@@ -42,25 +42,26 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
     def run(module):
         features = module.trunk(batch['image'], train=True)
         scores, deltas = module.rpn(features)
-        anchors = rcnn.anchors_of(module, *features.shape[1:3])
+        levels = rcnn.anchors_of(module, features)
+        anchors = jnp.concatenate(levels)
         with jax.named_scope('sampling'):
             rows = {name: batch[name] for name in (*DRAWN_FROM, *['masks'] * s.masks)}
             drawn, index = rcnn.per_image(
                 module, lambda rows: losses.draw_anchors(s, anchors, rows))(rows)
-            proposals = rcnn.propose(module, scores, deltas, anchors, batch['size'], train=True)
+            proposals = rcnn.propose(module, scores, deltas, levels, batch['size'], train=True)
             regions = rcnn.per_image(module, lambda proposals, rows: losses.draw_regions(
                 s, proposals, rows, module.num_classes, module.mask_size))(proposals, rows)
-        *outputs, maps = module.heads_and_maps(
-            features, regions.boxes, batch['size'], train=True)
-        masks = ()
         if s.masks:
-            most = losses.most_positive(s)
-            masks = (module.mask_scores(maps[:, :most], regions.classes[:, :most]),)
+            outputs = module.heads_and_masks(
+                features, regions.boxes, regions.classes[:, :losses.most_positive(s)],
+                batch['size'], train=True)
+        else:
+            outputs = module.heads(features, regions.boxes, batch['size'], train=True)
         with jax.named_scope('loss'):
             return (*losses.anchor_losses(s, scores, deltas, anchors, drawn, index,
                                           batch['boxes']),
-                    *losses.region_losses(s, *outputs, regions),
-                    *(losses.mask_loss(s, scores, regions) for scores in masks))
+                    *losses.region_losses(s, *outputs[:2], regions),
+                    *(losses.mask_loss(s, mask, regions) for mask in outputs[2:]))
 
     parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
     sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=False)}
@@ -184,6 +185,7 @@ TASK = Task(
     test_options=protocols.OPTIONS,
     predictor=detector.predictor,
     parts=parts.parts,
-    exports={'.stablehlo': stablehlo},
+    exports={'.stablehlo': stablehlo,
+             '.safetensors': lambda network, flags: detector.safetensors(network)},
     heads=rcnn.HEADS,
 )

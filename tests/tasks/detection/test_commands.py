@@ -85,12 +85,12 @@ def test_the_exported_program_finds_what_the_detector_finds(detector):
         np.testing.assert_array_equal(found['classes'][i][valid], classes)
 
 
-def test_a_detector_has_no_form_in_other_projects(detector, tmp_path, commands):
+def test_a_detector_without_a_pyramid_has_no_form_in_other_projects(detector, tmp_path, commands):
     result = commands.run('resnet_jax.export', f'--checkpoint={detector}',
                           f'--output={tmp_path}/out.safetensors')
     assert result.status == 1 and result.errors.strip().endswith(
-        'was trained for detection, which cannot be exported as .safetensors; it can be as '
-        '.stablehlo.')
+        'torchvision has no names for a detector without a feature pyramid; write a .stablehlo '
+        'file, or train with model.detector.kind=fpn.')
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,18 +6,19 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import resnet_jax
-from configs import coco_r50_c4, nuclei_r20
+from configs import coco_r50_c4, coco_r50_fpn, nuclei_r20
 from resnet_jax.data import masks
 from resnet_jax.distributed import sharding
 from resnet_jax.models import rcnn
 from resnet_jax.models.detectors import Settings
 from resnet_jax.models.masks import MaskHead, of_classes
-from resnet_jax.tasks.detection import losses, paste
+from resnet_jax.tasks.detection import inference, losses, paste, task
 from resnet_jax.tasks.detection.coco_ap import NAMES, coco_ap
 from resnet_jax.tasks.detection.losses import Regions
 from resnet_jax.training import costs, loop
@@ -210,6 +211,38 @@ def test_the_cost_of_masks_is_that_of_detectron2s_layers():
     assert found['parts']['mask'] == {
         'multiply_adds': head, 'train_runs': 128, 'test_runs': 100}
     assert found['parts']['detection']['test_runs'] == 100
+
+
+def test_with_a_feature_pyramid_it_is_the_network_of_torchvision():
+    config = coco_r50_fpn.get_config()
+    config.model.num_classes = 90
+    config.model.detector.update(masks=True, background_box=True)
+    model, variables, _ = costs.shapes(config)
+    total = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    assert total == 44_401_393 + 53_120  # and the scales and offsets of batch normalisation
+    assert (model.mask_layers, model.mask_size) == (4, 28)
+
+
+@pytest.mark.slow
+def test_a_feature_pyramid_learns_masks_and_predicts_them():
+    config = tiny_mask_detector.get_config()
+    config.model.detector.update(
+        kind='fpn', anchor_sizes=(6, 10, 16, 24), neck_features=8, box_features=16, roi_size=4)
+    program = build(config, sharding.create_mesh(config))
+    state = program.initial_state()
+    batch = program.train_data.batch(next(program.train_data.inputs(0)), state.step,
+                                     state.normalization)
+
+    def loss(params):
+        total, _, sums = task.loss(program.model, {**state.variables, 'params': params}, batch,
+                                   None, program.config)
+        return total, sums
+
+    gradient, sums = jax.grad(loss, has_aux=True)(state.params)
+    assert 0.1 < float(sums['mask_loss'] / sums['count']) < 0.7  # log 2 for every positive
+    assert all(float(abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient['mask']))
+    found = inference.detect(program.model, state.variables, batch['image'], batch['size'])
+    assert found.masks.shape[2:] == (28, 28) and found.masks.dtype == jnp.float16
 
 
 def test_the_config_of_nuclei_needs_no_data_to_be_compiled():

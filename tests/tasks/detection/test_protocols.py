@@ -254,7 +254,7 @@ def test_two_scales_merge_the_maxima_of_the_last_stage(networks, source):
         bound, stages = model.bind(variables), []
         maps = [features, bound.trunk(image, train=False)]
         for factor, own in zip((1, 1.5), maps, strict=True):
-            pooled = bound.pool(own, boxes * factor)
+            pooled = bound.pool(own, boxes * factor, train=False)
             stages.append(bound.run('stage3', pooled[0], train=False))
         described = jnp.maximum(*stages).mean((1, 2))[None]
         return rcnn.select(model, *rcnn.predicted(
