@@ -23,7 +23,8 @@ from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
 
 DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
-LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss', 'mask_loss')
+LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
+MASK_LOSS = 'mask_loss'  # with a mask branch
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
@@ -64,7 +65,8 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
                     *(losses.mask_loss(s, mask, regions) for mask in outputs[2:]))
 
     parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
-    sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=False)}
+    names = (*LOSSES, *[MASK_LOSS] * s.masks)
+    sums = {name: (part * batch['mask']).sum() for name, part in zip(names, parts, strict=True)}
     total = sum(sums.values())
     return total, updates.get('batch_stats', {}), {
         'loss': total, **sums, 'count': batch['mask'].sum()}

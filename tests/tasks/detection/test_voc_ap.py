@@ -36,7 +36,7 @@ def devkit_ap(truth, found, label, rule):
         npos += sum(not objects.ignore[i] for i in own)
     lines = [(float(score), image, xml_coordinates(box))
              for image, detections in enumerate(found)
-             for box, own, score in zip(*detections, strict=True) if own == label]
+             for box, own, score in zip(*detections[:3], strict=True) if own == label]
     lines.sort(key=lambda line: -line[0])
     if npos == 0:
         return math.nan
