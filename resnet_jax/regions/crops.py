@@ -10,7 +10,7 @@ def mask_targets(crops, boxes, regions, size: int):
     """The share of every cell of a region that an object covers.
 
     The exact mean of the crop over each cell: the product with two matrices of overlaps. Outside of
-    the object's box it is 0. Targets of the mask head are whether it is at least a half.
+    the object's box it is 0. These are the targets of the mask branch.
 
     Args:
       crops: uint8 or float [..., R, M, M], from 0 to 1: the object of each region on a grid of

@@ -32,8 +32,8 @@ class Regions(NamedTuple):
       targets: float32 [N, R, 4], the boxes of the objects; 0 for background.
       positive: bool [N, R].
       used: bool [N, R]; False for padding.
-      masks: bool [N, P, M, M], whether a cell of a region shows its object, for the P first
-        regions, which hold all positives; None without masks.
+      masks: float32 [N, P, M, M], the share of a cell of a region that its object covers, for the P
+        first regions, which hold all positives; None without masks.
     """
 
     boxes: jax.Array
@@ -126,7 +126,7 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
     if s.masks:
         most = most_positive(s)
         crops = jnp.take_along_axis(batch['masks'], index[:, :most, None, None], 1)
-        masks = mask_targets(crops, targets[:, :most], regions[:, :most], mask_size) >= 0.5
+        masks = mask_targets(crops, targets[:, :most], regions[:, :most], mask_size)
     return jax.lax.stop_gradient(Regions(
         regions, classes, jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
         drawn.positive | drawn.negative, masks))
@@ -169,7 +169,8 @@ def mask_loss(s: Settings, scores, regions: Regions) -> jax.Array:
 
     Returns:
       The binary cross-entropy, averaged over the cells of a region, and summed over the positives;
-      over the most positives that an image can have: float32 [N].
+      over the most positives that an image can have: float32 [N]. As in torchvision, targets are
+      shares, which keep shapes of thin objects that halves would lose.
     """
     losses = optax.sigmoid_binary_cross_entropy(scores, regions.masks.astype(scores.dtype))
     positive = regions.positive[:, :scores.shape[1]]
