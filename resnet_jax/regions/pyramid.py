@@ -1,7 +1,5 @@
 """RoIAlign on several levels of features, of which each region has one."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,7 @@ def level_of(boxes, count: int, *, side: float = 224, level: int = 2):
     return jnp.clip(jnp.floor(level + jnp.log2(ratio) + 1e-6), 0, count - 1).astype(jnp.int32)
 
 
-def roi_align_levels(maps: Sequence[jax.Array], boxes, levels, *, scales: Sequence[float],
+def roi_align_levels(maps, boxes, levels, *, scales: tuple[float, ...],
                      bins: int, points: int = 2, aligned: bool = True, gathered: bool = False):
     """`roi_align` of every region on its own level.
 

@@ -66,10 +66,12 @@ def test_training_and_testing_pool_the_same_though_in_different_ways():
     variables = init(model)
     boxes = np.float32([[[1, 2, 9, 30], [0, 0, 32, 32], [30, 30, 30, 30]]] * 2)
 
+    images = pictures(SIZES[:2])
+
     @functools.partial(jax.jit, static_argnums=0)
     def heads(train):
         def run(module):
-            features = module.trunk(pictures(SIZES[:2]), train=False)
+            features = module.trunk(images, train=False)
             return module.heads(features, boxes, SIZES[:2], train=train)
 
         return nn.apply(run, model)(variables)
