@@ -40,6 +40,7 @@ class Folder:
       fingerprint: of the classes, and of every file's name and size.
       cache_key: changes with the files' times too.
       labels: int32 [N].
+      files: the paths of the images.
     """
 
     def __init__(self, root: pathlib.Path, files: Sequence[File], labels: np.ndarray,
@@ -51,6 +52,10 @@ class Folder:
         sizes = np.array([file.size for file in files])
         self.fingerprint = digest(tuple(class_names), '\n'.join(self._paths), sizes, self.labels)
         self.cache_key = digest(self.fingerprint, np.array([file.modified for file in files]))
+
+    @property
+    def files(self) -> list[str]:
+        return [os.path.join(self._root, path) for path in self._paths]
 
     def __len__(self) -> int:
         return len(self._paths)

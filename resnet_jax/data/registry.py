@@ -33,6 +33,8 @@ SOURCES = {
     'shards': 'resnet_jax.data.shards',
     'voc': 'resnet_jax.data.voc',
     'coco': 'resnet_jax.data.coco',
+    'imagenet_boxes': 'resnet_jax.data.imagenet_boxes',
+    'box_table': 'resnet_jax.data.box_table',
     'digits': 'resnet_jax.data.digits',
     'synthetic': 'resnet_jax.data.synthetic',
     'scenes': 'resnet_jax.data.scenes',
