@@ -34,5 +34,6 @@ def get_config():
 
     config.eval.every_steps = 400
     config.eval.batch_size = 200
+    config.checkpoint.every_steps = 100
     config.log.every_steps = 50
     return config

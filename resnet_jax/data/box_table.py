@@ -32,13 +32,14 @@ def create(config: ConfigDict, split: str) -> LabelledBoxes:
     images = folder.open_folder(data.path, split, data.class_list)
     table = root / TABLE
     corners = read_table(table)
-    names = [pathlib.PurePath(os.path.relpath(file, root)).as_posix() for file in images.files]
+    files = [images.file(i) for i in range(len(images))]
+    names = [pathlib.PurePath(os.path.relpath(file, root)).as_posix() for file in files]
     rows = [corners.get(name, []) for name in names]
     without = sum(not row for row in rows)
     if without:
         warn(f'left out {without:,} of {len(rows):,} images without a box in {table}.')
     chosen = [i for i, row in enumerate(rows) if row]
-    files = [images.files[i] for i in chosen]
+    files = [files[i] for i in chosen]
     sizes = boxes_lib.in_threads(boxes_lib.header_size, files)
     if None in sizes:
         raise UserError(f'{readable(files[sizes.index(None)])} cannot be read as an image: replace '

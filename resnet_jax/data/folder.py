@@ -40,7 +40,6 @@ class Folder:
       fingerprint: of the classes, and of every file's name and size.
       cache_key: changes with the files' times too.
       labels: int32 [N].
-      files: the paths of the images.
     """
 
     def __init__(self, root: pathlib.Path, files: Sequence[File], labels: np.ndarray,
@@ -53,15 +52,15 @@ class Folder:
         self.fingerprint = digest(tuple(class_names), '\n'.join(self._paths), sizes, self.labels)
         self.cache_key = digest(self.fingerprint, np.array([file.modified for file in files]))
 
-    @property
-    def files(self) -> list[str]:
-        return [os.path.join(self._root, path) for path in self._paths]
-
     def __len__(self) -> int:
         return len(self._paths)
 
+    def file(self, index: int) -> str:
+        """The path of an image."""
+        return os.path.join(self._root, self._paths[index])
+
     def __getitem__(self, index: int) -> Item:
-        path = os.path.join(self._root, self._paths[index])
+        path = self.file(index)
         name = readable(path)
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once
