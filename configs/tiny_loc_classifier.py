@@ -18,6 +18,7 @@ def get_config():
     config.model.family = 'imagenet'
     config.model.depth = 18
     config.model.width = 32
+    config.model.num_classes = 20
     config.model.virtual_batch_size = 32
 
     config.data.source = 'folder'
@@ -33,7 +34,7 @@ def get_config():
     config.schedule.warmup_steps = 50
 
     config.eval.every_steps = 400
-    config.eval.batch_size = 200
+    config.eval.batch_size = 256
     config.checkpoint.every_steps = 100
     config.log.every_steps = 50
     return config

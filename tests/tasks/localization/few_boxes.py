@@ -32,7 +32,8 @@ def config(path, **fields):
     """ResNet-8 of 8 filters, on one device."""
     config = tiny_loc.get_config()
     config.init.update(checkpoint='', new_head=True)
-    config.model.update(family='cifar', depth=8, width=8, shortcut='A', virtual_batch_size=8)
+    config.model.update(family='cifar', depth=8, width=8, shortcut='A', virtual_batch_size=8,
+                        num_classes=6)
     config.model.localizer.update(anchor_sizes=(10, 20), anchor_ratios=(0.7, 1.4))
     config.data.update(path=str(path), image_size=32, max_objects=2, train_crop='pad',
                        crop_padding=2)
