@@ -12,8 +12,11 @@ Several checkpoints form an ensemble. Of classifiers, the softmax outputs of all
 are averaged; --json prints eval/loss, eval/top1_error, eval/top5_error, eval/calibration_error and
 eval/count, and eval/class_error, a list in label order; errors are in percent. Detectors propose
 regions together, and their probabilities and boxes are averaged; --json prints the average
-precisions of eval.metric, eval/class_ap and eval/count. Networks of other tasks are evaluated as in
-training, one at a time.
+precisions of eval.metric, eval/class_ap and eval/count. Of a localizer, --json prints
+eval/localization_error, the share of images in percent in which the box of the true class is wrong,
+eval/top5_localization_error, where the five most probable classes take its place,
+eval/baseline_error of a box in the centre, eval/mean_iou, eval/top1_error, eval/top5_error and
+eval/count. Networks of other tasks are evaluated as in training, one at a time.
 """
 
 import json
@@ -51,7 +54,8 @@ OPTIONS = (
         'shorter side. For detectors, single (the default): each image once, as in training; '
         'multi_scale: take the features of each region from the two of --scales at which it is '
         'nearest to 224 x 224 pixels, for a config with a shorter side of 600 and in proportion '
-        'for others.'),
+        'for others. For localizers, center_crop (the default), or multi_scale: apply the network '
+        'to the whole image at each of --scales.'),
     cli.flag(
         flags.DEFINE_integer, 'resize', None,
         '(classifiers) Shorter side of the image before cropping. Default: data.eval_resize, or '
@@ -60,12 +64,12 @@ OPTIONS = (
         flags.DEFINE_list, 'scales', None,
         'Lengths of the shorter side for multi_scale, in pixels. Default: 224,256,384,480,640 for '
         'classifiers; for detectors 200,400,600,800,1000 where the shorter side of the config is '
-        '600, and in proportion for others.'),
+        '600, and in proportion for others; for localizers 1 and 1.5 times data.image_size.'),
     cli.flag(
         flags.DEFINE_integer, 'batch_size', None,
         'Images per forward pass, over all devices of a process; of classifiers, crops, and fewer '
         'if they are larger. Default: 128 for classifiers, eval.batch_size for detectors, or 8 '
-        'per device.', lower_bound=1),
+        'per device, 32 per device for localizers.', lower_bound=1),
     cli.flag(
         flags.DEFINE_bool, 'refine', False,
         '(detectors) Classify and correct the corrected boxes once more, suppress among old and '

@@ -9,9 +9,9 @@ Accepts image files, folders, and - for standard input, which is an image or a l
 per line. Prints a table, or one JSON object per line with --json: `file` and, from a classifier,
 `classes`, each with `index`, `name` and `probability`; from a detector, `detections`, each with
 `box` (x1, y1, x2, y2, in pixels of the file), `index`, `name`, `score` and, if it has a mask
-branch, `mask` (COCO's RLE). Bytes of file names that
-are not UTF-8 are written as \\xNN. Files that cannot be read are reported on stderr, and the exit
-status is then 1; all other files are still predicted.
+branch, `mask` (COCO's RLE); from a localizer, `classes`, each also with `box` and `score`. Bytes of
+file names that are not UTF-8 are written as \\xNN. Files that cannot be read are reported on
+stderr, and the exit status is then 1; all other files are still predicted.
 """
 
 import json
@@ -35,7 +35,8 @@ MIN_SCORE = cli.flag(
     lower_bound=0.0, upper_bound=1.0)
 DRAW = cli.flag(
     flags.DEFINE_string, 'draw', None,
-    '(detectors) Folder for pictures of the images with their objects, as PNG. It is created.')
+    '(detectors, localizers) Folder for pictures of the images with their objects, as PNG; of a '
+    'localizer, with the box of the most probable class. It is created.')
 JSON = cli.json_flag()
 
 

@@ -47,7 +47,7 @@ def default() -> ConfigDict:
     """Returns a config with all fields; recipes set those that have no default."""
     config = ConfigDict()
 
-    # 'classification', 'detection', or a module of your own with a TASK; see
+    # 'classification', 'detection', 'localization', or a module of your own with a TASK; see
     # resnet_jax/tasks/task.py.
     config.task = 'classification'
     # For initial parameters, order of the images and augmentation; below 2**32.
@@ -90,11 +90,19 @@ def default() -> ConfigDict:
     for name, kind in DETECTOR_FIELDS.items():
         detector[name] = placeholder(kind)
 
+    # (localization only) the fields are explained in resnet_jax/models/localizer.py.
+    localizer = model.localizer = ConfigDict()
+    localizer.anchor_sizes = (56, 112, 224)
+    localizer.anchor_ratios = (0.5, 1.0, 2.0)
+    localizer.per_class = True
+    localizer.anchors_per_image = 8
+
     # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()
     init.checkpoint = ''  # initial weights: a workdir, checkpoint or converted weights; '': random
     init.resume_from = ''  # a workdir or checkpoint to fork, including step and optimizer state
-    init.new_head = True  # initialise the last layer at random, for new classes
+    # Initialise the last layer at random, for new classes; False: only what the weights lack.
+    init.new_head = True
     init.freeze = ()  # regular expressions; parameters with a matching path are not trained
     init.freeze_bn = False  # normalise by the running statistics, unchanged, in training too
 
@@ -103,14 +111,15 @@ def default() -> ConfigDict:
     data.source = placeholder(str)
     data.path = ''  # folder of the dataset, if the source needs one
     data.tfds_name = ''  # ('tfds' only) 'cifar10', 'imagenet2012:5.1.0', ...
-    data.class_list = ''  # ('folder' only) file of class names in label order; '': by name
+    # ('folder', 'imagenet_boxes', 'box_table' only) file of class names in label order; '': by name
+    data.class_list = ''
     data.label_file = ''  # ('folder' only) labels of a flat evaluation folder
     # ('coco' only) JSON files, relative to path; '': instances_train2017 and instances_val2017.
     # ('voc' only) lists, such as 'VOC2007/trainval+VOC2012/trainval'; '': trainval, and test.
     # ('tfds' with objects only) splits, such as 'train+validation'; '': train, and test.
     data.train_list = ''
     data.eval_list = ''
-    # ('voc', 'coco', 'tfds' only) for boxes of no area, or 'skip': leave them out.
+    # (data with boxes only) for boxes of no area, or 'skip': leave them out.
     data.bad_boxes = 'error'
     data.holdout = 0  # number of training images to hold out; always the same ones
     data.eval_split = 'test'  # or 'holdout': the held-out training images
@@ -145,7 +154,8 @@ def default() -> ConfigDict:
     # (detection only) More canvases, such as ((1344, 800),): an image gets the one on which it is
     # largest, and all images of a batch have the same canvas.
     data.canvases = ()
-    data.max_objects = 100  # (detection only) places for the objects of an image
+    # (detection, localization only) places for the objects of an image
+    data.max_objects = 100
     # (detection only) Training sees a random window of the scaled image: (height, width) or the
     # side of a square, and the places for its objects; None: the whole image, and max_objects.
     data.window = placeholder(object)
@@ -260,7 +270,7 @@ LEAST = {
     'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
     'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
-    'data.window_objects': 1,
+    'data.window_objects': 1, 'model.localizer.anchors_per_image': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
@@ -285,10 +295,12 @@ MOST = {
     'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
     'profile.start_step': STEPS, 'profile.num_steps': STEPS,
     'data.long_side': MOST_PIXELS, 'data.max_objects': 10_000, 'data.window_objects': 10_000,
+    'model.localizer.anchors_per_image': 10_000,
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',
              'model.dtype', 'model.remat', 'model.detector.kind', 'model.detector.preset',
+             'model.localizer.anchor_sizes', 'model.localizer.anchor_ratios',
              *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
            'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',

@@ -55,8 +55,12 @@ class Folder:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def file(self, index: int) -> str:
+        """The path of an image."""
+        return os.path.join(self._root, self._paths[index])
+
     def __getitem__(self, index: int) -> Item:
-        path = os.path.join(self._root, self._paths[index])
+        path = self.file(index)
         name = readable(path)
         try:
             with open(path, 'rb', buffering=0) as file:  # read at once

@@ -34,6 +34,8 @@ SOURCES = {
     'voc': 'resnet_jax.data.voc',
     'coco': 'resnet_jax.data.coco',
     'instances': 'resnet_jax.data.instances',
+    'imagenet_boxes': 'resnet_jax.data.imagenet_boxes',
+    'box_table': 'resnet_jax.data.box_table',
     'digits': 'resnet_jax.data.digits',
     'synthetic': 'resnet_jax.data.synthetic',
     'scenes': 'resnet_jax.data.scenes',

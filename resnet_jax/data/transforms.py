@@ -38,12 +38,12 @@ class EvalTransform(NamedTuple):
 
     def __call__(self, item: Item) -> Example:
         """'image' uint8 [*size, C] of an item, and its target."""
-        return _example(item, self._crop(item), reduce=False)
+        return _example(item, self.crop(item), reduce=False)
 
     def pixels(self, item: Item) -> np.ndarray:
         """uint8 [*size, C]: the image alone."""
         # Exact to the pixel, since reported errors rest on it: never at reduced scale.
-        image = cut(item, self._crop(item), reduce=False)
+        image = cut(item, self.crop(item), reduce=False)
         return image if self.channels is None else with_channels(image, self.channels)
 
     @property
@@ -53,7 +53,8 @@ class EvalTransform(NamedTuple):
         size = height if height == width else (height, width)
         return (size, self.resize, *(() if self.channels is None else (self.channels,)))
 
-    def _crop(self, item: Item) -> Crop:
+    def crop(self, item: Item) -> Crop:
+        """What is seen of an item."""
         shorter = min(pair(self.size)) if self.resize is None else self.resize
         region = crops.center_crop(*image_shape(item), shorter, self.size)
         return Crop(region, pair(self.size))

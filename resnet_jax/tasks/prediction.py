@@ -100,7 +100,8 @@ def picture_folder(predictor: Predictor, folder: str | None) -> pathlib.Path | N
     if folder is None:
         return None
     if predictor.draw is None:
-        raise UserError('--draw is for detectors: the answers of this network cannot be drawn.')
+        raise UserError('--draw is for detectors and localizers: the answers of this network '
+                        'cannot be drawn.')
     path = pathlib.Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from resnet_jax.weights import Weights
 TASKS = {
     'classification': 'resnet_jax.tasks.classification.task',
     'detection': 'resnet_jax.tasks.detection.task',
+    'localization': 'resnet_jax.tasks.localization.task',
 }
 
 
@@ -168,7 +169,8 @@ class Task:
       exports: for `export`, by the end of a file's name such as '.stablehlo': (network, flags) ->
         the contents of such a file.
       heads: parts of the network that `init.new_head` initialises at random, and that another task
-        starting from these weights leaves out.
+        starting from these weights leaves out. Without `init.new_head`, those that the weights lack
+        are initialised at random.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]
