@@ -3,7 +3,8 @@
   python -m resnet_jax.main --config=configs/bccd_r18.py --config.data.path=DIR
 
 DIR is the BCCD data set (github.com/Shenggan/BCCD_Dataset) with its folders Annotations, ImageSets
-and JPEGImages: 292 photographs to train on, 72 to test on, of 480 x 640 pixels.
+and JPEGImages: 292 photographs of 480 x 640 pixels to train on, 72 to test on. One run (seed 0)
+ended at AP50 89.27 (area under the curve, as in VOC 2012); see docs/detection.md.
 """
 
 from resnet_jax import config as config_lib
@@ -12,7 +13,7 @@ from resnet_jax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.task = 'detection'
-    config.num_steps = 600
+    config.num_steps = 480
     config.batch_size = 16
 
     config.model.family = 'imagenet'
@@ -22,7 +23,7 @@ def get_config():
     config.model.virtual_batch_size = 8
 
     detector = config.model.detector
-    detector.anchor_sizes = (32, 64, 128, 224)
+    detector.anchor_sizes = (24, 48, 96, 168)
     detector.anchor_ratios = (0.7, 1.0, 1.4)
     detector.rpn_features = 128
     detector.rpn_pre_nms = (1000, 1000)
@@ -36,7 +37,7 @@ def get_config():
     config.data.train_list = 'train+val'
     config.data.eval_list = 'test'
     config.data.bad_boxes = 'skip'  # two boxes have no area
-    config.data.image_size = (480, 640)
+    config.data.image_size = (360, 480)
     config.data.flip = True
     config.data.max_objects = 32
 
