@@ -28,7 +28,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
     'resnet_jax.compile': 'config json topology',
-    'resnet_jax.convert': 'classes input mean output std stride_in',
+    'resnet_jax.convert': 'bn_epsilon classes input mean output std stride_in',
     'resnet_jax.export': 'checkpoint image_size output',
     'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
                                'shorter_side skip_unreadable verify',
@@ -44,6 +44,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.look': 'config images output plain train_images',
     BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
+    BENCHMARKS + 'detection.py': 'classes depth height json kind parts proposals regions repeats '
+                                 'stride_in train units width',
     BENCHMARKS + 'gpu_traffic.py': 'config json rows',
     BENCHMARKS + 'input_pipeline.py': 'images json path repeats',
     BENCHMARKS + 'regions.py': 'json regions repeats units',
@@ -51,7 +53,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
 }
 RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
-                     'regions.py')
+                     'detection.py', 'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

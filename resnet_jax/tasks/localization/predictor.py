@@ -179,6 +179,7 @@ class _Drawn:
         self.xyxy = np.array([one['box'] for one in found], np.float32)
         self.scores = np.array([one['probability'] for one in found], np.float32)
         self.class_id = np.array([one['index'] for one in found], np.int32)
+        self.mask = None
 
 
 def _answer(found: Prediction, classes: Sequence[str], top: int) -> Answer:
