@@ -79,11 +79,13 @@ def write_initial_weights(folder):
 
 
 def kind_of_machine():
-    """What the bits depend on."""
+    """What the bits depend on. Processors of one name may differ in their instructions."""
     try:
         lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-        model = next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
+        cpu = dict(map(str.strip, line.split(':', 1)) for line in lines if ':' in line)
+        flags = hashlib.sha256(' '.join(sorted(cpu['flags'].split())).encode()).hexdigest()[:8]
+        model = f'{cpu["model name"]} {cpu["cpu family"]}.{cpu["model"]} {flags}'
+    except (OSError, KeyError):
         model = platform.processor()
     return f'jaxlib {jaxlib.__version__}, {model}'
 
