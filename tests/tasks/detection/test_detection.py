@@ -171,15 +171,19 @@ def test_stopped_and_resumed_it_gives_the_same_bits(finished, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_gives_the_same_bits(finished, commands, tmp_path):
-    arguments = [f'--config={CONFIG}', f'--workdir={tmp_path}/run']
-    process = commands.start('resnet_jax.main', *arguments)
-    process.until((tmp_path / 'run' / 'checkpoints' / '4').exists)
+def test_killed_and_resumed_it_gives_the_same_bits(commands, tmp_path):
+    def arguments(name):
+        return 'resnet_jax.main', f'--config={CONFIG}', f'--workdir={tmp_path}/{name}'
+
+    process = commands.start(*arguments('killed'))
+    process.until((tmp_path / 'killed' / 'checkpoints' / '2').exists)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert commands.run('resnet_jax.main', *arguments).status == 0
-    jax.tree.map(np.testing.assert_array_equal, stored.read(tmp_path / 'run').variables,
-                 stored.read(finished).variables)
+    assert process.wait() == -9
+    resumed = commands.run(*arguments('killed'))
+    assert resumed.status == 0 and 'resuming from step' in resumed.output
+    assert commands.run(*arguments('whole')).status == 0
+    jax.tree.map(np.testing.assert_array_equal, stored.read(tmp_path / 'killed').variables,
+                 stored.read(tmp_path / 'whole').variables)
 
 
 def test_a_detector_is_loaded_and_finds_boxes_in_pixels_of_each_image(finished):
@@ -252,5 +256,5 @@ def test_eight_scenes_are_learnt_by_heart(tmp_path, monkeypatch):
     config.data.source = 'tests.tasks.detection.few_scenes'
     config.batch_size = config.eval.batch_size = 8
     config.mesh.data = 1
-    config.num_steps = 220
+    config.num_steps = 320
     assert loop.train(config, tmp_path / 'run')['eval/ap'] > 95
