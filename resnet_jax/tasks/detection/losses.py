@@ -170,7 +170,7 @@ def mask_loss(s: Settings, scores, regions: Regions) -> jax.Array:
     Returns:
       The binary cross-entropy, averaged over the cells of a region, and summed over the positives;
       over the most positives that an image can have: float32 [N]. As in torchvision, targets are
-      shares, which keep shapes of thin objects that halves would lose.
+      shares of cells; detectron2 rounds them to 0 or 1.
     """
     losses = optax.sigmoid_binary_cross_entropy(scores, regions.masks.astype(scores.dtype))
     positive = regions.positive[:, :scores.shape[1]]
