@@ -6,7 +6,7 @@
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
 common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, and torchvision's
-detector fasterrcnn_resnet50_fpn. The network is
+detectors fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn. The network is
 recognised by parameter names and shapes, and checked against config.json if the weights come with
 one. The command prints what it recognised and what it had to assume.
 """

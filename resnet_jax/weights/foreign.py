@@ -42,6 +42,7 @@ class Foreign:
       assumed: (config.model, whether the stride is given) -> phrases for what names and shapes do
         not show.
       flattened: our modules in front of which torchvision flattens a feature map, channels first.
+      transposed: our modules that are transposed convolutions, with inputs before outputs there.
       create: (config.model) -> the network whose variables these are.
       rolled: by our modules, how many of a layer's outputs, which are last here, come first there.
       classes: (number of classes) -> their names, if this number stands for certain ones.
@@ -60,6 +61,7 @@ class Foreign:
     convention: bool = True
     assumed: Callable[[ModelConfig, bool], tuple[str, ...]] = lambda config, stride_given: ()
     flattened: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
     create: Callable[[ModelConfig], nn.Module] = models.create
     rolled: Mapping[str, int] = dataclasses.field(default_factory=dict)
     classes: Callable[[int], tuple[str, ...] | None] = lambda count: None

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN with a feature pyramid: its names, and how it is recognised."""
+"""torchvision's Faster and Mask R-CNN with a feature pyramid: names, and how to recognise them."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,16 @@ _MODULES = {
     'rpn/delta': 'rpn.head.bbox_pred', 'hidden/fc6': 'roi_heads.box_head.fc6',
     'hidden/fc7': 'roi_heads.box_head.fc7', 'box/score': 'roi_heads.box_predictor.cls_score',
     'box/delta': 'roi_heads.box_predictor.bbox_pred',
+    'mask/deconv': 'roi_heads.mask_predictor.conv5_mask',
+    'mask/score': 'roi_heads.mask_predictor.mask_fcn_logits',
+    **{f'mask/conv{i + 1}': f'roi_heads.mask_head.{i}.0' for i in range(4)},
 }
 _BLOCKS = {'lateral': 'backbone.fpn.inner_blocks', 'output': 'backbone.fpn.layer_blocks'}
 # Older versions, and the files that torchvision offers, have a number or two less.
 _OLDER = ((r'^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$', r'\1.0.\2'),
-          (r'^(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2'))
+          (r'^(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2'),
+          (r'^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$',
+           lambda found: f'roi_heads.mask_head.{int(found[1]) - 1}.0.{found[2]}'))
 
 
 def _naming(names):
@@ -44,9 +49,11 @@ def _fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
                         ('rpn_features', 'rpn.head.conv.0.0.weight'),
                         ('box_features', 'roi_heads.box_head.fc7.weight')):
         if name not in tensors:
-            raise UserError(f'this is a detector, but not fasterrcnn_resnet50_fpn: it has no '
-                            f'{name}.')
+            raise UserError(f'this is a detector, but not fasterrcnn_resnet50_fpn or '
+                            f'maskrcnn_resnet50_fpn: it has no {name}.')
         widths[field] = len(tensors[name])
+    deconv = tensors.get('roi_heads.mask_predictor.conv5_mask.weight')
+    masks = {} if deconv is None else {'masks': True, 'mask_features': deconv.shape[1]}
     classes = len(tensors[_SCORE]) - 1
     body = {name.removeprefix(_BODY): tensor for name, tensor in tensors.items()
             if name.startswith(_BODY)}
@@ -56,7 +63,7 @@ def _fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
     if network['family'] != 'imagenet':
         raise UserError('the body of the detector must be a network for ImageNet.')
     return {**network, 'bn_epsilon': 0.0, 'detector': {
-        'kind': 'fpn', 'preset': 'torchvision', 'background_box': True, **widths}}
+        'kind': 'fpn', 'preset': 'torchvision', 'background_box': True, **widths, **masks}}
 
 
 def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -83,8 +90,9 @@ register(PYRAMID, Foreign(
     naming=_naming, recognises=lambda tensors: _SCORE in tensors, fields=_fields,
     tensors_of=_tensors_of, image_size=((800, 1344), None), timm='', first=f'{_BODY}conv1.weight',
     assumed=_assumed, flattened=('fc6',), create=rcnn.of_fields,
-    # The background, with a score and four deltas, comes first there and last here.
-    rolled={'box/score': 1, 'box/delta': 4}, classes=_classes,
+    # The background, with a score, a mask and four deltas, comes first there and last here.
+    rolled={'box/score': 1, 'box/delta': 4, 'mask/score': 1}, transposed=('deconv',),
+    classes=_classes,
     title=' in Faster R-CNN with a feature pyramid',
     config={'task': 'detection', 'data.short_sides': (800,), 'data.long_side': 1333,
             'data.canvases': ((1344, 800),)}))

@@ -27,6 +27,7 @@ class Leaf(NamedTuple):
       tensors: torchvision's names: one, or one for each block of a stack.
       stacked: whether the first axis is that of blocks.
       flattened: whether torchvision flattens a feature map, channels first, in front of this layer.
+      transposed: whether it is a transposed convolution, whose inputs come first there.
       rolled: how many of the outputs, which are last here, come first there.
     """
 
@@ -36,12 +37,15 @@ class Leaf(NamedTuple):
     stacked: bool
     flattened: bool
     rolled: int
+    transposed: bool
 
     def torch_shape(self) -> tuple[int, ...]:
         """The shape of each of the tensors."""
         shape = self.shape[1:] if self.stacked else self.shape
         if self.path[-1] != 'kernel':
             return shape
+        if self.transposed:
+            return (*shape[2:], *shape[:2])
         if self.flattened:
             return (shape[3], shape[2] * shape[0] * shape[1])
         return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
@@ -65,6 +69,8 @@ class Leaf(NamedTuple):
             return block
         if block.ndim == 2:
             return block.T
+        if self.transposed:
+            return block.transpose(2, 3, 0, 1)
         return block.transpose(3, 2, 0, 1).reshape(self.torch_shape())
 
     def _block_from_torch(self, tensor):
@@ -72,6 +78,8 @@ class Leaf(NamedTuple):
             return tensor
         if tensor.ndim == 2 and not self.flattened:
             return tensor.T
+        if self.transposed:
+            return tensor.transpose(2, 3, 0, 1)
         height, width, inputs, outputs = self.shape[-4:]
         return tensor.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
 
@@ -101,7 +109,8 @@ def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, An
     stacked = models.STACKED in path
     tensors = known.tensors_of(tuple(module), shape[0] if stacked else 1, fields)
     return Leaf(path, shape, tuple(f'{name}.{foreign.PARTS[part]}' for name in tensors), stacked,
-                module[-1] in known.flattened, known.rolled.get('/'.join(module), 0))
+                module[-1] in known.flattened, known.rolled.get('/'.join(module), 0),
+                module[-1] in known.transposed)
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,

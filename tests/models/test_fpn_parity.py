@@ -11,6 +11,7 @@ from safetensors.numpy import load, save_file
 
 from resnet_jax import weights
 from resnet_jax.models import rcnn
+from resnet_jax.tasks.detection import inference
 from tests.models import torchvision_fpn as fpn
 from tests.models.test_rcnn_parity import assert_matched, everything, proposals_of
 from tests.weights.torch_networks import difference, to_numpy, torch
@@ -87,3 +88,37 @@ def test_it_detects_what_torchvision_detects_and_converts_both_ways_bit_for_bit(
         assert_matched(detections.boxes[i][valid], detections.scores[i][valid],
                        detections.classes[i][valid], expected['boxes'].numpy(),
                        expected['scores'].numpy(), expected['labels'].numpy() - 1)
+
+
+@pytest.mark.slow
+def test_its_masks_are_torchvisions(tmp_path):
+    """Masks of the boxes that torchvision detects, as probabilities of cells."""
+    some = images()[:2]
+    theirs = fpn.detector(some, PROPOSALS, masks=True)
+    assert sum(x.numel() for x in theirs.parameters()) == 44_401_393
+    state = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
+    save_file(state, tmp_path / 'maskrcnn.safetensors')
+    found = weights.read(tmp_path / 'maskrcnn.safetensors')
+    back = load(weights.to_torchvision(found))
+    assert set(back) == set(state)
+    assert all(np.array_equal(back[name], tensor) for name, tensor in state.items())
+
+    pasted = []  # what is pasted into the image: one mask per detection
+    theirs.transform.postprocess = lambda result, *sizes: pasted.extend(result) or result
+    theirs(some)
+    batch, _ = theirs.transform(some)
+    boxes = torch.stack([x['boxes'] for x in pasted]).numpy()
+    classes = np.stack([x['labels'] for x in pasted]).astype(np.int32) - 1
+    expected = torch.stack([x['masks'][:, 0] for x in pasted]).numpy()
+    assert expected.shape == (2, 100, 28, 28) and expected.std() > 0.1
+    found.config.model.unroll = False
+    model = rcnn.create(found.config)
+
+    @jax.jit
+    def masks(variables, image):
+        features = model.apply(variables, image, train=False, method='trunk')
+        return inference.masks(model, variables, features, rcnn.Detections(
+            boxes, np.ones((2, 100)), classes, np.ones((2, 100), bool)))
+
+    got = masks(found.variables, to_numpy(batch.tensors))
+    np.testing.assert_allclose(got, expected, atol=1e-3)

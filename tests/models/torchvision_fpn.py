@@ -25,7 +25,8 @@ def padded(images: list) -> 'torch.Tensor':
     return batch
 
 
-def detector(images: list, proposals: int, classes: int = 90, seed: int = 0) -> nn.Module:
+def detector(images: list, proposals: int, classes: int = 90, seed: int = 0,
+             masks: bool = False) -> nn.Module:
     """A detector, with normalisation frozen as in the weights for COCO.
 
     Args:
@@ -34,9 +35,11 @@ def detector(images: list, proposals: int, classes: int = 90, seed: int = 0) -> 
       proposals: after suppression.
       classes: without background.
       seed: of the weights.
+      masks: whether it is maskrcnn_resnet50_fpn.
     """
     torch.manual_seed(seed)
-    live = detection.fasterrcnn_resnet50_fpn(
+    create = detection.maskrcnn_resnet50_fpn if masks else detection.fasterrcnn_resnet50_fpn
+    live = create(
         weights=None, weights_backbone=None, num_classes=classes + 1)
     for module in live.backbone.body.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -47,8 +50,9 @@ def detector(images: list, proposals: int, classes: int = 90, seed: int = 0) -> 
         live.backbone.body.train()(padded(images))
     backbone = resnet_fpn_backbone(
         backbone_name='resnet50', weights=None, norm_layer=FrozenBatchNorm2d)
-    model = detection.FasterRCNN(backbone, classes + 1, rpn_post_nms_top_n_test=proposals,
-                                 image_mean=(0, 0, 0), image_std=(1, 1, 1)).eval()
+    kind = detection.MaskRCNN if masks else detection.FasterRCNN
+    model = kind(backbone, classes + 1, rpn_post_nms_top_n_test=proposals,
+                 image_mean=(0, 0, 0), image_std=(1, 1, 1)).eval()
     model.load_state_dict(live.state_dict())
     overwrite_eps(model, 0.0)
     model.transform.resize = lambda image, target: (image, target)
@@ -77,7 +81,9 @@ def calibrate(model: nn.Module, images: list) -> None:
     """
     head, predictor = model.rpn.head, model.roi_heads.box_predictor
     for wanted in ({head.cls_logits: 2.0, head.bbox_pred: 0.05},  # these choose the regions
-                   {predictor.cls_score: 1.5, predictor.bbox_pred: 0.3}):
+                   {predictor.cls_score: 1.5, predictor.bbox_pred: 0.3},
+                   *([{model.roi_heads.mask_predictor.mask_fcn_logits: 2.0}]
+                     if model.roi_heads.has_mask() else [])):
         outputs = outputs_of(model, images, wanted)
         for layer, deviation in wanted.items():
             values = torch.cat(outputs[layer], 1)

@@ -10,13 +10,13 @@ from resnet_jax.errors import UserError
 from tests.weights import random_weights
 
 
-def tensors(classes=90):
+def tensors(classes=90, masks=False):
     """Those of a narrow ResNet-18, with random numbers."""
     config = config_lib.default()
     config.model.update({'family': 'imagenet', 'depth': 18, 'num_classes': classes, 'width': 8})
     config.model.detector.update({
         'kind': 'fpn', 'preset': 'torchvision', 'background_box': True, 'neck_features': 4,
-        'rpn_features': 6, 'box_features': 5})
+        'rpn_features': 6, 'box_features': 5, 'masks': masks, 'mask_features': 3})
     return random_weights.tensors(config.model)
 
 
@@ -64,6 +64,26 @@ def test_a_detector_goes_in_and_out_bit_for_bit(tmp_path):
     assert weights.read(tmp_path / 'own.safetensors').config.to_json() == ours.config.to_json()
 
 
+def test_a_mask_branch_goes_in_and_out_bit_for_bit(tmp_path):
+    found = tensors(masks=True)
+    assert found['roi_heads.mask_predictor.conv5_mask.weight'].shape == (3, 3, 2, 2)
+    assert found['roi_heads.mask_predictor.mask_fcn_logits.weight'].shape == (91, 3, 1, 1)
+    older = {name.replace('mask_head.0.0.', 'mask_head.mask_fcn1.'): tensor
+             for name, tensor in found.items()}
+    ours = read(tmp_path, older)
+    assert ours.config.model.detector.masks
+    mask = ours.variables['params']['mask']
+    np.testing.assert_array_equal(
+        mask['deconv']['kernel'],
+        found['roi_heads.mask_predictor.conv5_mask.weight'].transpose(2, 3, 0, 1))
+    np.testing.assert_array_equal(
+        mask['score']['bias'],
+        np.roll(found['roi_heads.mask_predictor.mask_fcn_logits.bias'], -1))
+    out = load(weights.to_torchvision(ours))
+    assert set(out) == set(found)
+    assert all(np.array_equal(out[name], tensor) for name, tensor in found.items())
+
+
 def test_older_names_mean_the_same(tmp_path):
     found = tensors(classes=4)
     older = {name.replace('conv.0.0.', 'conv.') if 'rpn' in name else
@@ -78,7 +98,7 @@ def test_older_names_mean_the_same(tmp_path):
 
 @pytest.mark.parametrize(('change', 'sentence'), [
     (lambda found: found.pop('roi_heads.box_head.fc7.weight'),
-     'not fasterrcnn_resnet50_fpn: it has no roi_heads.box_head.fc7.weight'),
+     'or maskrcnn_resnet50_fpn: it has no roi_heads.box_head.fc7.weight'),
     (lambda found: found.pop('backbone.fpn.layer_blocks.2.0.bias'),
      '1 missing: backbone.fpn.layer_blocks.2.0.bias'),
     (lambda found: found.update({'roi_heads.mask_head.0.0.bias': np.zeros(3, np.float32)}),
