@@ -5,10 +5,11 @@
       --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
-common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, and torchvision's
-detectors fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn. The network is
-recognised by parameter names and shapes, and checked against config.json if the weights come with
-one. The command prints what it recognised and what it had to assume.
+common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, Yahoo's Open-NSFW,
+a ResNet-50 of half the width, and torchvision's detectors fasterrcnn_resnet50_fpn and
+maskrcnn_resnet50_fpn. The network is recognised by parameter names and shapes, and checked against
+config.json if the weights come with one. The command prints what it recognised and what it had to
+assume.
 """
 
 import pathlib
@@ -20,9 +21,9 @@ from resnet_jax.errors import UserError
 
 INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
-    'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch) or .caffemodel; or a '
-    'folder downloaded from Hugging Face. A config.json and preprocessor_config.json in the same '
-    'folder are read too.')
+    'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch), .npz (tensors under '
+    "torchvision's names) or .caffemodel; or a folder downloaded from Hugging Face. A config.json "
+    'and preprocessor_config.json in the same folder are read too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write to. It must not contain checkpoints yet.')

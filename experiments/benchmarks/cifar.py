@@ -68,7 +68,8 @@ def recipe(config) -> dict:
     if schedule.warmup == 'linear':
         raise UserError("the PyTorch programs have schedule.warmup 'none' and 'error' only, got "
                         "'linear'; --programs=ours leaves them out.")
-    names = ('family', 'depth', 'width', 'plain', 'shortcut', 'stride_in', 'num_classes')
+    names = ('family', 'depth', 'width', 'stem_width', 'plain', 'shortcut', 'stride_in',
+             'num_classes')
     return {name: model[name] for name in names} | {
         'seed': config.seed, 'num_steps': config.num_steps, 'batch_size': config.batch_size,
         'crop_padding': data.crop_padding, 'flip': data.flip,

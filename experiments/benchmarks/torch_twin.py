@@ -82,12 +82,13 @@ class ResNet(nn.Module):
         cifar, depth, width = model['family'] == 'cifar', model['depth'], model['width']
         sizes = ((depth - 2) // 6,) * 3 if cifar else IMAGENET[depth]
         bottleneck = not cifar and depth in BOTTLENECK_DEPTHS
-        stem = [conv(channels, width, 3 if cifar else 7, 1 if cifar else 2),
-                nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        inputs = model['stem_width'] or width
+        stem = [conv(channels, inputs, 3 if cifar else 7, 1 if cifar else 2),
+                nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
         if not cifar:
             stem.append(nn.MaxPool2d(3, 2, padding=1))
         self.stem = nn.Sequential(*stem)
-        blocks, inputs = [], width
+        blocks = []
         for i, size in enumerate(sizes):
             for j in range(size):
                 blocks.append(Block(inputs, width * 2**i, 2 if i and j == 0 else 1, bottleneck,

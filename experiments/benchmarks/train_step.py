@@ -146,7 +146,8 @@ def _pytorch_network(config: dict):
     if model['family'] not in torch_twin.FAMILIES:
         raise turns.NotRun('the PyTorch twin has residual networks only')
     theirs = (model['family'] == 'imagenet' and model['shortcut'] == 'B' and not model['plain']
-              and model['width'] == 64 and config['data']['channels'] == 3
+              and model['width'] == 64 and model['stem_width'] in (None, 64)
+              and config['data']['channels'] == 3
               and (model['depth'] < 50 or model['stride_in'] == 'v1.5'))
     if theirs and importlib.util.find_spec('torchvision'):
         import torchvision

@@ -65,6 +65,7 @@ def default() -> ConfigDict:
     model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
     model.num_classes = placeholder(int)  # None: the number in the data
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
+    model.stem_width = placeholder(int)  # filters of a residual network's stem; None: as width
     model.plain = False  # no shortcuts
     model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' everywhere
     model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
@@ -237,8 +238,8 @@ def default() -> ConfigDict:
 
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
-    'model.virtual_batch_size', 'data.eval_resize', 'data.threads', 'optimizer.clip_norm',
-    'optimizer.ema_decay',
+    'model.stem_width', 'model.virtual_batch_size', 'data.eval_resize', 'data.threads',
+    'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
     'data.window', 'data.window_objects',
     *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
@@ -255,7 +256,7 @@ CHOICES = {
 }
 # Fields with a lower bound.
 LEAST = {
-    'seed': 0, 'model.width': 1, 'model.num_classes': 1,
+    'seed': 0, 'model.width': 1, 'model.stem_width': 1, 'model.num_classes': 1,
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
@@ -285,7 +286,7 @@ STEPS, IMAGES, MOST_PIXELS = 2**31 - 1, 2**20, 2**14
 MOST = {
     'seed': 2**32 - 1, 'num_steps': STEPS, 'steps_per_call': 10_000,
     'batch_size': IMAGES, 'eval.batch_size': IMAGES, 'model.virtual_batch_size': IMAGES,
-    'model.width': 2**14, 'model.num_classes': 2**24,
+    'model.width': 2**14, 'model.stem_width': 2**14, 'model.num_classes': 2**24,
     'data.eval_resize': MOST_PIXELS, 'data.holdout': 2**30,
     'data.randaugment_layers': 100, 'data.workers': 1024, 'data.threads': 1024,
     'data.chunk_size': IMAGES, 'data.batches_ahead': 1024,

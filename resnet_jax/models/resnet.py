@@ -68,6 +68,7 @@ class ResNetBackbone(Backbone):
       stage_sizes: blocks in each stage; every stage but the first starts with stride 2, and has
         twice as many filters as the one before it.
       stem_kind: 'imagenet': 7x7 convolution and max-pooling, both of stride 2; 'cifar': one 3x3.
+      stem_width: filters of this convolution; None: `width`, as in the paper.
       plain: leave out the shortcuts.
       shortcut: option 'A', 'B' or 'C' of section 3.3.
       stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
@@ -79,6 +80,7 @@ class ResNetBackbone(Backbone):
     block: type[nn.Module]
     stage_sizes: tuple[int, ...]
     stem_kind: str = 'imagenet'
+    stem_width: int | None = None
     plain: bool = False
     shortcut: str = 'B'
     stride_in: str = 'v1'
@@ -106,7 +108,8 @@ class ResNetBackbone(Backbone):
             self.block, stride_in=self.stride_in, conv=conv,
             last_scale_init=(nn.initializers.zeros if self.zero_init_last_gamma
                              else nn.initializers.ones))
-        self.stem = Stem(self.stem_kind, self.width, self.pool_pad, conv, norm, self.remat)
+        self.stem = Stem(self.stem_kind, self.stem_width or self.width, self.pool_pad, conv, norm,
+                         self.remat)
         for i, num_blocks in enumerate(self.stage_sizes):
             norm = functools.partial(BatchNorm, **self.norm_fields() | {
                 'virtual_batch_size': self.stage_batch(i)})
@@ -162,11 +165,18 @@ def _create(config: Mapping[str, Any]) -> ResNet:
         raise ConfigError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
                           'output would be zero.')
     block, stage_sizes = architecture(config['family'], config['depth'])
+    stem_width, least = config['stem_width'], config['width'] * block.expansion
+    if stem_width is not None and stem_width < 1:
+        raise ConfigError(f'model.stem_width must be at least 1, got {stem_width}.')
+    if config['shortcut'] == 'A' and not config['plain'] and (stem_width or 0) > least:
+        raise ConfigError(f'model.stem_width must be at most {least}, the channels of the first '
+                          'stage, since shortcuts of option A can only add channels; got '
+                          f'{stem_width}.')
     return ResNet(
-        block, stage_sizes, stem_kind=config['family'], plain=config['plain'],
-        shortcut=config['shortcut'], stride_in=config['stride_in'], pool_pad=config['pool_pad'],
-        zero_init_last_gamma=config['zero_init_last_gamma'], unroll=config['unroll'],
-        **common_fields(config))
+        block, stage_sizes, stem_kind=config['family'], stem_width=stem_width,
+        plain=config['plain'], shortcut=config['shortcut'], stride_in=config['stride_in'],
+        pool_pad=config['pool_pad'], zero_init_last_gamma=config['zero_init_last_gamma'],
+        unroll=config['unroll'], **common_fields(config))
 
 
 def _title(config: Mapping[str, Any]) -> str:
@@ -202,7 +212,8 @@ def _names(depths: Any) -> tuple[str, ...]:
 
 _imagenet = Family(
     create=_create, title=_title, traits=_traits, least_size=32,
-    architecture=('width', 'plain', 'shortcut', 'stride_in', 'pool_pad', 'bn_epsilon'),
+    architecture=('width', 'stem_width', 'plain', 'shortcut', 'stride_in', 'pool_pad',
+                  'bn_epsilon'),
     named=functools.partial(_named, 'imagenet', defaults={}), names=_names(IMAGENET))
 register('imagenet', _imagenet)
 register('cifar', dataclasses.replace(

@@ -16,7 +16,7 @@ from resnet_jax.config.stored import leaves
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
-from resnet_jax.weights import beside, caffe, files, foreign, names, recognise
+from resnet_jax.weights import beside, caffe, files, foreign, names, published, recognise
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.
@@ -69,7 +69,7 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     """Reads the weights of another project, or those that `to_torchvision` wrote.
 
     Args:
-      path: .safetensors, .pth or another suffix of PyTorch's, or .caffemodel; or a folder of
+      path: .safetensors, .pth or another suffix of PyTorch's, .npz or .caffemodel; or a folder of
         Hugging Face's or timm's. A config.json and preprocessor_config.json of theirs in the same
         folder are read too.
       stride_in: where bottlenecks have their stride, 'v1' or 'v1.5'; None: as the file or those
@@ -99,20 +99,27 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
             named = recognise.canonical(tensors)
     with _naming(path, told.architecture):
         fields = recognise.architecture(named.tensors, named.original)
+    is_silent = not (settings or told.architecture)
+    network = published.known(fields) if is_silent else None
+    tensors = named.tensors
+    if network:
+        tensors, settings = published.rgb(tensors), network.settings()
     if told.problem:
         raise UserError(f'{path.with_name("config.json")} says that the architecture is '
                         f'{told.architecture}, which {told.problem}; move config.json away if it '
                         f'does not belong to {path.name}.')
     given = {'stride_in': stride_in, 'bn_epsilon': bn_epsilon}
-    config = _config(path, named.tensors, fields, told.model, settings, {
+    config = _config(path, tensors, fields, told.model, settings, {
         name: value for name, value in given.items() if value is not None})
     with _naming(path, told.architecture):
-        variables = names.from_torch(recognise.fold_biases(named.tensors), config.model,
+        variables = names.from_torch(recognise.fold_biases(tensors), config.model,
                                      config.data.channels, named.original)
     normalization = _normalization(
         path, config, mean or settings.get('mean', told.mean), std or settings.get('std', told.std))
-    assumed = () if settings or told.architecture else foreign.of(config.model).assumed(
-        config.model, bool(stride_in))
+    assumed = ()
+    if is_silent:
+        assumed = (network.assumed(),) if network else foreign.of(config.model).assumed(
+            config.model, bool(stride_in))
     classes = foreign.of(config.model).classes(config.model.num_classes)
     return Weights(config, variables, normalization, named.origin, assumed, classes)
 
@@ -123,6 +130,8 @@ def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         return files.read_safetensors(path)
     if path.suffix in files.PICKLES:
         return files.read_pickle(path), {}
+    if path.suffix == '.npz':
+        return files.read_npz(path), {}
     raise UserError(f'{path} must end in {", ".join(files.SUFFIXES[:-1])} or {files.SUFFIXES[-1]}.')
 
 

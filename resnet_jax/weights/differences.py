@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from resnet_jax.models.blocks import BottleneckBlock
+
 _DEEP_STEM = re.compile(r'^conv1\.\d+\.weight$')
 _ATTENTION = re.compile(r'^layer\d+\.\d+\.(?:se|se_module|eca|attn|cbam)\.')
 _AVERAGED = re.compile(r'^layer\d+\.\d+\.downsample\.1\.weight$')
@@ -37,18 +39,19 @@ def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) 
 
 def _widths(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) -> list[str]:
     """Groups of channels, and blocks that are wider or narrower than the paper's."""
-    stem, first, second = (tensors.get(name, np.empty(())) for name in (
-        'bn1.weight', 'layer1.0.conv1.weight', 'layer1.0.conv2.weight'))
-    if stem.ndim != 1 or first.ndim != 4 or second.ndim != 4:
+    convolutions = [tensors.get(f'layer1.0.conv{n}.weight', np.empty(())) for n in (1, 2, 3)]
+    if any(convolution.ndim != 4 for convolution in convolutions[:2]):
         return []
-    width, filters, inputs = len(stem), len(first), second.shape[1]
+    (first, second, third), name = convolutions, original['layer1.0.conv1.weight']
+    filters, inputs = len(first), second.shape[1]
     if 0 < inputs < filters and filters % inputs == 0:
         return [f'grouped convolutions, {filters // inputs} groups of {inputs} channels '
                 f'({original["layer1.0.conv2.weight"]}), as in ResNeXt']
-    if filters != width:
-        return [f'{"wider" if filters > width else "narrower"} blocks, {filters} filters '
-                f'({original["layer1.0.conv1.weight"]}) behind a stem of {width}, where the '
-                f'paper has {width}']
+    outputs, usual = ((len(second), len(second)) if third.ndim != 4 else
+                      (len(third), len(third) // BottleneckBlock.expansion))
+    if filters != usual:
+        return [f'{"wider" if filters > usual else "narrower"} blocks, {filters} filters ({name}) '
+                f'for {outputs} outputs, where the paper has {usual}']
     return []
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file
 from resnet_jax.errors import UserError
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
-SUFFIXES = ('.safetensors', *PICKLES, '.caffemodel')
+SUFFIXES = ('.safetensors', *PICKLES, '.npz', '.caffemodel')
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of Hugging Face's and timm's folders
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys that a training script may save under
 LISTED = 6  # names that an error spells out
@@ -91,6 +92,27 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     # numpy knows no bfloat16.
     return _numbers({name: (value.float() if value.is_floating_point() else value).numpy()
                      for name, value in tensors.items()}, path)
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a file that numpy.savez wrote.
+
+    Python objects, which could run code when they are read, are not let in.
+
+    Raises:
+      UserError: the file is damaged or holds more than numbers.
+    """
+    try:
+        with zipfile.ZipFile(path):  # numpy would read other files too
+            pass
+        with np.load(path, allow_pickle=False) as file:
+            tensors = {name: np.asarray(file[name]) for name in file.files}
+    except Exception as error:  # numpy and zipfile raise whatever the damage leads to
+        if 'allow_pickle' in str(error):
+            raise UserError(f'{path} is refused: it holds Python objects, and reading these could '
+                            'run code.') from error
+        raise _damaged(path, error) from error
+    return _numbers(tensors, path)
 
 
 def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:

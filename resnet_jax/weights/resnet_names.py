@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError, resnet
 from resnet_jax.weights.differences import differences
@@ -57,7 +59,8 @@ def fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
 
     Neither where a bottleneck has its stride nor missing shortcuts show in names or shapes.
 
-    A network without projections is taken to have shortcuts of option A.
+    A network without projections is taken to have shortcuts of option A. One whose running
+    variances are all 1, to the last bit, has its variances and epsilon folded into the scales.
     """
     if different := differences(tensors, original):
         raise UserError(f'this is not a network of the paper: it has {"; ".join(different)}.')
@@ -84,8 +87,19 @@ def fields(tensors: Tensors, original: Mapping[str, str]) -> dict[str, Any]:
     projected = {match.group() for name in tensors
                  if '.downsample.' in name and (match := _BLOCK.match(name))}
     shortcut = 'A' if not projected else 'C' if len(projected) == sum(sizes) else 'B'
-    return {'family': family, 'depth': depth, 'num_classes': len(head), 'width': len(stem),
-            'shortcut': shortcut}
+    width = len(np.atleast_1d(tensors.get('layer1.0.conv1.weight', stem)))
+    fields = {'family': family, 'depth': depth, 'num_classes': len(head), 'width': width,
+              'shortcut': shortcut}
+    if len(stem) != width:
+        fields['stem_width'] = len(stem)
+    return fields | ({'bn_epsilon': 0.0} if _is_folded(tensors) else {})
+
+
+def _is_folded(tensors: Tensors) -> bool:
+    """Whether all running variances are 1 in a trained network; before training, means are 0."""
+    return all((array == 1).all() for name, array in tensors.items()
+               if name.endswith('running_var')) and any(
+        array.any() for name, array in tensors.items() if name.endswith('running_mean'))
 
 
 def _stages(names: Iterable[str]) -> tuple[int, ...]:

@@ -95,8 +95,9 @@ def test_pytorch_programs_go_on_where_they_stopped(tmp_path):
         else rng.integers(0, 10, 20) for split in ('train', 'test')
         for kind in ('images', 'labels')})
     recipe = {
-        'family': 'cifar', 'depth': 8, 'width': 4, 'plain': False, 'shortcut': 'A',
-        'stride_in': 'v1', 'num_classes': 10, 'seed': 0, 'num_steps': 2, 'batch_size': 8,
+        'family': 'cifar', 'depth': 8, 'width': 4, 'stem_width': None, 'plain': False,
+        'shortcut': 'A', 'stride_in': 'v1', 'num_classes': 10, 'seed': 0, 'num_steps': 2,
+        'batch_size': 8,
         'crop_padding': 1, 'flip': True, 'learning_rate': 0.1, 'boundaries': [1], 'factor': 0.1,
         'warmup': 'none', 'warmup_learning_rate': 0.01, 'warmup_error': 80.0,
         'warmup_window': 20, 'momentum': 0.9, 'weight_decay': 1e-4, 'eval_every_steps': 2,

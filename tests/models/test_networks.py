@@ -232,6 +232,23 @@ def test_option_a_takes_every_second_pixel_and_pads_half_the_channels_on_either_
     assert not stage2[..., :2].any() and not stage2[..., 6:].any()
 
 
+@pytest.mark.parametrize(('depth', 'channels'), [(18, 8), (50, 32)])
+def test_the_stem_may_have_a_width_of_its_own(depth, channels):
+    def outputs(**changes):
+        model = models.create(model_config(depth=depth, width=8, **changes))
+        maps = jax.eval_shape(lambda *args: model.apply(*args, train=False, method='features'),
+                              shapes(model), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+        return {stage: maps[stage].shape[-1] for stage in maps}, paths(shapes(model)['params'])
+
+    usual, names = outputs()
+    assert outputs(stem_width=8) == (usual, names)
+    wide, names_of_wide = outputs(stem_width=12)
+    assert (usual['stem'], wide['stem'], wide['stage1']) == (8, 12, channels)
+    # Only where the first block now changes the number of channels is there a new projection.
+    assert {name.split('/')[2] for name in names_of_wide - names} == (
+        {'shortcut'} if depth == 18 else set())
+
+
 def test_zero_gamma_makes_every_block_the_identity_at_the_start():
     model = one_stage(shortcut='A', zero_init_last_gamma=True)
     variables, images = init(model, size=8)

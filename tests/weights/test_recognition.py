@@ -217,7 +217,8 @@ def group_norm(tensors):
 
 
 @pytest.mark.parametrize(('change', 'problem'), [
-    (wider, r'wider blocks, 16 filters \(layer1\.0\.conv1\.weight\) behind a stem of 8'),
+    (wider, r'wider blocks, 16 filters \(layer1\.0\.conv1\.weight\) for 32 outputs, where the '
+            r'paper has 8'),
     (grouped, r'grouped convolutions, 4 groups of 2 channels \(layer1\.0\.conv2\.weight\)'),
     (deep_stem, r'a deep stem, .* \(conv1\.0\.weight\) .*; average pooling .*'
                 r'\(layer1\.0\.downsample\.1\.weight\)'),
