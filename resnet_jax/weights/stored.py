@@ -119,19 +119,27 @@ def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
     write_whole(folder / CLASSES_FILE, readable(''.join(lines)))
 
 
-def read_classes(path: pathlib.Path) -> list[str] | None:
+def read_classes(path: pathlib.Path, count: int) -> tuple[str, ...] | None:
     """The names of the classes that are stored with weights, if there are any.
 
+    Args:
+      path: of the weights.
+      count: how many classes the network has.
+
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or has names for another number of classes.
     """
     file = locate(path).parent.parent / CLASSES_FILE
     if not file.is_file():
         return None
     try:
-        return file.read_text(encoding='utf-8').splitlines()
+        names = tuple(file.read_text(encoding='utf-8').splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{file} cannot be read as text ({error}).') from error
+    if len(names) != count:
+        raise UserError(f'classes.txt of {path} has {len(names)} names for {count} classes; '
+                        'correct it, or delete it to use numbers as names.')
+    return names
 
 
 def _check_finite(weights: Weights, what: str) -> None:

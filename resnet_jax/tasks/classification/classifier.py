@@ -52,12 +52,9 @@ def load(weights: Weights, path: pathlib.Path) -> Classifier:
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
-    classes = stored.read_classes(path)
+    classes = stored.read_classes(path, count)
     named = classes is not None
     if not named:
         classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
-    if len(classes) != count:
-        raise UserError(f'classes.txt of {path} has {len(classes)} names for {count} classes; '
-                        'correct it, or delete it to use numbers as names.')
     return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
                       named)

@@ -154,12 +154,9 @@ def load(weights: Weights, path: pathlib.Path) -> Detector:
         rcnn.create(weights.config)
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no detector: {error}') from error
-    count, names = weights.config.model.num_classes, stored.read_classes(path)
-    if names is not None and len(names) != count:
-        raise UserError(f'classes.txt of {path} has {len(names)} names for {count} classes; '
-                        'correct it, or delete it to use numbers as names.')
+    count = weights.config.model.num_classes
     return Detector(weights.config, weights.variables, weights.normalization,
-                    tuple(map(str, range(count)) if names is None else names))
+                    stored.read_classes(path, count) or tuple(map(str, range(count))))
 
 
 def safetensors(network: Detector) -> bytes:

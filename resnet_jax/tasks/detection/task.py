@@ -18,6 +18,8 @@ from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import FasterRCNN
+from resnet_jax.tasks import summed
+from resnet_jax.tasks.classification import task as classification
 from resnet_jax.tasks.detection import detector, inference, losses, metrics, parts, protocols
 from resnet_jax.tasks.detection.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
@@ -66,10 +68,8 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
 
     parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
     names = (*LOSSES, *[MASK_LOSS] * s.masks)
-    sums = {name: (part * batch['mask']).sum() for name, part in zip(names, parts, strict=True)}
-    total = sum(sums.values())
-    return total, updates.get('batch_stats', {}), {
-        'loss': total, **sums, 'count': batch['mask'].sum()}
+    sums = summed.losses(dict(zip(names, parts, strict=True)), batch['mask'])
+    return sums['loss'], updates.get('batch_stats', {}), sums
 
 
 def evaluate(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch,
@@ -89,24 +89,12 @@ def evaluate(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch,
         **{name: batch[name] for name in ('classes', 'ignore', 'areas', 'present', 'id')}}
 
 
-def train_report(sums: Mapping[str, Any]) -> dict[str, float]:
-    """The losses, averaged over the images of some steps."""
-    sums = jax.device_get(dict(sums))
-    count = np.float64(sums.pop('count'))
-    return {name: float(value / count) for name, value in sums.items()}
-
-
 def report(sums: Mapping[str, Any], outputs: Mapping[str, np.ndarray],
            config: ConfigDict) -> dict[str, float]:
     """The average precision in percent by `config.eval.metric`, and the number of images."""
     values = metrics.average_precision(*metrics.of_outputs(outputs), config)
     values = {name: value for name, value in values.items() if not name.endswith('class_ap')}
     return {**values, 'count': round(float(sums['count']))}
-
-
-def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
-    """The loss, float32 []; 0 without images."""
-    return sums['loss'] / jnp.maximum(sums['count'], 1)
 
 
 def augment(examples: Batch, key: jax.Array | None, normalization: Normalization) -> Batch:
@@ -139,15 +127,6 @@ def transforms(config: ConfigDict) -> dict[str, Any]:
         'groups': functools.partial(groups, canvas) if len(canvas.sizes) > 1 else None}
 
 
-def complete(config: ConfigDict) -> ConfigDict:
-    """Fills in `model.num_classes` from the data, where it is not set."""
-    if config.model.num_classes is not None:
-        return config
-    config = config.copy_and_resolve_references()
-    config.model.num_classes = data.count_classes(config)
-    return config
-
-
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     """Raises UserError if the data has other classes, or more objects than fit."""
     for source in (train, test):
@@ -164,24 +143,21 @@ def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     if config.data.canvases and config.steps_per_call > 1:
         raise UserError('steps_per_call must be 1 with data.canvases, as the shapes of batches '
                         f'vary; got {config.steps_per_call}.')
-    if config.schedule.name == 'plateau' or config.schedule.warmup == 'error':
-        raise UserError('schedules that watch the training error are for classifiers: set '
-                        'schedule.name to steps, cosine or constant, and schedule.warmup to none '
-                        'or linear.')
+    summed.check_schedule(config)
 
 
 TASK = Task(
     loss=loss,
     evaluate=evaluate,
-    train_report=train_report,
+    train_report=summed.train_report,
     report=report,
     headline=Headline('eval/ap', 'AP', lower_is_better=False),
     line=metrics.line,
-    watched=watched,
+    watched=summed.watched,
     load=detector.load,
     create_model=rcnn.create,
     transforms=transforms,
-    complete=complete,
+    complete=classification.complete,
     check=check,
     test=protocols.test,
     test_options=protocols.OPTIONS,

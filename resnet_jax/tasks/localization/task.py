@@ -9,16 +9,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import data
 from resnet_jax.data import Batch
-from resnet_jax.errors import UserError
 from resnet_jax.models import localizer as models
 from resnet_jax.models.localizer import Localizer
 from resnet_jax.models.rcnn import per_image
+from resnet_jax.tasks import summed
 from resnet_jax.tasks.classification import task as classification
 from resnet_jax.tasks.classification.metrics import cross_entropy
 from resnet_jax.tasks.localization import losses, metrics, predictor, testing
@@ -55,10 +53,8 @@ def loss(model: Localizer, variables: Mapping[str, Any], batch: Batch, key: jax.
         parts = (cross_entropy(logits, batch['label'], config.loss.label_smoothing),
                  *losses.anchor_losses(number, scores, deltas, anchors, drawn, index,
                                        batch['boxes']))
-    sums = {name: (part * batch['mask']).sum() for name, part in zip(LOSSES, parts, strict=True)}
-    total = sum(sums.values())
-    return total, updates.get('batch_stats', {}), {
-        'loss': total, **sums, 'count': batch['mask'].sum()}
+    sums = summed.losses(dict(zip(LOSSES, parts, strict=True)), batch['mask'])
+    return sums['loss'], updates.get('batch_stats', {}), sums
 
 
 def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
@@ -78,41 +74,26 @@ def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
     return metrics.sums(batch['label'], classes, overlap, batch['mask']), None
 
 
-def train_report(sums: Mapping[str, Any]) -> dict[str, float]:
-    """The losses, averaged over the images of some steps."""
-    sums = jax.device_get(dict(sums))
-    count = np.float64(sums.pop('count'))
-    return {name: float(value / count) for name, value in sums.items()}
-
-
 def report(sums: Mapping[str, Any], outputs: None, config: ConfigDict) -> dict[str, float]:
     """Errors and the mean IoU in percent, and the number of images."""
     del outputs, config
     return metrics.report(jax.device_get(dict(sums)))
 
 
-def watched(sums: Mapping[str, jax.Array]) -> jax.Array:
-    """The loss, float32 []; 0 without images."""
-    return sums['loss'] / jnp.maximum(sums['count'], 1)
-
-
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     """Raises UserError if the data has other classes, or the augmentation cannot be had."""
     classification.check(config, train, test)
-    if config.schedule.name == 'plateau' or config.schedule.warmup == 'error':
-        raise UserError('schedules that watch the training error are for classifiers: set '
-                        'schedule.name to steps, cosine or constant, and schedule.warmup to none '
-                        'or linear.')
+    summed.check_schedule(config)
 
 
 TASK = Task(
     loss=loss,
     evaluate=evaluate,
-    train_report=train_report,
+    train_report=summed.train_report,
     report=report,
     headline=Headline('eval/localization_error', 'localization error', ' %'),
     line=metrics.line,
-    watched=watched,
+    watched=summed.watched,
     load=predictor.load,
     create_model=models.create,
     transforms=transforms,
