@@ -21,7 +21,7 @@ LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 
                 'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 # Values that reproduce runs made before a field existed, if different from the field's default.
-BEFORE = {'optimizer.ema_warmup': False}
+BEFORE = {'optimizer.ema_warmup': False, 'model.detector.mask_rounding': False}
 # Fields that have no effect while another one is None.
 MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
 # Renamed fields: old path to new path.
@@ -39,7 +39,7 @@ DETECTOR_FIELDS = {
     'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
     'box_beta': float, 'clip_scales': bool, 'neck_features': int, 'box_features': int,
     'background_box': bool, 'context': bool, 'masks': bool, 'mask_features': int,
-    'score_threshold': float, 'nms': float, 'detections': int,
+    'mask_rounding': bool, 'score_threshold': float, 'nms': float, 'detections': int,
 }
 
 

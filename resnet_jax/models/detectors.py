@@ -46,6 +46,8 @@ class Settings:
         region ("global context", appendix B).
       masks: whether there is a mask branch; see `resnet_jax.models.masks`.
       mask_features: filters of its hidden layers.
+      mask_rounding: whether a cell's target is 1 if the object covers at least half of it, and 0
+        otherwise, as in detectron2; if not, it is the covered share, as in torchvision.
       score_threshold: least score of a detection.
       nms: IoU above which a detection suppresses others of its class.
       detections: the most detections in an image.
@@ -80,6 +82,7 @@ class Settings:
     context: bool = False
     masks: bool = False
     mask_features: int = 256
+    mask_rounding: bool = True
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
@@ -97,7 +100,7 @@ PRESETS = {
     'torchvision': Settings(
         anchor_rule='torchvision', rpn_features=256, rpn_pre_nms=(2000, 1000),
         rpn_post_nms=(2000, 1000), rpn_min_size=1e-3, rpn_beta=1 / 9, roi_aligned=False,
-        box_beta=1 / 9),
+        box_beta=1 / 9, mask_rounding=False),
 }
 # What differs in all presets for a feature pyramid, as in detectron2 and torchvision.
 PYRAMID = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7}

@@ -32,8 +32,9 @@ class Regions(NamedTuple):
       targets: float32 [N, R, 4], the boxes of the objects; 0 for background.
       positive: bool [N, R].
       used: bool [N, R]; False for padding.
-      masks: float32 [N, P, M, M], the share of a cell of a region that its object covers, for the P
-        first regions, which hold all positives; None without masks.
+      masks: float32 [N, P, M, M], the share of a cell of a region that its object covers, or, with
+        `Settings.mask_rounding`, 0 or 1; for the P first regions, which hold all positives. None
+        without masks.
     """
 
     boxes: jax.Array
@@ -127,6 +128,8 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
         most = most_positive(s)
         crops = jnp.take_along_axis(batch['masks'], index[:, :most, None, None], 1)
         masks = mask_targets(crops, targets[:, :most], regions[:, :most], mask_size)
+        if s.mask_rounding:
+            masks = (masks >= 0.5).astype(masks.dtype)
     return jax.lax.stop_gradient(Regions(
         regions, classes, jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
         drawn.positive | drawn.negative, masks))
@@ -169,8 +172,7 @@ def mask_loss(s: Settings, scores, regions: Regions) -> jax.Array:
 
     Returns:
       The binary cross-entropy, averaged over the cells of a region, and summed over the positives;
-      over the most positives that an image can have: float32 [N]. As in torchvision, targets are
-      shares of cells; detectron2 rounds them to 0 or 1.
+      over the most positives that an image can have: float32 [N].
     """
     losses = optax.sigmoid_binary_cross_entropy(scores, regions.masks.astype(scores.dtype))
     positive = regions.positive[:, :scores.shape[1]]
