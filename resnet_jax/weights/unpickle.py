@@ -106,6 +106,7 @@ _MULTIARRAY = {'_reconstruct': Array, 'scalar': _scalar}
 Unpickler.allowed = {
     ('collections', 'OrderedDict'): collections.OrderedDict,
     ('_codecs', 'encode'): _encode,
+    ('__builtin__', 'bytes'): lambda: b'',  # how protocol 2 has no bytes at all
     ('numpy', 'ndarray'): Array,
     ('numpy', 'dtype'): _Kind,
     # Before numpy 2, and since then.
