@@ -76,8 +76,8 @@ def test_it_detects_what_detectron2_detects(kind, tmp_path):
         assert proposals.valid[i].all()
         one_class = np.zeros(PROPOSALS)
         _, theirs_scores = between['proposals'][i]
-        assert_matched(proposals.boxes[i], proposals.scores[i], one_class, regions[i],
-                       theirs_scores.numpy(), one_class)
+        assert_matched(proposals.boxes[i], 1 / (1 + np.exp(-proposals.scores[i])), one_class,
+                       regions[i], theirs_scores.sigmoid().numpy(), one_class)
         assert len(boxes) == 100 and len(set(classes.tolist())) > CLASSES / 2
         valid = detections.valid[i]
         assert_matched(detections.boxes[i][valid], detections.scores[i][valid],
