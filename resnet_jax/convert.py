@@ -24,7 +24,8 @@ INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
     'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch), .npz (tensors under '
     "torchvision's names), .pkl (detectron2's, without PyTorch) or .caffemodel; or a folder "
-    'downloaded from Hugging Face. A config.json and preprocessor_config.json in the same folder are read too.')
+    'downloaded from Hugging Face. A config.json and preprocessor_config.json in the same folder '
+    'are read too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write to. It must not contain checkpoints yet.')
