@@ -6,10 +6,11 @@
 
 Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
 common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, Yahoo's Open-NSFW,
-a ResNet-50 of half the width, and torchvision's detectors fasterrcnn_resnet50_fpn and
-maskrcnn_resnet50_fpn. The network is recognised by parameter names and shapes, and checked against
-config.json if the weights come with one. The command prints what it recognised and what it had to
-assume.
+a ResNet-50 of half the width, torchvision's detectors fasterrcnn_resnet50_fpn and
+maskrcnn_resnet50_fpn, detectron2's Faster and Mask R-CNN (model_final_*.pkl of its model zoo, R50
+and R101, C4 and FPN), and the R-50.pkl and R-101.pkl of MSRA that these start from. The network is
+recognised by parameter names and shapes, and checked against config.json if the weights come with
+one. The command prints what it recognised and what it had to assume.
 """
 
 import pathlib
@@ -22,8 +23,9 @@ from resnet_jax.errors import UserError
 INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
     'File of weights: .safetensors, .pth, .th, .pt, .bin (these need PyTorch), .npz (tensors under '
-    "torchvision's names) or .caffemodel; or a folder downloaded from Hugging Face. A config.json "
-    'and preprocessor_config.json in the same folder are read too.')
+    "torchvision's names), .pkl (detectron2's, without PyTorch) or .caffemodel; or a folder "
+    'downloaded from Hugging Face. A config.json and preprocessor_config.json in the same folder '
+    'are read too.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write to. It must not contain checkpoints yet.')
@@ -31,7 +33,7 @@ STRIDE_IN = cli.flag(
     flags.DEFINE_enum, 'stride_in', None, ['v1', 'v1.5'],
     'Convolution of a bottleneck that has the stride: v1, the first 1x1; v1.5, the 3x3. Tensors do '
     'not show it. Default: as in the JSON files beside the weights, otherwise v1 for Caffe and '
-    'v1.5 for all others.')
+    'detectron2 and v1.5 for all others.')
 MEAN = cli.flag(
     flags.DEFINE_list, 'mean', None,
     'Mean of the input, one number per channel as a fraction of the full range. Default: as in '

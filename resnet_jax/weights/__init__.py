@@ -16,7 +16,16 @@ from resnet_jax.config.stored import leaves
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
-from resnet_jax.weights import beside, caffe, files, foreign, names, published, recognise
+from resnet_jax.weights import (
+    beside,
+    caffe,
+    caffe2_names,
+    files,
+    foreign,
+    names,
+    published,
+    recognise,
+)
 
 # What torchvision's, timm's and Hugging Face's ResNets expect: mean and standard deviation of the
 # ImageNet training images in units of the full range.
@@ -36,6 +45,7 @@ class Weights:
       origin: whose names the tensors had.
       assumed: what neither the tensors nor the files beside them say, as phrases.
       classes: the names of the classes, if their number stands for certain ones.
+      title: what follows the name of the network in a description.
     """
 
     config: Any
@@ -44,6 +54,7 @@ class Weights:
     origin: str
     assumed: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    title: str = ''
 
     def describe(self) -> str:
         """Lines for the terminal: the network, what its input is, and what was assumed."""
@@ -54,7 +65,7 @@ class Weights:
         mean, std = (' '.join(f'{x:.4g}' for x in np.atleast_1d(self.normalization[part]).reshape(
             -1, self.config.data.channels).mean(0)) for part in ('mean', 'std'))
         colours = 'RGB' if self.config.data.channels == 3 else 'grey'
-        title = family.title(model) + foreign.of(model).title
+        title = family.title(model) + self.title
         lines = [f'{title}, {", ".join(traits)}: {size:,} parameters, from the names of '
                  f'{self.origin}',
                  f'input: {colours} in [0, 1], less {mean}, divided by {std}']
@@ -69,11 +80,11 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     """Reads the weights of another project, or those that `to_torchvision` wrote.
 
     Args:
-      path: .safetensors, .pth or another suffix of PyTorch's, .npz or .caffemodel; or a folder of
-        Hugging Face's or timm's. A config.json and preprocessor_config.json of theirs in the same
-        folder are read too.
+      path: .safetensors, .pth or another suffix of PyTorch's, .npz, .caffemodel or detectron2's
+        .pkl; or a folder of Hugging Face's or timm's. A config.json and preprocessor_config.json
+        of theirs in the same folder are read too.
       stride_in: where bottlenecks have their stride, 'v1' or 'v1.5'; None: as the file or those
-        beside it say, otherwise 'v1' for Caffe and 'v1.5' for the rest.
+        beside it say, otherwise 'v1' for Caffe and detectron2, and 'v1.5' for the rest.
       mean, std: of the input in units of the full range, one number per channel; None: as the file
         or those beside it say, otherwise ImageNet's, which CIFAR networks do not get.
       bn_epsilon: of batch normalisation; None: as the file says, otherwise 0 for torchvision's
@@ -88,40 +99,44 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     settings = {}
     if path.suffix == '.caffemodel':
         named, stride = caffe.read(path)
-        settings = {'model': {'stride_in': stride, 'pool_pad': 'end'},
-                    'mean': np.array(caffe.MEAN) / 255, 'std': np.full(3, 1 / 255)}
+        settings = caffe.settings(stride)
     else:
         tensors, metadata = _tensors(path)
-        settings = _own_settings(metadata, path)
+        of_caffe2 = caffe2_names.matches(tensors)
+        settings = caffe.settings('v1') if of_caffe2 else _own_settings(metadata, path)
         if not settings:
             told = beside.read(path)
         with _naming(path, told.architecture):
-            named = recognise.canonical(tensors)
+            named = (caffe2_names.named if of_caffe2 else recognise.canonical)(tensors)
     with _naming(path, told.architecture):
-        fields = recognise.architecture(named.tensors, named.original)
+        known, fields = recognise.architecture(named.tensors, named.original)
     is_silent = not (settings or told.architecture)
     network = published.known(fields) if is_silent else None
     tensors = named.tensors
     if network:
         tensors, settings = published.rgb(tensors), network.settings()
+    elif not settings:
+        with _naming(path, told.architecture):
+            tensors, settings = known.unpacked(tensors)
     if told.problem:
         raise UserError(f'{path.with_name("config.json")} says that the architecture is '
                         f'{told.architecture}, which {told.problem}; move config.json away if it '
                         f'does not belong to {path.name}.')
     given = {'stride_in': stride_in, 'bn_epsilon': bn_epsilon}
-    config = _config(path, tensors, fields, told.model, settings, {
+    config = _config(path, tensors, known, fields, told.model, settings, {
         name: value for name, value in given.items() if value is not None})
     with _naming(path, told.architecture):
         variables = names.from_torch(recognise.fold_biases(tensors), config.model,
-                                     config.data.channels, named.original)
+                                     config.data.channels, named.original, known)
     normalization = _normalization(
-        path, config, mean or settings.get('mean', told.mean), std or settings.get('std', told.std))
+        path, config, known.convention, mean or settings.get('mean', told.mean),
+        std or settings.get('std', told.std))
     assumed = ()
     if is_silent:
-        assumed = (network.assumed(),) if network else foreign.of(config.model).assumed(
-            config.model, bool(stride_in))
-    classes = foreign.of(config.model).classes(config.model.num_classes)
-    return Weights(config, variables, normalization, named.origin, assumed, classes)
+        assumed = ((network.assumed(),) if network else
+                   known.assumed(config.model, bool(stride_in)))
+    return Weights(config, variables, normalization, named.origin, assumed,
+                   known.classes(config.model.num_classes), known.title)
 
 
 def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -132,6 +147,8 @@ def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         return files.read_pickle(path), {}
     if path.suffix == '.npz':
         return files.read_npz(path), {}
+    if path.suffix == '.pkl':
+        return files.read_pkl(path), {}
     raise UserError(f'{path} must end in {", ".join(files.SUFFIXES[:-1])} or {files.SUFFIXES[-1]}.')
 
 
@@ -145,8 +162,8 @@ def _naming(path: pathlib.Path, architecture: str | None) -> Iterator[None]:
         raise UserError(f'{path}{named}: {error}') from error
 
 
-def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any],
-            beside_model: Mapping[str, Any], settings: Mapping[str, Any],
+def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], known: foreign.Foreign,
+            fields: Mapping[str, Any], beside_model: Mapping[str, Any], settings: Mapping[str, Any],
             given: Mapping[str, Any]):
     """The config of a network: what the tensors decide, what files say of it, what is given."""
     config = config_lib.default()
@@ -155,7 +172,6 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
             raise UserError(f'{path}: its network description is damaged: {error}') from error
-    known = foreign.of(config.model)
     try:
         config.update_from_flattened_dict({**known.config, **settings.get('config', {})})
     except (TypeError, ValueError, KeyError) as error:
@@ -169,13 +185,14 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], fields: Mappi
     return config
 
 
-def _normalization(path: pathlib.Path, config, mean: Any, std: Any) -> dict[str, np.ndarray]:
+def _normalization(path: pathlib.Path, config, convention: bool, mean: Any,
+                   std: Any) -> dict[str, np.ndarray]:
     """What is taken from the input; ImageNet's where nothing says otherwise.
 
     Raises:
       UserError: they are not numbers, or it is a CIFAR network, for which there is no convention.
     """
-    if not foreign.of(config.model).convention and (mean is None or std is None):
+    if not convention and (mean is None or std is None):
         raise UserError(
             f'{path} does not say how its input is normalised; pass --mean and --std. Some '
             'CIFAR-10 networks use the mean and std of ImageNet (--mean=0.485,0.456,0.406 '

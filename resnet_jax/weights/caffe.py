@@ -7,6 +7,7 @@ field numbers of caffe.proto; all others are skipped.
 import functools
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -109,6 +110,16 @@ def read(path: pathlib.Path) -> tuple[Named, str]:
     # What the file does not say is as the authors had it.
     stride_in = 'v1.5' if list(strides.get('layer2.0.conv2', [])) == [2] else 'v1'
     return Named(tensors, 'the authors', original), stride_in
+
+
+def settings(stride_in: str) -> dict[str, Any]:
+    """How a network of the authors is used, as `resnet_jax.weights.read` takes it.
+
+    Args:
+      stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
+    """
+    return {'model': {'stride_in': stride_in, 'pool_pad': 'end'},
+            'mean': np.array(MEAN) / 255, 'std': np.full(3, 1 / 255)}
 
 
 def _text(value: str | bytes) -> str:

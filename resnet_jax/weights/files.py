@@ -10,11 +10,13 @@ import safetensors
 from safetensors.numpy import load_file
 
 from resnet_jax.errors import UserError
+from resnet_jax.weights import unpickle
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
-SUFFIXES = ('.safetensors', *PICKLES, '.npz', '.caffemodel')
+SUFFIXES = ('.safetensors', *PICKLES, '.npz', '.pkl', '.caffemodel')
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of Hugging Face's and timm's folders
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys that a training script may save under
+PKL_WRAPPERS = ('model', 'blobs')  # the same, in a .pkl of detectron2 or of Detectron
 LISTED = 6  # names that an error spells out
 # How the names of running variances end: PyTorch's, ours, and those of a Caffe file.
 VARIANCES = ('running_var', '/var', '(running_var)')
@@ -113,6 +115,22 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                             'run code.') from error
         raise _damaged(path, error) from error
     return _numbers(tensors, path)
+
+
+def read_pkl(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a .pkl of detectron2: numpy arrays, without PyTorch.
+
+    Raises:
+      UserError: the file is damaged, hostile, or holds no such arrays; see `unpickle.load`.
+    """
+    content = unpickle.load(path)
+    for key in PKL_WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__} instead of arrays by name.')
+    return _numbers({str(name): value.array for name, value in content.items()
+                     if isinstance(value, unpickle.Array) and value.array is not None}, path)
 
 
 def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:

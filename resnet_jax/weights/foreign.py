@@ -48,6 +48,8 @@ class Foreign:
       classes: (number of classes) -> their names, if this number stands for certain ones.
       title: what follows the name of the network in a description.
       config: fields besides `model` that describe such networks, by path.
+      unpacked: (tensors) -> the tensors that make the network, for images with red first, and the
+        settings that the others give, see `resnet_jax.weights.read`.
       idle_biases: (tensors) -> biases that torchvision's networks have and ours do without.
     """
 
@@ -67,11 +69,13 @@ class Foreign:
     classes: Callable[[int], tuple[str, ...] | None] = lambda count: None
     title: str = ''
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unpacked: Callable[[Tensors], tuple[Tensors, dict[str, Any]]] = lambda tensors: (tensors, {})
     idle_biases: Callable[[Tensors], dict[str, np.ndarray]] = lambda tensors: {}
 
 
 PYRAMID = 'fpn'  # detectors of this kind have names of their own
-FAMILIES: dict[str, Foreign] = {}  # by `config.model.family`, and for detectors PYRAMID
+# By `config.model.family`, for torchvision's detectors PYRAMID, and for others names of their own.
+FAMILIES: dict[str, Foreign] = {}
 
 
 def register(name: str, foreign: Foreign) -> None:

@@ -13,6 +13,7 @@ from resnet_jax.weights.coco_names import CATEGORIES
 from resnet_jax.weights.foreign import PYRAMID, Foreign, Tensors, register
 
 _BODY, _SCORE = 'backbone.body.', 'roi_heads.box_predictor.cls_score.weight'
+_FIRST = f'{_BODY}conv1.weight'
 _MODULES = {
     'rpn/conv': 'rpn.head.conv.0.0', 'rpn/score': 'rpn.head.cls_logits',
     'rpn/delta': 'rpn.head.bbox_pred', 'hidden/fc6': 'roi_heads.box_head.fc6',
@@ -87,8 +88,9 @@ def _classes(count: int) -> tuple[str, ...] | None:
 
 
 register(PYRAMID, Foreign(
-    naming=_naming, recognises=lambda tensors: _SCORE in tensors, fields=_fields,
-    tensors_of=_tensors_of, image_size=((800, 1344), None), timm='', first=f'{_BODY}conv1.weight',
+    naming=_naming, fields=_fields,
+    recognises=lambda tensors: {_SCORE, _FIRST} <= set(tensors),
+    tensors_of=_tensors_of, image_size=((800, 1344), None), timm='', first=_FIRST,
     assumed=_assumed, flattened=('fc6',), create=rcnn.of_fields,
     # The background, with a score, a mask and four deltas, comes first there and last here.
     rolled={'box/score': 1, 'box/delta': 4, 'mask/score': 1}, transposed=('deconv',),

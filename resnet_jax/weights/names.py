@@ -84,27 +84,30 @@ class Leaf(NamedTuple):
         return tensor.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
 
 
-def leaves(fields: Mapping[str, Any], channels: int) -> list[Leaf]:
+def leaves(fields: Mapping[str, Any], channels: int,
+           known: foreign.Foreign | None = None) -> list[Leaf]:
     """Every array of a network's variables, without making any.
 
     Args:
       fields: of `config.model`.
       channels: of the images.
+      known: whose names the tensors have; None: `foreign.of(fields)`.
 
     Raises:
       models.ConfigError: a field is out of its range.
     """
+    known = known or foreign.of(fields)
     size = models.family_of(fields).least_size
     image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    model = foreign.of(fields).create(fields)
+    model = known.create(fields)
     tree = jax.eval_shape(
         lambda image: model.init(jax.random.key(0), image, train=False), image)
     flat = flax.traverse_util.flatten_dict(tree)
-    return [_leaf(path, leaf.shape, fields) for path, leaf in flat.items()]
+    return [_leaf(path, leaf.shape, fields, known) for path, leaf in flat.items()]
 
 
-def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, Any]) -> Leaf:
-    known = foreign.of(fields)
+def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, Any],
+          known: foreign.Foreign) -> Leaf:
     _, *module, part = path
     stacked = models.STACKED in path
     tensors = known.tensors_of(tuple(module), shape[0] if stacked else 1, fields)
@@ -114,7 +117,8 @@ def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, An
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,
-               original: Mapping[str, str] | None = None) -> dict[str, Any]:
+               original: Mapping[str, str] | None = None,
+               known: foreign.Foreign | None = None) -> dict[str, Any]:
     """A network's variables from tensors under torchvision's names.
 
     Args:
@@ -122,6 +126,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], cha
       fields: of `config.model`.
       channels: of the images.
       original: the names that the tensors have in their file, for the message; None: the same.
+      known: see `leaves`.
 
     Returns:
       {'params': …, 'batch_stats': …} of float32 numpy arrays.
@@ -131,7 +136,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], cha
       models.ConfigError: a field is out of its range.
     """
     original = original or {}
-    wanted = leaves(fields, channels)
+    wanted = leaves(fields, channels, known)
     shapes = {name: leaf.torch_shape() for leaf in wanted for name in leaf.tensors}
     renamed = any(name != old for name, old in original.items())
     problems = {
@@ -152,11 +157,11 @@ def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], cha
 
 def to_torch(variables: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A network's variables under torchvision's names; the inverse of `from_torch`."""
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat, known = flax.traverse_util.flatten_dict(dict(variables)), foreign.of(fields)
     tensors = {}
     for path, array in flat.items():
-        tensors |= _leaf(path, array.shape, fields).to_torch(np.asarray(array))
-    return tensors | foreign.of(fields).idle_biases(tensors)
+        tensors |= _leaf(path, array.shape, fields, known).to_torch(np.asarray(array))
+    return tensors | known.idle_biases(tensors)
 
 
 def _list(names: list[str]) -> str:

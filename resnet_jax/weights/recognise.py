@@ -9,8 +9,14 @@ import numpy as np
 from resnet_jax.errors import UserError
 
 # Importing the names of a family registers them.
-from resnet_jax.weights import foreign, fpn_names, resnet_names, vgg_names  # noqa: F401
-from resnet_jax.weights.foreign import Tensors
+from resnet_jax.weights import (  # noqa: F401
+    detectron2_names,
+    foreign,
+    fpn_names,
+    resnet_names,
+    vgg_names,
+)
+from resnet_jax.weights.foreign import Foreign, Tensors
 
 PREFIXES = ('module.', 'model.', '_orig_mod.', 'timm_model.')  # of wrappers around a network
 
@@ -59,12 +65,16 @@ def _naming(names: Collection[str]) -> tuple[Callable[[str], str], str]:
     for family in foreign.FAMILIES.values():
         if found := family.naming(names):
             return found
-    raise UserError('the names of the tensors are not those of torchvision, timm, Hugging Face or '
-                    f'the CIFAR networks; the first are {", ".join(list(names)[:4])}.')
+    raise UserError('the names of the tensors are not those of torchvision, timm, Hugging Face, '
+                    'detectron2 or the CIFAR networks; the first are '
+                    f'{", ".join(list(names)[:4])}.')
 
 
-def architecture(tensors: Tensors, original: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The fields of `config.model` that names and shapes decide; see `Foreign.fields`.
+def architecture(tensors: Tensors, original: Mapping[str, str] | None = None,
+                 ) -> tuple[Foreign, dict[str, Any]]:
+    """What is known of the family of a network, and the fields of `config.model`.
+
+    The fields are those that names and shapes decide; see `Foreign.fields`.
 
     Args:
       tensors: under torchvision's names.
@@ -75,7 +85,9 @@ def architecture(tensors: Tensors, original: Mapping[str, str] | None = None) ->
     """
     for family in foreign.FAMILIES.values():
         if family.recognises(tensors):
-            return family.fields(tensors, original or {name: name for name in tensors})
+            original = original or {name: name for name in tensors}
+            fields = family.fields(tensors, original)
+            return family if 'detector' in fields else foreign.FAMILIES[fields['family']], fields
     raise UserError('the tensors do not make a network of the paper: they have no blocks.')
 
 

@@ -16,11 +16,17 @@ def fields(**changes):
     return config.model
 
 
-def tensors(model, channels: int = 3) -> dict[str, np.ndarray]:
-    """float32, for images of this many channels; running variances are positive."""
+def tensors(model, channels: int = 3, known=None) -> dict[str, np.ndarray]:
+    """float32, for images of this many channels; running variances are positive.
+
+    Args:
+      model: `config.model`.
+      channels: of the images.
+      known: whose names the tensors get, see `names.leaves`.
+    """
     rng = np.random.default_rng(0)
     found = {}
-    for leaf in names.leaves(model, channels):
+    for leaf in names.leaves(model, channels, known):
         for name in leaf.tensors:
             shape = leaf.torch_shape()
             if name.endswith('running_var'):
