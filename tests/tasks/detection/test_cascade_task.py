@@ -44,7 +44,7 @@ def test_corrected_regions_are_matched_with_the_objects_again():
     assert np.asarray(found.used).tolist() == [[True, True, True, True, False]]
     np.testing.assert_array_equal(found.targets[0, [0, 2]], boxes[[1, 0]])
     assert found.masks.shape == (1, 2, 4, 4)  # of int(5 * 0.4) regions
-    assert np.asarray(found.masks[0, 0]).tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
+    assert np.asarray(found.masks[0, 0]).round(4).tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
 
 
 def test_the_cost_is_that_of_two_rounds():
