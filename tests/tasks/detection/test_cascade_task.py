@@ -118,6 +118,10 @@ def test_it_is_trained_evaluated_exported_and_predicts(finished, commands, tmp_p
     for name in ('ap', 'mask_ap'):
         assert values[f'eval/{name}'] == pytest.approx(measured[f'eval/{name}'], abs=1e-3)
 
+    result = commands.run('resnet_jax.evaluate', f'--workdir={finished}', '--json', '--refine',
+                          '--protocol=multi_scale', '--scales=24,32')
+    assert result.status == 0 and json.loads(result.output)['eval/mask_ap'] >= 0, result.errors
+
     image = few_scenes.eight().images[0]
     Image.fromarray(image[..., 0]).resize((48, 64)).save(tmp_path / '0.png')
     result = commands.run('resnet_jax.predict', f'--checkpoint={finished}', '--json',
