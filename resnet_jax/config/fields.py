@@ -39,7 +39,8 @@ DETECTOR_FIELDS = {
     'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
     'box_beta': float, 'clip_scales': bool, 'neck_features': int, 'box_features': int,
     'background_box': bool, 'context': bool, 'masks': bool, 'mask_features': int,
-    'mask_rounding': bool, 'score_threshold': float, 'nms': float, 'detections': int,
+    'mask_rounding': bool, 'cascade': int, 'score_threshold': float, 'nms': float,
+    'detections': int,
 }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models.backbone import average
 from resnet_jax.models.blocks import BottleneckBlock
+from resnet_jax.models.cascade import masked
 from resnet_jax.models.rcnn import KINDS, FasterRCNN
 from resnet_jax.regions.roi_align import roi_align
 
@@ -64,7 +65,22 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
             aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
 
     def describe(self, *pooled, train: bool):
-        return _averaged(self.maps(*pooled, train=train))
+        maps = self.maps(*pooled, train=train)
+        return self.described(maps, self.mask_scores(maps) if self.settings.cascade else None)
+
+    def described(self, maps, masks):
+        """What the siblings see of maps; in a cascade, with that of the masked maps behind it.
+
+        Args:
+          maps: see `maps`.
+          masks: see `mask_scores`; read in a cascade only.
+
+        Returns:
+          float32 [N, R, channels], or twice as many.
+        """
+        if not self.settings.cascade:
+            return _averaged(maps)
+        return jnp.concatenate([_averaged(maps), _averaged(masked(maps, masks))], -1)
 
     def maps(self, *pooled, train: bool):
         """The last stage's output for every region, [N, R, h, w, channels]; see `describe`."""
@@ -88,8 +104,18 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         # The last stage runs once, for both.
         wanted = self.with_context(regions, sizes)
         maps = self.maps(self.pool(features, wanted, train=train), train=train)
-        return (*self.siblings(_averaged(maps)),
-                self.mask_scores(maps[:, :classes.shape[1]], classes))
+        most = classes.shape[1]
+        if self.settings.cascade:  # every region needs its mask
+            masks = self.mask_scores(maps)
+            return (*self.siblings(self.described(maps, masks)), masks[:, :most])
+        return (*self.siblings(_averaged(maps)), self.mask_scores(maps[:, :most], classes))
+
+    def mask_scores(self, maps, classes=None):
+        # A cascade's masks have no class.
+        if not self.settings.cascade:
+            return super().mask_scores(maps, classes)
+        scores = self.mask(maps.reshape(-1, *maps.shape[2:]))[..., 0]
+        return scores.reshape(*maps.shape[:2], *scores.shape[1:])
 
 
 def _averaged(maps):

@@ -48,6 +48,8 @@ class Settings:
       mask_features: filters of its hidden layers.
       mask_rounding: whether a cell's target is 1 if the object covers at least half of it, and 0
         otherwise, as in detectron2; if not, it is the covered share, as in torchvision.
+      cascade: 3 or 5: the stages of a cascade of boxes, masks and classes, see
+        `resnet_jax.models.cascade`; 0: masks and classes do not depend on each other.
       score_threshold: least score of a detection.
       nms: IoU above which a detection suppresses others of its class.
       detections: the most detections in an image.
@@ -83,9 +85,15 @@ class Settings:
     masks: bool = False
     mask_features: int = 256
     mask_rounding: bool = True
+    cascade: int = 0
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
+
+    @property
+    def rounds(self) -> int:
+        """How often each region is classified."""
+        return 2 if self.cascade == 5 else 1
 
 
 PRESETS = {
@@ -141,6 +149,9 @@ def settings(section: Mapping[str, Any], num_stages: int) -> Settings:
         raise ConfigError(f'model.detector.anchor_sizes must be {num_stages + 1} sizes with '
                           f'model.detector.kind=fpn, one for each level, got '
                           f'{result.anchor_sizes!r}.')
+    if result.cascade and (result.kind != 'c4' or not result.masks):
+        raise ConfigError(f'model.detector.cascade={result.cascade} needs '
+                          'model.detector.kind=c4 and model.detector.masks=True.')
     return result
 
 
@@ -148,6 +159,8 @@ def _problem(name: str, value: Any) -> str | None:
     """What a field must be, if its value is something else."""
     if name == 'kind':
         return None if value in ('c4', 'fpn') else 'one of c4, fpn'
+    if name == 'cascade':
+        return None if value in (0, 3, 5) else '0, 3 or 5 stages'
     if name == 'anchor_rule':
         rules = ('detectron2', 'torchvision', 'paper')
         return None if value in rules else 'one of ' + ', '.join(rules)

@@ -103,8 +103,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
             s.rpn_features, len(self.anchor_sizes()[0]) * len(s.anchor_ratios), self.dtype)
         self.box = BoxHead(self.num_classes, s.background_box)
         if s.masks:
-            self.mask = MaskHead(self.num_classes + s.background_box, s.mask_features,
-                                 self.mask_layers, self.dtype)
+            classes = 1 if s.cascade else self.num_classes + s.background_box
+            self.mask = MaskHead(classes, s.mask_features, self.mask_layers, self.dtype)
 
     def trunk(self, images, *, train: bool):
         """The features that all regions share.

@@ -58,8 +58,9 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
     """Detects objects.
 
     Several networks are an ensemble: each classifies and corrects the regions that any of them
-    proposes, and their probabilities and boxes are averaged. The limits of `select` are those of
-    the first network. Masks are those of the first view, averaged over the networks.
+    proposes, and their probabilities and boxes are averaged. The limits of `select` and the rounds
+    of a cascade are those of the first network. Masks are those of the first view, averaged over
+    the networks.
 
     Args:
       models: networks of the same classes.
@@ -80,33 +81,15 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
 
     regions, valid = (jnp.concatenate([getattr(part, name) for part in proposals], 1)
                       for name in ('boxes', 'valid'))
-    probabilities, boxes = classify(regions)
     model = models[0]
+    probabilities, boxes, valid = inference.in_rounds(
+        2 if plan.refine else model.settings.rounds, classify, regions, valid)
     if not plan.refine:
         return _with_masks(rcnn.select(model, probabilities, boxes, valid), networks, firsts)
-    refined = classify(best_boxes(probabilities, boxes))
-    probabilities, boxes, valid = (
-        jnp.concatenate(pair, 1) for pair in zip((probabilities, boxes, valid), (*refined, valid),
-                                                 strict=True))
     model = model.clone(settings=dataclasses.replace(model.settings, nms=REFINED_NMS))
     found = rcnn.select(model, probabilities, boxes, valid)
     found = found._replace(boxes=rcnn.per_image(model, _vote)(found, probabilities, boxes, valid))
     return _with_masks(found, networks, firsts)
-
-
-def best_boxes(probabilities, boxes):
-    """The box of each region's most probable class, from which refinement pools again.
-
-    The paper does not say which of a region's boxes are refined.
-
-    Args:
-      probabilities, boxes: see `rcnn.predicted`.
-
-    Returns:
-      float32 [N, R, 4].
-    """
-    best = probabilities.argmax(-1)[..., None, None]
-    return jnp.take_along_axis(boxes, best, 2)[:, :, 0]
 
 
 def nearest_pair(regions, plan: Plan):

@@ -1,6 +1,6 @@
 """Detection in batches of images on canvases; pure functions for use under jit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -37,8 +37,9 @@ def detect(model: FasterRCNN, variables: Mapping[str, Any], images, sizes) -> De
       Detections, in pixels of the canvas.
     """
     features, proposals = propose(model, variables, images, sizes)
-    scores, boxes = classify(model, variables, features, proposals.boxes, sizes)
-    found = rcnn.select(model, scores, boxes, proposals.valid)
+    found = rcnn.select(model, *in_rounds(
+        model.settings.rounds, lambda regions: classify(
+            model, variables, features, regions, sizes), proposals.boxes, proposals.valid))
     if not model.settings.masks:
         return found
     return found._replace(masks=masks(model, variables, features, found).astype(jnp.float16))
@@ -74,6 +75,41 @@ def classify(model: FasterRCNN, variables: Mapping[str, Any], features, regions,
     """
     outputs = model.apply(variables, features, regions, sizes, train=False, method='heads')
     return rcnn.predicted(model, *outputs, regions, sizes)
+
+
+def in_rounds(number: int, classify: Callable, regions, valid):
+    """Classifies regions, and then the boxes that this corrected (MNC, section 4).
+
+    Args:
+      number: of rounds, 1 or 2.
+      classify: regions -> probabilities and boxes, see `rcnn.predicted`.
+      regions: float32 [N, R, 4], in pixels of the canvas.
+      valid: bool [N, R].
+
+    Returns:
+      Probabilities, boxes and validity of the predictions of all rounds, see `rcnn.select`.
+    """
+    probabilities, boxes = classify(regions)
+    if number == 1:
+        return probabilities, boxes, valid
+    again = classify(best_boxes(probabilities, boxes))
+    return tuple(jnp.concatenate(pair, 1) for pair in zip(
+        (probabilities, boxes, valid), (*again, valid), strict=True))
+
+
+def best_boxes(probabilities, boxes):
+    """The box of each region's most probable class, from which features are pooled again.
+
+    Appendix B of the paper does not say which of a region's boxes are refined.
+
+    Args:
+      probabilities, boxes: see `rcnn.predicted`.
+
+    Returns:
+      float32 [N, R, 4].
+    """
+    best = probabilities.argmax(-1)[..., None, None]
+    return jnp.take_along_axis(boxes, best, 2)[:, :, 0]
 
 
 def to_original(boxes, sizes, originals):

@@ -16,7 +16,7 @@ from resnet_jax.models.detectors import Settings
 from resnet_jax.models.rcnn import Proposals
 from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.regions.crops import mask_targets
-from resnet_jax.regions.matching import exempt, match
+from resnet_jax.regions.matching import NEITHER, POSITIVE, exempt, match
 from resnet_jax.regions.sampling import Sample, masks, sample
 
 # What the keys of an image are folded with.
@@ -33,7 +33,8 @@ class Regions(NamedTuple):
       positive: bool [N, R].
       used: bool [N, R]; False for padding.
       masks: float32 [N, P, M, M], the share of a cell of a region that its object covers, or, with
-        `Settings.mask_rounding`, 0 or 1; for the P first regions, which hold all positives. None
+        `Settings.mask_rounding`, 0 or 1; for the P first regions, which hold all positives that were
+        drawn. None
         without masks.
     """
 
@@ -114,25 +115,54 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
     # In this order, the number of places for objects does not change what is drawn.
     boxes = jnp.concatenate([proposals.boxes, batch['boxes']], 1)
     valid = jnp.concatenate([proposals.valid, trained], 1)
+    index, label = _matched(s, boxes, valid, batch)
+    drawn = sample(_keys(batch, REGIONS), label, s.roi_batch, s.roi_positive)
+    index = jnp.take_along_axis(index, drawn.index, 1)
+    regions = jnp.take_along_axis(boxes, drawn.index[..., None], 1)
+    return _with_targets(s, regions, index, drawn.positive, drawn.positive | drawn.negative, batch,
+                         num_classes, mask_size)
+
+
+def corrected_regions(s: Settings, regions: Regions, boxes, batch: Batch, num_classes: int,
+                      mask_size: int) -> Regions:
+    """Regions for stages 4 and 5 of a cascade: the same ones with their corrected boxes.
+
+    They are matched with the objects again, and all of them are trained that are positive or
+    negative now. Masks are trained among the first regions, as before.
+
+    Args:
+      s, batch, num_classes, mask_size: see `draw_regions`.
+      regions: of stages 2 and 3.
+      boxes: float32 [N, R, 4], see `cascade.corrected`.
+    """
+    index, label = _matched(s, boxes, regions.used, batch)
+    return _with_targets(s, boxes, index, label == POSITIVE, label != NEITHER, batch, num_classes,
+                         mask_size)
+
+
+def _matched(s: Settings, boxes, valid, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The object of every box, and whether it is positive; see `match`."""
+    trained = batch['present'] & ~batch['ignore']
     index, label = match(boxes_lib.iou(boxes, batch['boxes']), trained, s.roi_thresholds[1],
                          s.roi_thresholds, valid=valid)
     label = exempt(label, boxes_lib.ioa(boxes, batch['boxes']), batch['present'] & batch['ignore'])
-    drawn = sample(_keys(batch, REGIONS), label, s.roi_batch, s.roi_positive)
-    index = jnp.take_along_axis(index, drawn.index, 1)
-    classes = jnp.where(drawn.positive, jnp.take_along_axis(batch['classes'], index, 1),
-                        num_classes)
+    return index, label
+
+
+def _with_targets(s: Settings, boxes, index, positive, used, batch: Batch, num_classes: int,
+                  mask_size: int) -> Regions:
+    """Regions, and what those that are positive are to become: objects of this index."""
+    classes = jnp.where(positive, jnp.take_along_axis(batch['classes'], index, 1), num_classes)
     targets = jnp.take_along_axis(batch['boxes'], index[..., None], 1)
-    regions = jnp.take_along_axis(boxes, drawn.index[..., None], 1)
     masks = None
     if s.masks:
         most = most_positive(s)
         crops = jnp.take_along_axis(batch['masks'], index[:, :most, None, None], 1)
-        masks = mask_targets(crops, targets[:, :most], regions[:, :most], mask_size)
+        masks = mask_targets(crops, targets[:, :most], boxes[:, :most], mask_size)
         if s.mask_rounding:
             masks = (masks >= 0.5).astype(masks.dtype)
     return jax.lax.stop_gradient(Regions(
-        regions, classes, jnp.where(drawn.positive[..., None], targets, 0), drawn.positive,
-        drawn.positive | drawn.negative, masks))
+        boxes, classes, jnp.where(positive[..., None], targets, 0), positive, used, masks))
 
 
 def most_positive(s: Settings) -> int:

@@ -40,13 +40,13 @@ def _of_region(model: FasterRCNN, variables: Any, features: jax.ShapeDtypeStruct
     s = model.settings
     c4 = isinstance(model, FasterRCNNC4)
     last = model.stages[-1] if c4 else 'hidden'
-    regions = s.roi_batch, s.rpn_post_nms[1]
+    regions = s.rounds * s.roi_batch, s.rounds * s.rpn_post_nms[1]
     bins = -(-s.roi_size // (2 if c4 and model.skips_bins else 1))
     pooled = jax.ShapeDtypeStruct((1, bins, bins, features.shape[-1]), features.dtype)
     describe = _stage(model, last) if c4 else _method(
         model, lambda module, x: module.hidden(x[:, None])[:, 0])
     part = Part(last, REGION, last, describe, pooled,
-                tuple(number + s.context for number in regions))  # the whole image
+                tuple(number + s.rounds * s.context for number in regions))  # the whole image
     output = _output(part, variables)
     described = jax.eval_shape(average, output) if c4 else output
 
@@ -54,7 +54,7 @@ def _of_region(model: FasterRCNN, variables: Any, features: jax.ShapeDtypeStruct
         scores, deltas = module.box(x[:, None])
         return {'scores': scores[:, 0], 'deltas': deltas[:, 0]}
 
-    width = described.shape[-1] * (2 if s.context else 1)
+    width = described.shape[-1] * (2 if s.context else 1) * (2 if s.cascade else 1)
     found = [part, Part('box', REGION, 'box', _method(model, classify),
                         jax.ShapeDtypeStruct((1, width), described.dtype), regions)]
     if s.masks:
@@ -64,7 +64,8 @@ def _of_region(model: FasterRCNN, variables: Any, features: jax.ShapeDtypeStruct
         side, channels = model.mask_size // 2, (output if c4 else pooled).shape[-1]
         found.append(Part('mask', MASK, 'mask', _method(model, lambda module, x: module.mask(x)),
                           jax.ShapeDtypeStruct((1, side, side, channels), features.dtype),
-                          (most_positive(s), s.detections)))
+                          (part.runs[0], part.runs[1] + s.detections) if s.cascade
+                          else (most_positive(s), s.detections)))
     return found
 
 

@@ -16,7 +16,7 @@ from resnet_jax.data.normalization import normalize
 from resnet_jax.data.objects import EvalTransform, TrainTransform, canvas_of, groups
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
-from resnet_jax.models import rcnn
+from resnet_jax.models import cascade, rcnn
 from resnet_jax.models.rcnn import FasterRCNN
 from resnet_jax.tasks import summed
 from resnet_jax.tasks.classification import task as classification
@@ -27,11 +27,12 @@ from resnet_jax.tasks.task import Headline, Task
 DRAWN_FROM = ('boxes', 'classes', 'present', 'ignore', 'size', 'draws')
 LOSSES = ('proposal_score_loss', 'proposal_box_loss', 'class_loss', 'box_loss')
 MASK_LOSS = 'mask_loss'  # with a mask branch
+CASCADE_LOSSES = ('stage5_class_loss', 'stage5_box_loss', 'stage4_mask_loss')  # of five stages
 
 
 def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
          config: ConfigDict) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-    """The losses of Faster R-CNN, or Mask R-CNN, summed over the images; see `Task.loss`.
+    """The losses of Faster R-CNN, also with masks, summed over the images; see `Task.loss`.
 
     Args:
       model, variables: the network.
@@ -54,20 +55,31 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
             proposals = rcnn.propose(module, scores, deltas, levels, batch['size'], train=True)
             regions = rcnn.per_image(module, lambda proposals, rows: losses.draw_regions(
                 s, proposals, rows, module.num_classes, module.mask_size))(proposals, rows)
-        if s.masks:
-            outputs = module.heads_and_masks(
-                features, regions.boxes, regions.classes[:, :losses.most_positive(s)],
-                batch['size'], train=True)
-        else:
-            outputs = module.heads(features, regions.boxes, batch['size'], train=True)
+
+        def outputs_and_losses(regions, boxes):
+            if s.masks:
+                outputs = module.heads_and_masks(
+                    features, boxes, regions.classes[:, :losses.most_positive(s)], batch['size'],
+                    train=True)
+            else:
+                outputs = module.heads(features, boxes, batch['size'], train=True)
+            with jax.named_scope('loss'):
+                return outputs, (*losses.region_losses(s, *outputs[:2], regions),
+                                 *(losses.mask_loss(s, mask, regions) for mask in outputs[2:]))
+
+        outputs, parts = outputs_and_losses(regions, regions.boxes)
+        if s.rounds == 2:
+            boxes = cascade.corrected(*outputs[:2], regions.boxes, batch['size'], s.box_weights)
+            again = rcnn.per_image(module, lambda regions, boxes, rows: losses.corrected_regions(
+                s, regions, boxes, rows, module.num_classes, module.mask_size))(
+                    regions, jax.lax.stop_gradient(boxes), rows)
+            parts += outputs_and_losses(again, boxes)[1]
         with jax.named_scope('loss'):
             return (*losses.anchor_losses(s, scores, deltas, anchors, drawn, index,
-                                          batch['boxes']),
-                    *losses.region_losses(s, *outputs[:2], regions),
-                    *(losses.mask_loss(s, mask, regions) for mask in outputs[2:]))
+                                          batch['boxes']), *parts)
 
     parts, updates = nn.apply(run, model, mutable=['batch_stats'])(variables)
-    names = (*LOSSES, *[MASK_LOSS] * s.masks)
+    names = (*LOSSES, *[MASK_LOSS] * s.masks, *CASCADE_LOSSES * (s.rounds - 1))
     sums = summed.losses(dict(zip(names, parts, strict=True)), batch['mask'])
     return sums['loss'], updates.get('batch_stats', {}), sums
 
