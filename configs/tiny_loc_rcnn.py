@@ -7,9 +7,9 @@
       --config.init.checkpoint=runs/tiny_loc
   python -m resnet_jax.evaluate --workdir=runs/tiny_loc_rcnn
 
-DIR is as for configs/tiny_loc.py. The localizer that the second command trained proposes 20 boxes of
-the true class for each image. A second ResNet-18, which starts from the same weights, is trained on
-these boxes, warped to 64 x 64 pixels.
+DIR is as for configs/tiny_loc.py. The localizer that the second command trained proposes 20 boxes
+of the true class for each image. A second ResNet-18, which starts from the same weights, is trained
+on these boxes, warped to 64 x 64 pixels.
 """
 
 from configs import tiny_loc

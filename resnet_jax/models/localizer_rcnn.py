@@ -92,7 +92,7 @@ class LocalizerRCNN(Localizer, kw_only=True):
           with WEIGHTS.
         """
         chosen = jax.nn.one_hot(classes, self.num_classes)
-        scores, deltas = self.region(self._described(crops, train=train))
+        scores, deltas = self.region(self.describe(crops, train=train))
         return (scores * chosen).sum(1), (deltas * chosen[..., None]).sum(1)
 
     def __call__(self, images, *, train: bool):
@@ -108,11 +108,12 @@ class LocalizerRCNN(Localizer, kw_only=True):
         height, width = images.shape[1:3]
         whole = jnp.tile(jnp.float32([0, 0, width, height]), (len(images), 1, 1))
         crops = warp(images, whole, self.settings.crop_size)[:, 0]
-        scores, deltas = self.region(self._described(crops, train=train))
+        scores, deltas = self.region(self.describe(crops, train=train))
         return {**super().__call__(images, train=train), 'region_scores': scores,
                 'region_deltas': deltas}
 
-    def _described(self, crops, *, train):
+    def describe(self, crops, *, train: bool):
+        """What the siblings see of crops [M, S, S, C]: float32 [M, channels]."""
         return average(self.rcnn.features(crops, train=train)[self.rcnn.stages[-1]])
 
 

@@ -19,6 +19,7 @@ from resnet_jax.models.rcnn import per_image
 from resnet_jax.tasks import summed
 from resnet_jax.tasks.localization import rcnn
 from resnet_jax.tasks.localization import task as localization
+from resnet_jax.tasks.localization.parts import parts
 
 LOSSES = ('score_loss', 'box_loss')
 
@@ -88,4 +89,5 @@ TASK = dataclasses.replace(
     complete=complete,
     heads=models.HEADS,
     started=models.started,
+    parts=parts,
 )

@@ -12,3 +12,8 @@ def config(path, **fields):
     config.model.localizer.update(proposals=6, crop_size=16)
     config.update_from_flattened_dict(fields)
     return config
+
+
+def get_config():
+    """The same for commands, which pass `data.path` and `init.checkpoint`."""
+    return config('')
