@@ -27,4 +27,6 @@ def get_config():
 
     config.schedule.learning_rate = 0.001
     config.schedule.boundaries = (30_000,)
+
+    config.eval.every_steps = None  # at the end only: it judges 10 million crops
     return config
