@@ -48,8 +48,8 @@ def default() -> ConfigDict:
     """Returns a config with all fields; recipes set those that have no default."""
     config = ConfigDict()
 
-    # 'classification', 'detection', 'localization', or a module of your own with a TASK; see
-    # resnet_jax/tasks/task.py.
+    # 'classification', 'detection', 'localization', 'localization_rcnn', or a module of your own
+    # with a TASK; see resnet_jax/tasks/task.py.
     config.task = 'classification'
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
@@ -92,12 +92,16 @@ def default() -> ConfigDict:
     for name, kind in DETECTOR_FIELDS.items():
         detector[name] = placeholder(kind)
 
-    # (localization only) the fields are explained in resnet_jax/models/localizer.py.
+    # (localization only) the fields are explained in resnet_jax/models/localizer.py, and the last
+    # three, of the R-CNN, in resnet_jax/models/localizer_rcnn.py.
     localizer = model.localizer = ConfigDict()
     localizer.anchor_sizes = (56, 112, 224)
     localizer.anchor_ratios = (0.5, 1.0, 2.0)
     localizer.per_class = True
     localizer.anchors_per_image = 8
+    localizer.proposals = 200
+    localizer.crop_size = 224
+    localizer.reduction = 1
 
     # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()
@@ -273,6 +277,7 @@ LEAST = {
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
     'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
     'data.window_objects': 1, 'model.localizer.anchors_per_image': 1,
+    'model.localizer.proposals': 1, 'model.localizer.crop_size': 4, 'model.localizer.reduction': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
@@ -297,7 +302,8 @@ MOST = {
     'checkpoint.every_steps': STEPS, 'checkpoint.keep_last': STEPS, 'log.every_steps': STEPS,
     'profile.start_step': STEPS, 'profile.num_steps': STEPS,
     'data.long_side': MOST_PIXELS, 'data.max_objects': 10_000, 'data.window_objects': 10_000,
-    'model.localizer.anchors_per_image': 10_000,
+    'model.localizer.anchors_per_image': 10_000, 'model.localizer.proposals': 10_000,
+    'model.localizer.crop_size': MOST_PIXELS, 'model.localizer.reduction': 16,
 }
 # Fields whose values `models.create` checks, and those that `data` checks.
 OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in', 'model.pool_pad',

@@ -34,12 +34,16 @@ class Settings:
       per_class: whether each class has its own correction of boxes, as in the paper; otherwise all
         classes share one.
       anchors_per_image: anchors of each image that are trained.
+      proposals, crop_size, reduction: of the R-CNN; see `resnet_jax.models.localizer_rcnn`.
     """
 
     anchor_sizes: tuple[float, ...] = (56, 112, 224)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     per_class: bool = True
     anchors_per_image: int = 8
+    proposals: int = 200
+    crop_size: int = 224
+    reduction: int = 1
 
 
 class Found(NamedTuple):
@@ -96,12 +100,24 @@ class Localizer(ResNet, kw_only=True):
           frames: float32 [N, 4]: where the image lies on the input; boxes are clipped to it.
         """
         scores, deltas = self.localizer(features, classes)
-        best = jnp.argmax(scores, -1)
-        deltas = jnp.take_along_axis(deltas, best[..., None, None], 2)[:, :, 0]
-        boxes = boxes_lib.decode(deltas, self.anchors(features)[best])
-        low, high = frames[:, None, :2], frames[:, None, 2:]
-        boxes = jnp.clip(boxes, jnp.concatenate([low, low], -1), jnp.concatenate([high, high], -1))
+        best = jnp.argmax(scores, -1)[..., None]
+        boxes = self.corrected(features, deltas, best, frames)[:, :, 0]
         return Found(boxes, jnp.max(scores, -1))
+
+    def corrected(self, features, deltas, index, frames):
+        """The corrected boxes of some anchors, clipped to the images.
+
+        Args:
+          features: the last feature map.
+          deltas: float32 [N, T, A, 4], see `Siblings`.
+          index: int32 [N, T, P], of anchors.
+          frames: see `locate`.
+
+        Returns:
+          float32 [N, T, P, 4], in pixels of the input.
+        """
+        deltas = jnp.take_along_axis(deltas, index[..., None], 2)
+        return within(boxes_lib.decode(deltas, self.anchors(features)[index]), frames)
 
     def __call__(self, images, *, train: bool):
         """The outputs for all classes; see `WithHead` and `Siblings`.
@@ -115,6 +131,12 @@ class Localizer(ResNet, kw_only=True):
         features = self.last_map(images, train=train)
         scores, deltas = self.localizer(features, None)
         return {'classes': self.classify(features), 'scores': scores, 'deltas': deltas}
+
+
+def within(boxes, frames):
+    """Clips boxes float32 [N, ..., 4] to a box for each image, float32 [N, 4]."""
+    frames = frames.reshape(len(frames), *(1,) * (boxes.ndim - 2), 4)
+    return jnp.clip(boxes, jnp.tile(frames[..., :2], 2), jnp.tile(frames[..., 2:], 2))
 
 
 class Siblings(nn.Module):
@@ -190,13 +212,22 @@ def create(config: ConfigDict) -> Localizer:
     Raises:
       ConfigError: a field is out of its range, or the family has no residual stages.
     """
+    return of_kind(Localizer, config)
+
+
+def of_kind(kind: type[Localizer], config: ConfigDict) -> Localizer:
+    """A network of `Localizer` or of a subclass; see `create`."""
     network = family_of(config.model).create(config.model)
     if not isinstance(network, ResNet):
         raise ConfigError('a localizer needs a residual network: model.family must be imagenet or '
                           f'cifar, got {config.model.family}.')
-    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)
-              if field.name not in ('parent', 'name')}
-    return Localizer(**fields, settings=_settings(config.model.localizer))
+    return kind(**fields_of(network, ResNet), settings=_settings(config.model.localizer))
+
+
+def fields_of(network: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    """The fields of a network that a class has too, by their names."""
+    return {field.name: getattr(network, field.name) for field in dataclasses.fields(kind)
+            if field.name not in ('parent', 'name')}
 
 
 def _settings(section: Mapping[str, Any]) -> Settings:
@@ -205,5 +236,6 @@ def _settings(section: Mapping[str, Any]) -> Settings:
         if not value or not all(isinstance(x, (int, float)) and x > 0 for x in value):
             raise ConfigError(f'model.localizer.{name} must be positive numbers, such as (32, 64), '
                               f'got {value!r}.')
-    return Settings(tuple(section['anchor_sizes']), tuple(section['anchor_ratios']),
-                    section['per_class'], section['anchors_per_image'])
+    fields = {field.name: section[field.name] for field in dataclasses.fields(Settings)}
+    return Settings(**fields | {name: tuple(fields[name])
+                                for name in ('anchor_sizes', 'anchor_ratios')})

@@ -22,6 +22,7 @@ TASKS = {
     'classification': 'resnet_jax.tasks.classification.task',
     'detection': 'resnet_jax.tasks.detection.task',
     'localization': 'resnet_jax.tasks.localization.task',
+    'localization_rcnn': 'resnet_jax.tasks.localization.rcnn_task',
 }
 
 
@@ -171,6 +172,8 @@ class Task:
       heads: parts of the network that `init.new_head` initialises at random, and that another task
         starting from these weights leaves out. Without `init.new_head`, those that the weights lack
         are initialised at random.
+      started: (variables of `init.checkpoint`) -> those that a new run starts from, where a part of
+        the network starts from weights of another name.
     """
 
     loss: Callable[..., tuple[jax.Array, Any, Any]]
@@ -192,6 +195,7 @@ class Task:
     exports: Mapping[str, Callable[[Any, Mapping[str, Any]], bytes]] = (
         dataclasses.field(default_factory=dict))
     heads: tuple[str, ...] = ('head',)
+    started: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda variables: variables
 
 
 def get(name: str) -> Task:

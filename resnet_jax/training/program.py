@@ -73,6 +73,7 @@ class Program:
         if not checkpoint:
             return created
         weights = stored.read(pathlib.Path(checkpoint))
+        weights = dataclasses.replace(weights, variables=self.task.started(weights.variables))
         # Without a new head, what a classifier lacks is new all the same.
         heads = tuple(part for part in self.task.heads if part not in weights.variables['params'])
         if self.config.init.new_head:  # a classifier's is nothing to another task, and vice versa

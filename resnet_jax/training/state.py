@@ -78,7 +78,8 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
     Args:
       state: before the first step; gives the shapes and the shardings.
       variables: 'params' and 'batch_stats', arrays of the host.
-      normalization: 'mean' and 'std'; a colour fits where the state has a mean image.
+      normalization: 'mean' and 'std'; a colour fits where the state has a mean image, and of a mean
+        image of another size the mean colour is taken.
       heads: parts that stay those of the state, such as ('head',); the other network's are left
         out.
 
@@ -97,6 +98,8 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
                            for name in wrong[:MISFITS_LISTED])
         raise UserError(f'the weights of init.checkpoint do not fit the network: {len(wrong)} '
                         f'arrays differ, among them {listed}.')
+    normalization = {part: _resized(value, state.normalization[part].shape)
+                     for part, value in normalization.items()}
     for part, there in state.normalization.items():
         if there.shape[there.ndim - np.ndim(normalization[part]):] != np.shape(
                 normalization[part]):
@@ -109,7 +112,13 @@ def with_weights(state: TrainState, variables: Mapping[str, Any],
     new = put(new, old)
     return state.replace(
         **new, ema=None if state.ema is None else jax.tree.map(jnp.copy, new),
-        normalization=put(dict(normalization), state.normalization))
+        normalization=put(normalization, state.normalization))
+
+
+def _resized(value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A mean image as it is, or its mean colour where one of another size is needed."""
+    another = np.ndim(value) == len(shape) == 3 and np.shape(value)[:2] != tuple(shape[:2])
+    return np.mean(value, (0, 1)) if another else value
 
 
 def recalibrate(statistics: Iterable[Any]) -> Any:

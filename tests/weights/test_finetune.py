@@ -92,6 +92,16 @@ def test_a_mean_image_does_not_fit_a_mean_colour(base, tiny_config, tmp_path):
         build(tiny_config).initial_state()
 
 
+def test_of_a_mean_image_of_another_size_the_mean_colour_is_taken(base, tiny_config, tmp_path):
+    mean = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
+    image = {'mean': mean, 'std': np.ones(1, np.float32)}
+    stored.write(tmp_path, dataclasses.replace(stored.read(base), normalization=image))
+    tiny_config.init.checkpoint = str(tmp_path)
+    tiny_config.data.normalization = 'per_pixel_mean'
+    mean = build(tiny_config).initial_state().normalization['mean']
+    assert mean.shape == (8, 8, 1) and (mean == 7.5).all()
+
+
 def test_heads_of_another_task_are_left_out_and_those_of_this_one_are_new(base, tiny_config):
     """As where a detector starts from a classifier."""
     before = build(tiny_config).initial_state()

@@ -16,13 +16,14 @@ from resnet_jax.data import Item, image_size
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.transforms import EvalTransform, image_shape
 from resnet_jax.errors import UserError
-from resnet_jax.models import localizer
 from resnet_jax.models.localizer import Localizer as Model
+from resnet_jax.models.localizer_rcnn import LocalizerRCNN
 from resnet_jax.tasks.classification import classifier
 from resnet_jax.tasks.classification.prediction import best
 from resnet_jax.tasks.detection.draw import draw
+from resnet_jax.tasks.localization import metrics, rcnn
 from resnet_jax.tasks.network import Network, normalized
-from resnet_jax.tasks.task import Answer, Predictor
+from resnet_jax.tasks.task import Answer, Predictor, get
 from resnet_jax.weights import Weights
 
 BATCH_SIZE = 64  # images that a device computes at once
@@ -35,6 +36,9 @@ class Prediction(NamedTuple):
       probabilities: float32 [N, classes].
       boxes: float32 [N, classes, 4], (x1, y1, x2, y2) in continuous pixels of the image.
       scores: float32 [N, classes], probabilities that the box is on an object of the class.
+
+    With an R-CNN, boxes and scores of the most probable classes are its own, and those of the
+    others the proposal network's.
     """
 
     probabilities: np.ndarray
@@ -75,22 +79,24 @@ class Localizer(Network):
         """
         return loaded(item, self.transform.crop(item), self.transform.pixels(item))
 
-    def predict_loaded(self, batch: Mapping[str, np.ndarray]) -> Prediction:
+    def predict_loaded(self, batch: Mapping[str, np.ndarray],
+                       top: int = metrics.TOP_K) -> Prediction:
         """Locates objects in cropped images.
 
         Args:
           batch: see `loaded`, with a leading axis N.
+          top: see `locate`.
         """
         count = len(batch['image'])
         padded = 1 << (count - 1).bit_length()  # few sizes to compile for
         batch = jax.tree.map(
             lambda x: np.concatenate([x, np.repeat(x[-1:], padded - count, 0)]), dict(batch))
-        found = self._locate(self._on_device, batch)
+        found = self._locate(self._on_device, batch, top=top)
         return jax.tree.map(lambda x: np.asarray(x)[:count], found)
 
     @functools.cached_property
     def _locate(self):
-        return jax.jit(functools.partial(locate, self.model))
+        return jax.jit(functools.partial(locate, self.model), static_argnames='top')
 
 
 def loaded(item: Item, crop: Crop, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,22 +116,30 @@ def loaded(item: Item, crop: Crop, pixels: np.ndarray) -> dict[str, np.ndarray]:
             'original': np.array([height, width], np.int32)}
 
 
-def locate(model: Model, weights: tuple[Any, Any], batch: Mapping[str, jax.Array]) -> Prediction:
+def locate(model: Model, weights: tuple[Any, Any], batch: Mapping[str, jax.Array], *,
+           top: int = metrics.TOP_K) -> Prediction:
     """The probability and the best box of every class, in pixels of the images. Pure.
 
     Args:
       model: the network.
       weights: (variables, normalisation).
-      batch: see `loaded`, with a leading axis N.
+      batch: see `loaded`, with a leading axis N. If it has 'label' int32 [N], an R-CNN judges the
+        proposals of this class alone.
+      top: otherwise it judges those of so many of the most probable classes.
     """
     variables, normalization = weights
-    frames = batch['frame']
+    images, frames = normalized(batch['image'], normalization), batch['frame']
 
     def run(module):
-        features = module.last_map(normalized(batch['image'], normalization), train=False)
-        return module.classify(features), module.locate(features, None, frames)
+        features = module.last_map(images, train=False)
+        return features, module.classify(features), module.locate(features, None, frames)
 
-    logits, found = nn.apply(run, model)(variables)
+    features, logits, found = nn.apply(run, model)(variables)
+    if isinstance(model, LocalizerRCNN):
+        classes = (batch['label'][:, None] if 'label' in batch
+                   else jax.lax.top_k(logits, min(top, model.num_classes))[1])
+        found = rcnn.replaced(found, classes, rcnn.judged(
+            model, variables, images, features, classes, frames))
     start, size = frames[:, :2], frames[:, 2:] - frames[:, :2]
     scale = batch['original'][:, ::-1] / size
     corners = (found.boxes.reshape(*found.scores.shape, 2, 2) - start[:, None, None]) * (
@@ -141,7 +155,7 @@ def load(weights: Weights, path: pathlib.Path) -> Localizer:
       UserError: its config.json describes no localizer, or classes.txt does not fit.
     """
     try:
-        localizer.create(weights.config)
+        get(weights.config.task).create_model(weights.config)
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no localizer: {error}') from error
     return Localizer(weights.config, weights.variables, weights.normalization,
@@ -164,7 +178,7 @@ def predictor(networks: Sequence[Localizer], flags: Mapping[str, Any]) -> Predic
 
     def answer(batch: Mapping[str, np.ndarray]) -> list[Answer]:
         return [_answer(Prediction(*rows), network.classes, flags['top'])
-                for rows in zip(*network.predict_loaded(batch), strict=True)]
+                for rows in zip(*network.predict_loaded(batch, flags['top']), strict=True)]
 
     def picture(image: np.ndarray, answer: Answer) -> Image.Image:
         return draw(image, _Drawn(answer.fields['classes'][:1]), network.classes)

@@ -61,7 +61,6 @@ def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
              config: ConfigDict) -> tuple[dict[str, jax.Array], None]:
     """The errors of a batch, of a single crop of each image; see `metrics.sums`."""
     del config
-    most = min(metrics.TOP_K, model.num_classes)
 
     def run(module):
         features = module.last_map(batch['image'], train=False)
@@ -69,9 +68,16 @@ def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
         return module.classify(features), found.boxes
 
     logits, boxes = nn.apply(run, model)(variables)
+    return compared(model, logits, boxes, batch), None
+
+
+def compared(model: Localizer, logits: jax.Array, boxes: jax.Array,
+             batch: Batch) -> dict[str, jax.Array]:
+    """The sums of `metrics.sums` for class scores [N, K] and boxes of the true class [N, 1, 4]."""
+    most = min(metrics.TOP_K, model.num_classes)
     classes = per_image(model, lambda logits: jax.lax.top_k(logits, most)[1])(logits)
     overlap = metrics.best_iou(boxes, batch['boxes'], batch['present'])[:, 0]
-    return metrics.sums(batch['label'], classes, overlap, batch['mask']), None
+    return metrics.sums(batch['label'], classes, overlap, batch['mask'])
 
 
 def report(sums: Mapping[str, Any], outputs: None, config: ConfigDict) -> dict[str, float]:

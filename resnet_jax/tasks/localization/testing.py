@@ -166,7 +166,7 @@ def _crops(network: Localizer, flags: Mapping[str, Any]) -> list[CropOf]:
 
 def _view(network: Localizer, item: Item, crop: Crop) -> dict[str, np.ndarray]:
     pixels = with_channels(cut(item, crop, reduce=False), network.config.data.channels)
-    return loaded(item, crop, pixels)
+    return {**loaded(item, crop, pixels), 'label': np.int32(item.target['label'])}
 
 
 def _on_mesh(network: Localizer, mesh: Mesh, batch_size: int) -> Callable[..., Prediction]:
