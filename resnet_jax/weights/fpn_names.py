@@ -88,7 +88,8 @@ def _classes(count: int) -> tuple[str, ...] | None:
 
 register(PYRAMID, Foreign(
     naming=_naming, recognises=lambda tensors: _SCORE in tensors, fields=_fields,
-    tensors_of=_tensors_of, image_size=((800, 1344), None), timm='', first=f'{_BODY}conv1.weight',
+    tensors_of=_tensors_of, image_size=((800, 1344), None), timm='',
+    first=tuple(_BODY + name for name in resnet_names.FIRST),
     assumed=_assumed, flattened=('fc6',), create=rcnn.of_fields,
     # The background, with a score, a mask and four deltas, comes first there and last here.
     rolled={'box/score': 1, 'box/delta': 4, 'mask/score': 1}, transposed=('deconv',),

@@ -9,7 +9,13 @@ import numpy as np
 from resnet_jax.errors import UserError
 
 # Importing the names of a family registers them.
-from resnet_jax.weights import foreign, fpn_names, resnet_names, vgg_names  # noqa: F401
+from resnet_jax.weights import (  # noqa: F401
+    foreign,
+    fpn_names,
+    resnet_names,
+    resnet_v2_names,
+    vgg_names,
+)
 from resnet_jax.weights.foreign import Tensors
 
 PREFIXES = ('module.', 'model.', '_orig_mod.', 'timm_model.')  # of wrappers around a network
