@@ -64,7 +64,8 @@ def default() -> ConfigDict:
     # Mappings"); 'vgg'; or another that is registered.
     model.family = placeholder(str)
     # imagenet 18, 34, 50, 101, 152; imagenet_v2 50, 101, 152; cifar and cifar_v2 6n+2, or 9n+2 with
-    # bottlenecks; vgg 16, 19. If not set, and init.checkpoint is: the architecture of those weights.
+    # bottlenecks; vgg 16, 19. If not set, and init.checkpoint is: that of those weights, with the
+    # rest of their architecture.
     model.depth = placeholder(int)
     model.num_classes = placeholder(int)  # None: the number in the data
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
