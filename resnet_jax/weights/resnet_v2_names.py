@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from resnet_jax.errors import UserError
@@ -16,9 +16,12 @@ _TO_V1 = {_FIRST: 'conv1.weight', 'head.fc.weight': 'fc.weight'}
 
 
 def _naming(names):
-    if _FIRST in names and 'stages.0.blocks.0.norm1.weight' in names:
-        return (lambda name: name), 'timm'
-    return None
+    return ((lambda name: name), 'timm') if _recognises(names) else None
+
+
+def _recognises(names: Collection[str]) -> bool:
+    return _FIRST in names and any(
+        match and match[3] == 'norm1.weight' for match in map(_BLOCK.match, names))
 
 
 def _v1_name(name: str) -> str:
@@ -52,7 +55,7 @@ def _tensors_of(module: tuple[str, ...], blocks: int,
 
 
 _imagenet = Foreign(
-    naming=_naming, recognises=lambda tensors: _FIRST in tensors, fields=_fields,
+    naming=_naming, recognises=_recognises, fields=_fields,
     tensors_of=_tensors_of, image_size=(224, 256), first=(_FIRST,), pointwise=('head',),
     timm=r'resnetv2_(?:50|101|152)', assumed=resnet_names.assumed_stride)
 register('imagenet_v2', _imagenet)
