@@ -18,16 +18,14 @@ from resnet_jax.models.blocks import (
     STACKED,
     BasicBlock,
     BottleneckBlock,
-    ModuleDef,
     Shortcut,
     Stage,
 )
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.pool import max_pool
 from resnet_jax.models.registry import Family, common_fields, register
-from resnet_jax.models.remat import remat
+from resnet_jax.models.stem import Stem
 
 __all__ = ['ARCHITECTURE', 'CIFAR_DEPTHS', 'IMAGENET', 'STACKED', 'ResNet', 'ResNetBackbone',
            'architecture', 'create', 'strides', 'title', 'traits']
@@ -171,49 +169,6 @@ class ResNet(WithHead, ResNetBackbone):
     """
 
 
-class Stem(nn.Module):
-    """Everything in front of the first stage (table 1; section 4.2).
-
-    Attributes:
-      kind: 'imagenet' or 'cifar'.
-      features: filters of the last convolution.
-      deep: three 3x3 convolutions, the first two of half the filters, in place of one 7x7
-        ("Bag of Tricks", figure 2b; figure numbers of the others are in `Shortcut`).
-      pool_pad: where the max-pooling pads a pixel: at 'both' ends of the height and the width, as
-        PyTorch does, or at the 'end', which is what Caffe's rounding up amounts to. The windows
-        lie one pixel apart, so weights for one lose accuracy under the other.
-      norm: makes the normalisations, each with its ReLU; None: a convolution has neither.
-      remat: what the gradient keeps; see `resnet_jax.models.remat`.
-    """
-
-    kind: str
-    features: int
-    deep: bool
-    pool_pad: str
-    conv: ModuleDef
-    norm: ModuleDef | None
-    remat: str
-
-    @nn.compact
-    def __call__(self, x, *, train: bool):
-        """'imagenet': [N, H, W, C] -> [N, H / 4, W / 4, features]; 'cifar': keeps H and W."""
-        return remat(functools.partial(Stem._run, train=train), self.remat)(self, x)
-
-    def _run(self, x, *, train):
-        half = self.features // 2
-        if self.deep:
-            layers = (('', half, 3, 2), ('2', half, 3, 1), ('3', self.features, 3, 1))
-        else:
-            layers = (('', self.features, *((3, 1) if self.kind == 'cifar' else (7, 2))),)
-        for number, features, size, stride in layers:
-            x = self.conv(features, size, stride, name=f'conv{number}')(x)
-            if self.norm is not None:
-                x = nn.relu(self.norm(name=f'norm{number}')(x, train=train))
-        if self.kind == 'cifar':
-            return x
-        return max_pool(x, 3, 2, (1, 1) if self.pool_pad == 'both' else (0, 1))
-
-
 def create(config: Mapping[str, Any], kind: str, block: type[nn.Module],
            stage_sizes: tuple[int, ...]) -> ResNet:
     """The network of `config.model` with these blocks.
@@ -274,7 +229,9 @@ def title(config: Mapping[str, Any]) -> str:
     width, depth = config['bottleneck_width'] or config['width'], config['depth']
     if config['plain']:
         return f'plain-{depth}'
-    variant = f'{depth}-D' if config['deep_stem'] and config['shortcut'] == 'D' else f'{depth}'
+    # timm's letters.
+    variant = f'{depth}{"-D" if config["shortcut"] == "D" else "-C"}' if config[
+        'deep_stem'] else depth
     if config['groups'] > 1:
         return f'ResNeXt-{variant} {config["groups"]}x{width // config["groups"]}d'
     if width > config['width']:
@@ -284,10 +241,8 @@ def title(config: Mapping[str, Any]) -> str:
 
 def traits(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What distinguishes networks of this title, in words."""
-    found = ['no shortcuts' if config['plain'] else f'shortcut {config["shortcut"]}']
-    if config['deep_stem']:
-        found.append('deep stem')
-    return (*found, *strides(config))
+    shortcut = 'no shortcuts' if config['plain'] else f'shortcut {config["shortcut"]}'
+    return (shortcut, *strides(config))
 
 
 def strides(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -73,6 +73,9 @@ def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any])
         return (f'{_BLOCKS[kind]}.{int(number) - 1}.0',)
     if name := _MODULES.get('/'.join(module)):
         return (name,)
+    if part == 'norm':
+        raise UserError("networks with pre-activation cannot be converted as detectors: there are "
+                        "no names for their tensors in torchvision's.")
     return tuple(_BODY + name for name in resnet_names.tensors_of(module, blocks, config))
 
 

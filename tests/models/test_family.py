@@ -147,7 +147,7 @@ def test_fields_that_do_not_go_together_are_named(changes, sentence):
 @pytest.mark.parametrize(('changes', 'title'), [
     (RESNEXT, 'ResNeXt-50 4x4d'), ({'bottleneck_width': 16}, 'Wide ResNet-50-2'),
     ({'depth': 18, 'deep_stem': True, 'shortcut': 'D'}, 'ResNet-18-D'),
-    ({'family': 'cifar_v2', 'depth': 110}, 'ResNet-110 v2'), ({'deep_stem': True}, 'ResNet-50')])
+    ({'family': 'cifar_v2', 'depth': 110}, 'ResNet-110 v2'), ({'deep_stem': True}, 'ResNet-50-C')])
 def test_titles(changes, title):
     assert models.title(fields(**changes)) == title
 

@@ -41,7 +41,7 @@ def test_an_architecture_of_one_file_goes_through_the_ordinary_commands(commands
         'convert', FAMILY, f'--input={file}', f'--output={converted}')
     jax.tree.map(np.testing.assert_array_equal, trained, stored.read(converted).variables)
 
-    image = digits('test')[0]['image']
+    image = digits('test').images[0]
     PIL.Image.fromarray(image[..., 0]).save(tmp_path / 'digit.png')
     expected = resnet_jax.load(runs[0]).predict(image)
     for path in (runs[0], converted):
