@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from resnet_jax.config import upgrade
+
 CIFAR10 = 'CIFAR-10'
 IMAGENET = 'ImageNet'
 
@@ -85,14 +87,16 @@ def name(config: Mapping[str, Any]) -> str:
     """Of a network, such as 'ResNet-56' or 'plain-18'."""
     from resnet_jax import models  # JAX is imported only when it is needed
 
-    return models.title({name.removeprefix('model.'): value for name, value in config.items()
+    fields, _ = upgrade(dict(config))  # a ledger may be older than a field
+    return models.title({name.removeprefix('model.'): value for name, value in fields.items()
                          if name.startswith('model.')})
 
 
 def error(config: Mapping[str, Any]) -> float | None:
     """The paper's top-1 error of a run: CIFAR-10 test, or ImageNet 10-crop validation."""
     if dataset(config) == CIFAR10:
-        if config['model.plain'] or config['model.shortcut'] != 'A':
+        if name(config) != f'ResNet-{config["model.depth"]}' or config.get('model.bottleneck') or (
+                config['model.shortcut'] != 'A'):
             return None
         return CIFAR10_ERROR.get(config['model.depth'])
     if dataset(config) == IMAGENET:

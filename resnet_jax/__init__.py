@@ -64,7 +64,8 @@ def create(name: str, **fields: typing.Any) -> nn.Module:
     Args:
       name: 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'; for CIFAR 'resnet20' and
         any other depth 6n + 2; 'plain18', … without shortcuts; 'vgg16', 'vgg19', and 'vgg16_bn',
-        'vgg19_bn' with batch normalisation.
+        'vgg19_bn' with batch normalisation; and what others made of them, 'resnext50_32x4d',
+        'wide_resnet50_2', 'resnet50d', and 'resnetv2_50' or, for CIFAR, 'resnetv2_110'.
       **fields: what differs from the paper; see `resnet_jax.models.resnet.ResNetBackbone` and
         `resnet_jax.models.vgg.VGGBackbone`.
 

@@ -4,7 +4,8 @@
   python -m resnet_jax.convert --input=resnet20.th --output=weights/resnet20 \\
       --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
 
-Reads torchvision's and timm's ResNets and VGGs, Hugging Face's ResNetForImageClassification, the
+Reads torchvision's and timm's ResNets, ResNeXts, wide ResNets and VGGs, timm's ResNet-D and
+pre-activation ResNets (resnet50d, resnetv2_50, …), Hugging Face's ResNetForImageClassification, the
 common CIFAR networks with shortcuts of option A or B, the authors' Caffe models, Yahoo's Open-NSFW,
 a ResNet-50 of half the width, torchvision's detectors fasterrcnn_resnet50_fpn and
 maskrcnn_resnet50_fpn, detectron2's Faster and Mask R-CNN (model_final_*.pkl of its model zoo, R50
@@ -47,6 +48,10 @@ BN_EPSILON = cli.flag(
     'What batch normalisation adds to the variance. Tensors do not show it. Default: 0 for '
     "torchvision's detectors, as in its weights for COCO (1e-5 if they were trained from a "
     'classifier), and 1e-5 for all others.', lower_bound=0)
+FAMILY = cli.flag(
+    flags.DEFINE_string, 'family', None,
+    'Module of your own, such as my_package.my_network, that registers a network and what its '
+    'tensors are called. Not needed for the networks above.')
 CLASSES = cli.flag(
     flags.DEFINE_string, 'classes', None,
     'Text file of class names, one per line in label order, to store with the weights. Not '
@@ -54,9 +59,14 @@ CLASSES = cli.flag(
 
 
 def main(_) -> None:
-    from resnet_jax import weights
+    from resnet_jax import models, weights
     from resnet_jax.weights import stored
 
+    if FAMILY.value:
+        try:
+            models.family_of({'family': FAMILY.value})
+        except models.ConfigError as error:
+            raise UserError(f'--family: {error}') from error
     found = weights.read(pathlib.Path(INPUT.value).expanduser(), STRIDE_IN.value,
                          _numbers('mean', MEAN.value), _numbers('std', STD.value),
                          BN_EPSILON.value)

@@ -28,7 +28,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
     'resnet_jax.compile': 'config json topology',
-    'resnet_jax.convert': 'bn_epsilon classes input mean output std stride_in',
+    'resnet_jax.convert': 'bn_epsilon classes family input mean output std stride_in',
     'resnet_jax.export': 'checkpoint image_size output',
     'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
                                'shorter_side skip_unreadable verify',

@@ -13,7 +13,7 @@ from resnet_jax.training.costs import summarize
 from tests.test_readme import ROWS
 
 ROOT = pathlib.Path(__file__).parent.parent
-VALUES = {'false': False, '34': 34, '19': 19}  # in the README
+VALUES = {'false': False, '34': 34, '19': 19, '64': 64}  # in the README
 
 
 def summary(name, **fields):

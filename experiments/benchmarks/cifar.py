@@ -53,6 +53,7 @@ def recipe(config) -> dict:
     model, data, schedule, optimizer = config.model, config.data, config.schedule, config.optimizer
     fixed = {
         'model.family': 'cifar', 'model.batch_norm': True, 'model.zero_init_last_gamma': False,
+        'model.bottleneck': False,
         'data.train_crop': 'pad', 'data.eval_split': 'test', 'data.holdout': 0,
         'data.color_noise': 0.0, 'data.randaugment_layers': 0, 'data.mixup_alpha': 0.0,
         'data.cutmix_alpha': 0.0, 'schedule.name': 'steps', 'optimizer.name': 'sgd',

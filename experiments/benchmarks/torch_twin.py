@@ -72,6 +72,8 @@ class Block(nn.Module):
 
 
 FAMILIES = ('cifar', 'imagenet')  # that it has twins of
+# Fields of `config.model` that it does not know, and their values in the paper's networks.
+WITHOUT = {'deep_stem': False, 'bottleneck': False, 'bottleneck_width': None, 'groups': 1}
 
 
 class ResNet(nn.Module):

@@ -143,8 +143,9 @@ def _pytorch_network(config: dict):
     model = config['model']
     import torch_twin
 
-    if model['family'] not in torch_twin.FAMILIES:
-        raise turns.NotRun('the PyTorch twin has residual networks only')
+    if model['family'] not in torch_twin.FAMILIES or model['shortcut'] == 'D' or any(
+            model[field] != value for field, value in torch_twin.WITHOUT.items()):
+        raise turns.NotRun("the PyTorch twin has the paper's residual networks only")
     theirs = (model['family'] == 'imagenet' and model['shortcut'] == 'B' and not model['plain']
               and model['width'] == 64 and model['stem_width'] in (None, 64)
               and config['data']['channels'] == 3

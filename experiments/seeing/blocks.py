@@ -102,8 +102,8 @@ def run(module: nn.Module, variables: Any, x: jax.Array) -> Pass:
         output = call(*args, **kwargs)
         path = context.module.path
         if context.method_name == '__call__' and len(path) == 1:
-            # The block's own normalisations come in order, so that the last one stays.
-            found['branch' if path[0].startswith('norm') else path[0]] = output
+            # The layers of the branch come in order, so that the last one stays.
+            found['branch' if path[0].startswith(('norm', 'conv')) else path[0]] = output
         return output
 
     with nn.intercept_methods(listen):
@@ -124,7 +124,8 @@ def _output(module, variables, x):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _deleted(module, variables, x):
-    return nn.relu(run(module, variables, x).carried)
+    carried = run(module, variables, x).carried
+    return carried if module.preactivated else nn.relu(carried)
 
 
 def forward(block: Block, x: np.ndarray) -> np.ndarray:

@@ -61,14 +61,26 @@ def default() -> ConfigDict:
     config.xla_preset = 'cpu'  # compiler options, see resnet_jax/xla/flags.py
 
     model = config.model = ConfigDict()
-    model.family = placeholder(str)  # 'imagenet', 'cifar', 'vgg', or another that is registered
-    # If not set, and init.checkpoint is: the architecture of those weights.
-    model.depth = placeholder(int)  # imagenet 18, 34, 50, 101, 152; cifar 6n+2; vgg 16, 19
+    # 'imagenet', 'cifar'; 'imagenet_v2', 'cifar_v2' with pre-activation (He et al., 2016, "Identity
+    # Mappings"); 'vgg'; or another that is registered.
+    model.family = placeholder(str)
+    # imagenet 18, 34, 50, 101, 152; imagenet_v2 50, 101, 152; cifar and cifar_v2 6n+2, or 9n+2 with
+    # bottlenecks; vgg 16, 19. If not set, and init.checkpoint is: that of those weights, with the
+    # rest of their architecture.
+    model.depth = placeholder(int)
     model.num_classes = placeholder(int)  # None: the number in the data
     model.width = 64  # filters of the first stage: 64 on ImageNet, 16 on CIFAR
     model.stem_width = placeholder(int)  # filters of a residual network's stem; None: as width
+    model.deep_stem = False  # (imagenet only) three 3x3 convolutions in place of one 7x7
+    model.bottleneck = False  # (cifar, cifar_v2 only) blocks of 1x1, 3x3 and 1x1 convolutions
+    # Filters of the 3x3 convolution of bottlenecks in the first stage; None: as width. Wide ResNets
+    # have twice as many; ResNeXt 32x4d has 128, 32 groups of 4.
+    model.bottleneck_width = placeholder(int)
+    model.groups = 1  # of this convolution
     model.plain = False  # no shortcuts
-    model.shortcut = 'B'  # 'A' zero padding; 'B' projection where the shape changes; 'C' everywhere
+    # 'A' zero padding; 'B' projection where the shape changes; 'C' everywhere; 'D' as 'B', but
+    # averages 2x2 pixels where the stride is 2.
+    model.shortcut = 'B'
     model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
     model.pool_pad = 'both'  # padding of the stem's max-pooling: 'both' (PyTorch), 'end' (Caffe)
     model.zero_init_last_gamma = False  # blocks start as the identity (Goyal et al., 2017)
@@ -243,8 +255,8 @@ def default() -> ConfigDict:
 
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
-    'model.stem_width', 'model.virtual_batch_size', 'data.eval_resize', 'data.threads',
-    'optimizer.clip_norm', 'optimizer.ema_decay',
+    'model.stem_width', 'model.bottleneck_width', 'model.virtual_batch_size', 'data.eval_resize',
+    'data.threads', 'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
     'data.window', 'data.window_objects',
     *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
@@ -262,6 +274,7 @@ CHOICES = {
 # Fields with a lower bound.
 LEAST = {
     'seed': 0, 'model.width': 1, 'model.stem_width': 1, 'model.num_classes': 1,
+    'model.bottleneck_width': 1, 'model.groups': 1,
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
@@ -293,6 +306,7 @@ MOST = {
     'seed': 2**32 - 1, 'num_steps': STEPS, 'steps_per_call': 10_000,
     'batch_size': IMAGES, 'eval.batch_size': IMAGES, 'model.virtual_batch_size': IMAGES,
     'model.width': 2**14, 'model.stem_width': 2**14, 'model.num_classes': 2**24,
+    'model.bottleneck_width': 2**16, 'model.groups': 2**16,
     'data.eval_resize': MOST_PIXELS, 'data.holdout': 2**30,
     'data.randaugment_layers': 100, 'data.workers': 1024, 'data.threads': 1024,
     'data.chunk_size': IMAGES, 'data.batches_ahead': 1024,

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 # Importing a family, or a kind of detector, registers it.
-from resnet_jax.models import c4, fpn, resnet, vgg  # noqa: F401
+from resnet_jax.models import c4, fpn, resnet, resnet_v2, vgg  # noqa: F401
 from resnet_jax.models.blocks import STACKED
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.registry import Family, common_fields, family_of, named, register
@@ -16,7 +16,7 @@ __all__ = ['STACKED', 'ConfigError', 'Family', 'common_fields', 'create', 'famil
            'register', 'title']
 
 CHOICES = {
-    'shortcut': ('A', 'B', 'C'),
+    'shortcut': ('A', 'B', 'C', 'D'),
     'stride_in': ('v1', 'v1.5'),
     'pool_pad': ('both', 'end'),
     'dtype': ('float32', 'bfloat16'),

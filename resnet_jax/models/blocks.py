@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnet_jax.models.pool import average_pool
 from resnet_jax.models.relu import relu
 from resnet_jax.models.remat import remat
 
@@ -21,22 +22,28 @@ class Shortcut(nn.Module):
     Attributes:
       option: where the shape changes, 'A' takes every stride-th pixel and pads the channels with
         zeros, half on either side, and has no parameters; 'B' projects by a 1x1 convolution; 'C'
-        projects in every block, also where the shape stays.
+        projects in every block, also where the shape stays; 'D' projects as 'B' does, but averages
+        2x2 pixels instead of skipping three of four (T. He et al., "Bag of Tricks for Image
+        Classification", 2019, figure 2c).
+      norm: makes the normalisation of a projection; None: there is none.
     """
 
     option: str
     features: int
     stride: int
     conv: ModuleDef
-    norm: ModuleDef
+    norm: ModuleDef | None
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
         changes = self.stride != 1 or x.shape[-1] != self.features
-        if self.option == 'C' or (self.option == 'B' and changes):
-            x = self.conv(self.features, 1, self.stride, name='conv')(x)
-            return self.norm(name='norm')(x, train=train)
+        if self.option == 'C' or (self.option in ('B', 'D') and changes):
+            stride = self.stride
+            if self.option == 'D' and stride == 2:
+                x, stride = average_pool(x), 1
+            x = self.conv(self.features, 1, stride, name='conv')(x)
+            return x if self.norm is None else self.norm(name='norm')(x, train=train)
         if changes:
             missing = self.features - x.shape[-1]
             x = x[:, ::self.stride, ::self.stride]
@@ -66,6 +73,7 @@ class BasicBlock(nn.Module):
     last_relu: Callable
 
     expansion = 1  # output channels over `features`
+    preactivated = False  # see `resnet_jax.models.resnet_v2`
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -85,13 +93,15 @@ class BottleneckBlock(nn.Module):
     """1x1, 3x3 and 1x1 convolutions (figure 5, right).
 
     Attributes:
-      features: filters of the first two convolutions; the last has four times as many.
+      features: a quarter of the filters of the last convolution.
       stride: of the first convolution, or of the second.
       stride_in: 'v1': the first 1x1 convolution has the stride, as in the paper; 'v1.5': the 3x3
         convolution has it, as in torchvision.
       shortcut: makes the `Shortcut`; None in a plain network.
       last_scale_init: initialiser of the last gamma.
       last_relu: of the sum; see `resnet_jax.models.relu`.
+      inner: filters of the first two convolutions; None: `features`, as in the paper.
+      groups: of the 3x3 convolution; see `resnet_jax.models.conv.conv2d`.
     """
 
     features: int
@@ -102,17 +112,20 @@ class BottleneckBlock(nn.Module):
     shortcut: ModuleDef | None
     last_scale_init: nn.initializers.Initializer
     last_relu: Callable
+    inner: int | None = None
+    groups: int = 1
 
     expansion = 4
+    preactivated = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features]."""
         first, second = (self.stride, 1) if self.stride_in == 'v1' else (1, self.stride)
-        features = self.features * self.expansion
-        y = self.conv(self.features, 1, first, name='conv1')(x)
+        features, inner = self.features * self.expansion, self.inner or self.features
+        y = self.conv(inner, 1, first, name='conv1')(x)
         y = nn.relu(self.norm(name='norm1')(y, train=train))
-        y = self.conv(self.features, 3, second, name='conv2')(y)
+        y = self.conv(inner, 3, second, groups=self.groups, name='conv2')(y)
         y = nn.relu(self.norm(name='norm2')(y, train=train))
         y = self.conv(features, 1, name='conv3')(y)
         y = self.norm(name='norm3', scale_init=self.last_scale_init)(y, train=train)
@@ -131,6 +144,7 @@ class Stage(nn.Module):
 
     Attributes:
       block: makes a block from `features`, `stride` and `last_relu`.
+      block1: makes the first one from the same.
       num_blocks: at least 1.
       features: the block's `features`.
       stride: of the first block.
@@ -139,6 +153,7 @@ class Stage(nn.Module):
     """
 
     block: ModuleDef
+    block1: ModuleDef
     num_blocks: int
     features: int
     stride: int
@@ -149,8 +164,8 @@ class Stage(nn.Module):
     def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
         run = functools.partial(_run, train=train)
-        block1 = self.block(features=self.features, stride=self.stride, last_relu=relu,
-                            name='block1')
+        block1 = self.block1(features=self.features, stride=self.stride, last_relu=relu,
+                             name='block1')
         x = remat(run, self.remat)(block1, x)
         others = self.num_blocks - 1
         if others:

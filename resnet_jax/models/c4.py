@@ -36,10 +36,11 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
     def skips_bins(self) -> bool:
         """Whether every other bin is enough for the last stage.
 
-        A bottleneck with its stride in the first 1x1 convolution reads no others, so they are not
-        computed, and the stage has stride 1 instead.
+        A bottleneck with its stride in the first 1x1 convolution reads no others, unless its
+        shortcut averages them. They are then not computed, and the stage has stride 1 instead.
         """
-        return self.block is BottleneckBlock and self.stride_in == 'v1'
+        return (self.block is BottleneckBlock and self.stride_in == 'v1'
+                and self.shortcut != 'D')
 
     def stage_stride(self, i: int) -> int:
         last = i == len(self.stage_sizes) - 1

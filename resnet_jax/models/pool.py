@@ -1,4 +1,4 @@
-"""Max-pooling with a fast gradient."""
+"""Max-pooling with a fast gradient, and average pooling."""
 
 import functools
 import itertools
@@ -28,6 +28,21 @@ def max_pool(x, size: int, stride: int, pad: tuple[int, int] = (0, 0)):
     return lax.platform_dependent(
         x, tpu=lambda x: _xla(x, size, stride, pad),
         default=lambda x: _own(x, size, stride, pad, x.shape[1:3]))
+
+
+def average_pool(x):
+    """The mean of every 2 x 2 pixels, and of what is left of them at an odd end.
+
+    Args:
+      x: float [N, H, W, C].
+
+    Returns:
+      [N, ceil(H / 2), ceil(W / 2), C], as x.
+    """
+    n, height, width, channels = x.shape
+    # The mean of a pixel and its copy is the pixel.
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), 'edge')
+    return x.reshape(n, x.shape[1] // 2, 2, x.shape[2] // 2, 2, channels).mean((2, 4))
 
 
 def _xla(x, size: int, stride: int, pad: tuple[int, int]):

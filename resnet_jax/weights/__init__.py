@@ -176,7 +176,8 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], known: foreig
         config.update_from_flattened_dict({**known.config, **settings.get('config', {})})
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f'{path}: its description is damaged: {error}') from error
-    config.data.channels = tensors[known.first].shape[1]
+    config.data.channels = next(
+        tensors[name].shape[1] for name in known.first if name in tensors)
     if config.data.channels not in (1, 3):
         raise UserError(f'{path}: the network takes images of {config.data.channels} channels, but '
                         'only grey images (1) and colour images (3) can be read.')

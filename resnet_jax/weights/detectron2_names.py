@@ -144,7 +144,7 @@ def _register(name: str, kind: str, stem: str, mark: str, title: str) -> None:
     register(name, Foreign(
         naming=_naming, recognises=lambda tensors: {_PREDICTOR, mark} <= set(tensors),
         fields=functools.partial(_fields, kind), tensors_of=functools.partial(_tensors_of, kind),
-        image_size=((800, 1344), None), timm='', first=first, assumed=_assumed,
+        image_size=((800, 1344), None), timm='', first=(first,), assumed=_assumed,
         flattened=('fc6',), create=rcnn.of_fields, transposed=('deconv',), classes=_classes,
         title=title, unpacked=functools.partial(_unpacked, first),
         config={'task': 'detection', 'data.short_sides': (800,), 'data.long_side': 1333,

@@ -5,11 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from resnet_jax.models.blocks import BottleneckBlock
-
-_DEEP_STEM = re.compile(r'^conv1\.\d+\.weight$')
 _ATTENTION = re.compile(r'^layer\d+\.\d+\.(?:se|se_module|eca|attn|cbam)\.')
-_AVERAGED = re.compile(r'^layer\d+\.\d+\.downsample\.1\.weight$')
 
 
 def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) -> list[str]:
@@ -23,14 +19,8 @@ def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) 
       Phrases that continue 'the network has'; none if no known difference is found.
     """
     found = []
-    if name := _first(tensors, _DEEP_STEM):
-        found.append(f'a deep stem, several convolutions ({original[name]}) in place of one')
     if name := _first(tensors, _ATTENTION):
         found.append(f'squeeze-and-excitation or other attention in its blocks ({original[name]})')
-    name = _first(tensors, _AVERAGED)
-    if name and tensors[name].ndim == 4:
-        found.append('average pooling in front of the convolutions of its shortcuts '
-                     f'({original[name]})')
     if 'bn1.weight' in tensors and not any(name.endswith('running_mean') for name in tensors):
         found.append('normalisation without running statistics, such as group normalisation '
                      f'({original["bn1.weight"]})')
@@ -38,20 +28,17 @@ def differences(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) 
 
 
 def _widths(tensors: Mapping[str, np.ndarray], original: Mapping[str, str]) -> list[str]:
-    """Groups of channels, and blocks that are wider or narrower than the paper's."""
-    convolutions = [tensors.get(f'layer1.0.conv{n}.weight', np.empty(())) for n in (1, 2, 3)]
-    if any(convolution.ndim != 4 for convolution in convolutions[:2]):
+    """Groups of channels, and widths, that blocks of two convolutions do not have."""
+    first, second = (tensors.get(f'layer1.0.conv{n}.weight', np.empty(())) for n in (1, 2))
+    if 'layer1.0.conv3.weight' in tensors or first.ndim != 4 or second.ndim != 4:
         return []
-    (first, second, third), name = convolutions, original['layer1.0.conv1.weight']
-    filters, inputs = len(first), second.shape[1]
+    filters, inputs, name = len(first), second.shape[1], original['layer1.0.conv1.weight']
     if 0 < inputs < filters and filters % inputs == 0:
         return [f'grouped convolutions, {filters // inputs} groups of {inputs} channels '
-                f'({original["layer1.0.conv2.weight"]}), as in ResNeXt']
-    outputs, usual = ((len(second), len(second)) if third.ndim != 4 else
-                      (len(third), len(third) // BottleneckBlock.expansion))
-    if filters != usual:
-        return [f'{"wider" if filters > usual else "narrower"} blocks, {filters} filters ({name}) '
-                f'for {outputs} outputs, where the paper has {usual}']
+                f'({original["layer1.0.conv2.weight"]}), in blocks without a bottleneck']
+    if filters != len(second):
+        return [f'{"wider" if filters > len(second) else "narrower"} blocks, {filters} filters '
+                f'({name}) for {len(second)} outputs, where the paper has {len(second)}']
     return []
 
 

@@ -37,12 +37,13 @@ class Foreign:
         our modules is made of: one, or one for each block of a stack.
       image_size: of `data`: size of the input, and the shorter side before cropping or None.
       timm: regular expression for timm's architectures that are networks of this family.
-      first: torchvision's name of the kernel of the first convolution.
+      first: torchvision's names of the kernel of the first convolution, of which a network has one.
       convention: whether ImageNet's mean and standard deviation are meant where a file is silent.
       assumed: (config.model, whether the stride is given) -> phrases for what names and shapes do
         not show.
       flattened: our modules in front of which torchvision flattens a feature map, channels first.
       transposed: our modules that are transposed convolutions, with inputs before outputs there.
+      pointwise: our dense layers that are 1x1 convolutions there.
       create: (config.model) -> the network whose variables these are.
       rolled: by our modules, how many of a layer's outputs, which are last here, come first there.
       classes: (number of classes) -> their names, if this number stands for certain ones.
@@ -59,11 +60,12 @@ class Foreign:
     tensors_of: Callable[[tuple[str, ...], int, ModelConfig], tuple[str, ...]]
     image_size: tuple[Any, int | None]
     timm: str
-    first: str
+    first: tuple[str, ...]
     convention: bool = True
     assumed: Callable[[ModelConfig, bool], tuple[str, ...]] = lambda config, stride_given: ()
     flattened: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
+    pointwise: tuple[str, ...] = ()
     create: Callable[[ModelConfig], nn.Module] = models.create
     rolled: Mapping[str, int] = dataclasses.field(default_factory=dict)
     classes: Callable[[int], tuple[str, ...] | None] = lambda count: None

@@ -13,7 +13,7 @@ from resnet_jax.weights.coco_names import CATEGORIES
 from resnet_jax.weights.foreign import PYRAMID, Foreign, Tensors, register
 
 _BODY, _SCORE = 'backbone.body.', 'roi_heads.box_predictor.cls_score.weight'
-_FIRST = f'{_BODY}conv1.weight'
+_FIRST = tuple(_BODY + name for name in resnet_names.FIRST)
 _MODULES = {
     'rpn/conv': 'rpn.head.conv.0.0', 'rpn/score': 'rpn.head.cls_logits',
     'rpn/delta': 'rpn.head.bbox_pred', 'hidden/fc6': 'roi_heads.box_head.fc6',
@@ -74,6 +74,9 @@ def _tensors_of(module: tuple[str, ...], blocks: int, config: Mapping[str, Any])
         return (f'{_BLOCKS[kind]}.{int(number) - 1}.0',)
     if name := _MODULES.get('/'.join(module)):
         return (name,)
+    if part == 'norm':
+        raise UserError("networks with pre-activation cannot be converted as detectors: there are "
+                        "no names for their tensors in torchvision's.")
     return tuple(_BODY + name for name in resnet_names.tensors_of(module, blocks, config))
 
 
@@ -89,7 +92,7 @@ def _classes(count: int) -> tuple[str, ...] | None:
 
 register(PYRAMID, Foreign(
     naming=_naming, fields=_fields,
-    recognises=lambda tensors: {_SCORE, _FIRST} <= set(tensors),
+    recognises=lambda tensors: _SCORE in tensors and any(name in tensors for name in _FIRST),
     tensors_of=_tensors_of, image_size=((800, 1344), None), timm='', first=_FIRST,
     assumed=_assumed, flattened=('fc6',), create=rcnn.of_fields,
     # The background, with a score, a mask and four deltas, comes first there and last here.

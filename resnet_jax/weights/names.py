@@ -28,6 +28,7 @@ class Leaf(NamedTuple):
       stacked: whether the first axis is that of blocks.
       flattened: whether torchvision flattens a feature map, channels first, in front of this layer.
       transposed: whether it is a transposed convolution, whose inputs come first there.
+      pointwise: whether it is a dense layer here and a 1x1 convolution there.
       rolled: how many of the outputs, which are last here, come first there.
     """
 
@@ -38,6 +39,7 @@ class Leaf(NamedTuple):
     flattened: bool
     rolled: int
     transposed: bool
+    pointwise: bool
 
     def torch_shape(self) -> tuple[int, ...]:
         """The shape of each of the tensors."""
@@ -48,7 +50,9 @@ class Leaf(NamedTuple):
             return (*shape[2:], *shape[:2])
         if self.flattened:
             return (shape[3], shape[2] * shape[0] * shape[1])
-        return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+        if len(shape) == 2:
+            return (*shape[::-1], 1, 1) if self.pointwise else shape[::-1]
+        return (shape[3], shape[2], shape[0], shape[1])
 
     def to_torch(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """The array as tensors by name."""
@@ -68,7 +72,7 @@ class Leaf(NamedTuple):
         if self.path[-1] != 'kernel':
             return block
         if block.ndim == 2:
-            return block.T
+            return block.T.reshape(self.torch_shape())
         if self.transposed:
             return block.transpose(2, 3, 0, 1)
         return block.transpose(3, 2, 0, 1).reshape(self.torch_shape())
@@ -76,6 +80,8 @@ class Leaf(NamedTuple):
     def _block_from_torch(self, tensor):
         if self.path[-1] != 'kernel':
             return tensor
+        if self.pointwise:
+            return tensor[..., 0, 0].T
         if tensor.ndim == 2 and not self.flattened:
             return tensor.T
         if self.transposed:
@@ -113,7 +119,7 @@ def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, An
     tensors = known.tensors_of(tuple(module), shape[0] if stacked else 1, fields)
     return Leaf(path, shape, tuple(f'{name}.{foreign.PARTS[part]}' for name in tensors), stacked,
                 module[-1] in known.flattened, known.rolled.get('/'.join(module), 0),
-                module[-1] in known.transposed)
+                module[-1] in known.transposed, module[-1] in known.pointwise)
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any], channels: int,

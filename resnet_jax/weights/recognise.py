@@ -14,6 +14,7 @@ from resnet_jax.weights import (  # noqa: F401
     foreign,
     fpn_names,
     resnet_names,
+    resnet_v2_names,
     vgg_names,
 )
 from resnet_jax.weights.foreign import Foreign, Tensors

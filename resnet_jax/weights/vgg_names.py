@@ -64,5 +64,5 @@ def _idle_biases(tensors: Tensors) -> dict[str, np.ndarray]:
 
 register('vgg', Foreign(
     naming=_naming, recognises=lambda tensors: _FIRST in tensors, fields=_fields,
-    tensors_of=_tensors_of, image_size=(224, 256), first=_FIRST, flattened=('dense1',),
+    tensors_of=_tensors_of, image_size=(224, 256), first=(_FIRST,), flattened=('dense1',),
     timm=r'vgg(?:16|19)(?:_bn)?', idle_biases=_idle_biases))

@@ -52,6 +52,12 @@ def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
     ('resnet50', (3, 4, 6, 3), {'stride_in': 'v1', 'stem_kind': 'imagenet'}),
     ('resnet1202', (200, 200, 200), {'width': 16, 'shortcut': 'A', 'num_classes': 10}),
     ('plain8', (1, 1, 1), {'plain': True, 'stem_kind': 'cifar'}),
+    ('resnet34d', (3, 4, 6, 3), {'deep_stem': True, 'shortcut': 'D', 'stride_in': 'v1.5'}),
+    ('resnext101_32x8d', (3, 4, 23, 3), {'groups': 32, 'bottleneck_width': 256}),
+    ('wide_resnet50_2', (3, 4, 6, 3), {'groups': 1, 'bottleneck_width': 128}),
+    ('resnetv2_50', (3, 4, 6, 3), {'shortcut': 'B', 'stem_kind': 'imagenet', 'width': 64}),
+    ('resnetv2_110', (18, 18, 18), {'shortcut': 'A', 'stem_kind': 'cifar', 'width': 16}),
+    ('resnetv2_1001', (111, 111, 111), {'shortcut': 'B', 'num_classes': 10}),
     ('vgg19', (2, 2, 4, 4, 4), {'batch_norm': False}),
     ('vgg16_bn', (2, 2, 3, 3, 3), {'batch_norm': True}),
 ])
@@ -68,7 +74,8 @@ def test_every_name_that_is_suggested_is_one():
 
 
 @pytest.mark.parametrize(('name', 'nearest'), [
-    ('resnet51', 'resnet50'), ('ResNet50', 'resnet50'), ('vgg17', 'vgg16'), ('plain9', 'plain')])
+    ('resnet51', 'resnet50'), ('ResNet50', 'resnet50'), ('vgg17', 'vgg16'), ('plain9', 'plain'),
+    ('resnext18_32x4d', 'resnext50_32x4d'), ('wide_resnet50', 'wide_resnet50_2')])
 def test_a_name_that_is_not_there_is_one_sentence_with_the_nearest(name, nearest):
     with pytest.raises(ValueError, match=f"^there is no network '{name}'; .*{nearest}.*\\.$"):
         resnet_jax.create(name)
@@ -84,5 +91,5 @@ def test_the_example_of_create_is_true():
 def test_a_family_that_is_not_there_is_one_sentence(tiny_config):
     for name in ('resnext', 'no_such.network', 'tests.models.test_relu', '.toy', None):
         tiny_config.model.family = name
-        with pytest.raises(models.ConfigError, match='must be one of imagenet, cifar, vgg'):
+        with pytest.raises(models.ConfigError, match='must be one of imagenet, cifar, '):
             models.create(tiny_config.model)

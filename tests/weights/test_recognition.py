@@ -19,6 +19,17 @@ NETWORKS = [
     {'family': 'cifar', 'depth': 20, 'shortcut': 'A'},
     {'family': 'cifar', 'depth': 14, 'shortcut': 'B'},
     {'family': 'cifar', 'depth': 8, 'shortcut': 'A', 'plain': True},
+    {'family': 'cifar', 'depth': 20, 'shortcut': 'A', 'bottleneck': True},
+    {'depth': 50, 'groups': 4, 'bottleneck_width': 16},
+    {'depth': 101, 'bottleneck_width': 16},
+    {'depth': 50, 'bottleneck_width': 4},
+    {'depth': 18, 'deep_stem': True, 'shortcut': 'D'},
+    {'depth': 50, 'deep_stem': True, 'shortcut': 'D', 'stem_width': 12, 'groups': 8},
+    {'depth': 50, 'deep_stem': True},
+    {'family': 'imagenet_v2', 'depth': 50},
+    {'family': 'imagenet_v2', 'depth': 101, 'groups': 2, 'bottleneck_width': 16},
+    {'family': 'cifar_v2', 'depth': 20, 'shortcut': 'A'},
+    {'family': 'cifar_v2', 'depth': 29, 'shortcut': 'B', 'bottleneck': True},
     {'family': 'vgg', 'depth': 16, 'batch_norm': False, 'width': 2},
     {'family': 'vgg', 'depth': 19, 'batch_norm': True, 'width': 2},
 ]
@@ -41,7 +52,8 @@ def test_networks_are_recognised_and_go_out_and_in_again_bit_for_bit(changes, tm
     # Neither the place of the stride nor missing shortcuts show in names or shapes.
     found = {**config.model, 'stride_in': model.stride_in, 'plain': model.plain}
     seen = ('family', 'depth', 'num_classes', 'width', 'stride_in', 'plain')
-    seen += ('batch_norm',) if model.family == 'vgg' else ('shortcut',)
+    seen += ('batch_norm',) if model.family == 'vgg' else (
+        'shortcut', 'stem_width', 'deep_stem', 'bottleneck', 'bottleneck_width', 'groups')
     assert {field: found[field] for field in seen} == {field: model[field] for field in seen}
     config.model = model
     normalization = {'mean': np.float32([.1, .2, .3]), 'std': np.float32([.4, .5, .6])}
@@ -123,7 +135,9 @@ def describe(folder, **config):
 
 
 @pytest.mark.parametrize('name', [
-    'resnet18', 'resnet152.a1_in1k', 'tv_resnet34', 'gluon_resnet50_v1b', 'vgg16_bn', 'vgg19'])
+    'resnet18', 'resnet152.a1_in1k', 'tv_resnet34', 'gluon_resnet50_v1b', 'vgg16_bn', 'vgg19',
+    'resnet50d.ra4_e3600_r224_in1k', 'resnet50c', 'resnext50_32x4d.a1h_in1k', 'ig_resnext101_32x8d',
+    'resnext50d_32x4d', 'wide_resnet101_2', 'resnetv2_50.a1h_in1k'])
 def test_timms_networks_of_the_paper_are_known(name, tmp_path):
     told = describe(tmp_path, architecture=name, global_pool='avg', num_classes=7,
                     model_args={'num_classes': 7, 'in_chans': 3})
@@ -182,33 +196,11 @@ def bottlenecks():
     return random_weights.tensors(random_weights.fields(depth=50))
 
 
-def wider(tensors):
-    """Bottlenecks with twice as many filters, as in wide_resnet50_2."""
-    for name, array in tensors.items():
-        if match := re.match(r'layer\d\.\d+\.(conv|bn)([123])\.', name):
-            if match[2] != '3':
-                array = np.concatenate([array, array])
-            if match[1] == 'conv' and match[2] != '1':
-                array = np.concatenate([array, array], 1)
-            tensors[name] = array
-
-
-def grouped(tensors):
-    """Groups of two channels, as in ResNeXt."""
-    for name, array in tensors.items():
-        if name.endswith('conv2.weight'):
-            tensors[name] = array[:, :2]
-
-
-def deep_stem(tensors):
-    """As resnet50d's, which also pools in its shortcuts."""
+def tiered_stem(tensors):
+    """Three convolutions of 3, 4 and 8 filters, as in timm's resnet50t."""
     weight = tensors.pop('conv1.weight')
-    tensors |= {'conv1.0.weight': weight[..., :3, :3], 'conv1.1.weight': weight[:, 0, 0, 0]}
-    for name in [name for name in tensors if 'downsample' in name]:
-        new = re.sub(r'downsample\.(\d)', lambda m: f'downsample.{int(m[1]) + 1}', name)
-        tensors[new + '_'] = tensors.pop(name)
-    for name in [name for name in tensors if name.endswith('_')]:
-        tensors[name[:-1]] = tensors.pop(name)
+    tensors |= {'conv1.0.weight': weight[:3, :, :3, :3], 'conv1.3.weight': weight[:4, :, :3, :3],
+                'conv1.6.weight': weight[..., :3, :3]}
 
 
 def group_norm(tensors):
@@ -217,11 +209,6 @@ def group_norm(tensors):
 
 
 @pytest.mark.parametrize(('change', 'problem'), [
-    (wider, r'wider blocks, 16 filters \(layer1\.0\.conv1\.weight\) for 32 outputs, where the '
-            r'paper has 8'),
-    (grouped, r'grouped convolutions, 4 groups of 2 channels \(layer1\.0\.conv2\.weight\)'),
-    (deep_stem, r'a deep stem, .* \(conv1\.0\.weight\) .*; average pooling .*'
-                r'\(layer1\.0\.downsample\.1\.weight\)'),
     (group_norm, r'normalisation without running statistics.* \(bn1\.weight\)'),
     (lambda t: t.update({'layer1.0.se.fc1.weight': np.ones((1, 1), np.float32)}),
      r'squeeze-and-excitation .*\(layer1\.0\.se\.fc1\.weight\)'),
@@ -247,6 +234,7 @@ def test_what_makes_a_network_another_is_said_by_the_names_of_the_file(
      r'1 of another shape: layer3.1.bn1.bias \(5 instead of 32\)'),
     (lambda t: t.update({'conv1.weight': t['conv1.weight'][..., :5, :5]}), 'behind a 5x5'),
     (lambda t: t.pop('fc.weight'), 'do not make a classifier'),
+    (tiered_stem, r'of another shape: .*conv1\.3\.weight \(4x3x3x3 instead of 4x4x3x3\)'),
     (lambda t: [t.pop(n) for n in list(t) if 'layer4.1' in n], 'in stages of 2, 2, 2, 1'),
     (lambda t: t.update({'fc.bias': np.ones(7, np.int64)}), 'has the type int64'),
     (lambda t: t.clear() or t.update(a=np.ones(1, np.float32)), 'not those of torchvision'),

@@ -89,6 +89,64 @@ class CifarNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class PreActivationUnit(nn.Module):
+    """A unit of resnet-pre-act.lua; the first of a stage activates for both of its branches."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, is_first: bool):
+        super().__init__()
+        layers = ([(inputs, inner, 3, stride), (inner, outputs, 3, 1)] if inner == outputs else
+                  [(inputs, inner, 1, stride), (inner, inner, 3, 1), (inner, outputs, 1, 1)])
+        self.depth, self.is_first = len(layers), is_first
+        for i, (before, after, size, step) in enumerate(layers, 1):
+            setattr(self, f'norm{i}', nn.BatchNorm2d(before))
+            setattr(self, f'conv{i}', nn.Conv2d(before, after, size, step, size // 2, bias=False))
+        self.stride, self.missing = stride, outputs - inputs
+        if inner != outputs and is_first:
+            self.downsample = nn.Sequential()
+            self.downsample.conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = functional.relu(self.norm1(x))
+        x = y if self.is_first else x
+        y = self.conv1(y)
+        for i in range(2, self.depth + 1):
+            y = getattr(self, f'conv{i}')(functional.relu(getattr(self, f'norm{i}')(y)))
+        if hasattr(self, 'downsample'):
+            return y + self.downsample(x)
+        half = self.missing // 2
+        return y + functional.pad(x[:, :, ::self.stride, ::self.stride],
+                                  (0, 0, 0, 0, half, self.missing - half))
+
+
+class PreActivationNet(nn.Module):
+    """The CIFAR networks of "Identity Mappings", under the names that timm has for ImageNet's.
+
+    With bottlenecks shortcuts are projections, otherwise of option A.
+    """
+
+    def __init__(self, depth: int, width: int, bottleneck: bool, classes: int = 10):
+        super().__init__()
+        times, n = (4, (depth - 2) // 9) if bottleneck else (1, (depth - 2) // 6)
+        self.stem = nn.Sequential()
+        self.stem.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.stages, inputs = nn.Sequential(), width
+        for i in range(3):
+            stage, inner = nn.Module(), width * 2**i
+            stage.blocks = nn.Sequential(*(PreActivationUnit(
+                inputs if j == 0 else inner * times, inner, inner * times,
+                2 if i and j == 0 else 1, j == 0) for j in range(n)))
+            stage.forward = stage.blocks.forward
+            self.stages.append(stage)
+            inputs = inner * times
+        self.norm = nn.BatchNorm2d(inputs)
+        self.head = nn.Module()
+        self.head.fc = nn.Conv2d(inputs, classes, 1)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.stages(self.stem(x))))
+        return self.head.fc(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
 class CaffePool(nn.Module):
     """Max-pooling as the authors' Caffe has it: no padding, and the size rounded up."""
 

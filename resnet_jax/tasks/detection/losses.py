@@ -33,9 +33,8 @@ class Regions(NamedTuple):
       positive: bool [N, R].
       used: bool [N, R]; False for padding.
       masks: float32 [N, P, M, M], the share of a cell of a region that its object covers, or, with
-        `Settings.mask_rounding`, 0 or 1; for the P first regions, which hold all positives that were
-        drawn. None
-        without masks.
+        `Settings.mask_rounding`, 0 or 1; for the P first regions, which hold all positives that
+        were drawn. None without masks.
     """
 
     boxes: jax.Array
