@@ -28,6 +28,14 @@ MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
 RENAMED: dict[str, str] = {}
 # Fields of older versions that never changed what a run computes.
 REMOVED = ('model.stem_space_to_depth',)
+# Fields of older versions that are arguments of an optimizer now: its name, the argument, and the
+# default of both.
+NOW_ARGUMENTS = {
+    'optimizer.lars_trust_coefficient': ('lars', 'trust_coefficient', 0.001),
+    'optimizer.adamw_b1': ('adamw', 'b1', 0.9),
+    'optimizer.adamw_b2': ('adamw', 'b2', 0.999),
+    'optimizer.adamw_epsilon': ('adamw', 'eps', 1e-8),
+}
 
 
 # Fields of `model.detector` that the preset decides where they are not set, and their types.
@@ -169,11 +177,17 @@ def default() -> ConfigDict:
     data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
 
     loss = config.loss = ConfigDict()
+    # (classification only) 'cross_entropy' of the softmax, or 'binary': of each class by itself.
+    loss.name = 'cross_entropy'
     loss.label_smoothing = 0.0
+    # ('binary' only) targets above it become 1, all others 0; None: mixed images have soft targets.
+    loss.target_threshold = placeholder(float)
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.name = 'sgd'  # or 'lars', 'adamw'
-    optimizer.momentum = 0.9
+    # 'sgd', 'lars', 'lamb', 'adamw', or one of optax or optax.contrib that takes a learning rate.
+    optimizer.name = 'sgd'
+    optimizer.arguments = ()  # its other arguments: pairs, such as (('b1', 0.95), ('eps', 1e-6))
+    optimizer.momentum = 0.9  # ('sgd' and 'lars' only), as the next two
     optimizer.momentum_form = 'paper'  # learning rate inside the momentum (Caffe), or 'pytorch'
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4
@@ -182,10 +196,6 @@ def default() -> ConfigDict:
     optimizer.accumulation_steps = 1  # compute gradients of a batch in this many parts
     optimizer.ema_decay = placeholder(float)  # decay of the averaged parameters for evaluation
     optimizer.ema_warmup = True  # increase the decay over time, from 0.1 to ema_decay
-    optimizer.lars_trust_coefficient = 0.001
-    optimizer.adamw_b1 = 0.9
-    optimizer.adamw_b2 = 0.999
-    optimizer.adamw_epsilon = 1e-8
 
     schedule = config.schedule = ConfigDict()
     schedule.name = 'steps'  # or 'plateau', 'cosine', 'constant'
@@ -198,6 +208,7 @@ def default() -> ConfigDict:
     schedule.plateau_min_factor = 1e-3  # smallest product of all factors
     schedule.warmup = 'none'  # or 'linear', 'error'
     schedule.warmup_steps = 0  # ('linear' only)
+    schedule.warmup_from = 0.0  # ('linear' only) learning rate from which it increases
     schedule.warmup_learning_rate = 0.01  # ('error' only) until the error is below warmup_error
     schedule.warmup_error = 80.0  # ('error' only) training error in percent
     schedule.warmup_window = 20  # ('error' only) steps over which the training error is averaged
@@ -239,7 +250,7 @@ def default() -> ConfigDict:
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
     'model.stem_width', 'model.virtual_batch_size', 'data.eval_resize', 'data.threads',
-    'optimizer.clip_norm', 'optimizer.ema_decay',
+    'loss.target_threshold', 'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
     'data.window', 'data.window_objects',
     *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
@@ -247,7 +258,7 @@ OPTIONAL_FIELDS = (
 # Fields with a few values. Those of `model` and `data` are checked where they are used.
 CHOICES = {
     'xla_preset': ('none', 'cpu', 'gpu', 'tpu'),  # as in xla/flags.py
-    'optimizer.name': ('sgd', 'lars', 'adamw'),  # as in training/optimizers.py
+    'loss.name': ('cross_entropy', 'binary'),
     'optimizer.momentum_form': ('paper', 'pytorch'),
     'schedule.name': ('steps', 'plateau', 'cosine', 'constant'),  # as in training/schedules.py
     'schedule.warmup': ('none', 'linear', 'error'),
@@ -267,16 +278,16 @@ LEAST = {
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,
     'log.every_steps': 1, 'profile.start_step': 0, 'profile.num_steps': 0,
-    'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'optimizer.lars_trust_coefficient': 0,
-    'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
+    'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
+    'schedule.warmup_from': 0,
     'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
     'data.window_objects': 1, 'model.localizer.anchors_per_image': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
-    'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'optimizer.momentum',
-    'optimizer.ema_decay', 'optimizer.adamw_b1', 'optimizer.adamw_b2', 'schedule.factor',
+    'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'loss.target_threshold',
+    'optimizer.momentum', 'optimizer.ema_decay', 'schedule.factor',
 )
 # Fields that must be above 0.
 POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')
@@ -307,6 +318,6 @@ OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop',
            'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',
            'data.bad_boxes')
 # Files, folders and names: what is missing is reported where it is looked up.
-FREE = ('task', 'init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name',
-        'data.class_list', 'data.label_file', 'data.train_list', 'data.eval_list', 'data.cache',
-        'compilation_cache')
+FREE = ('task', 'optimizer.name', 'init.checkpoint', 'init.resume_from', 'data.path',
+        'data.tfds_name', 'data.class_list', 'data.label_file', 'data.train_list',
+        'data.eval_list', 'data.cache', 'compilation_cache')

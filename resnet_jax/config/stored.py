@@ -10,6 +10,7 @@ from resnet_jax.config.fields import (
     EXECUTION_FIELDS,
     LOCAL_FIELDS,
     MEANINGLESS_WITHOUT,
+    NOW_ARGUMENTS,
     REMOVED,
     RENAMED,
     default,
@@ -53,9 +54,15 @@ def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     known = leaves(default())
     renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
+    arguments = [[argument, renamed[name]]
+                 for name, (optimizer, argument, default_value) in NOW_ARGUMENTS.items()
+                 if renamed.get('optimizer.name') == optimizer
+                 and renamed.get(name, default_value) != default_value]
+    if arguments:
+        renamed.setdefault('optimizer.arguments', arguments)
     before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
     return ({name: renamed.get(name, value) for name, value in before.items()},
-            [name for name in renamed if name not in known and name not in REMOVED])
+            [name for name in renamed if name not in {*known, *REMOVED, *NOW_ARGUMENTS}])
 
 
 def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
