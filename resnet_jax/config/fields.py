@@ -79,6 +79,9 @@ def default() -> ConfigDict:
     model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
     model.pool_pad = 'both'  # padding of the stem's max-pooling: 'both' (PyTorch), 'end' (Caffe)
     model.zero_init_last_gamma = False  # blocks start as the identity (Goyal et al., 2017)
+    # (classification by residual networks only) how often training leaves out the last block of an
+    # image; less and less often towards the first (Huang et al., 2016).
+    model.stochastic_depth = 0.0
     model.batch_norm = True  # (vgg only) residual networks always have it
     model.dropout_rate = 0.5  # (vgg only)
     # Images that share batch-norm statistics; None: the whole batch. Smaller batches are one group.
@@ -286,8 +289,8 @@ LEAST = {
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
-    'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'loss.target_threshold',
-    'optimizer.momentum', 'optimizer.ema_decay', 'schedule.factor',
+    'model.dropout_rate', 'model.stochastic_depth', 'model.bn_momentum', 'loss.label_smoothing',
+    'loss.target_threshold', 'optimizer.momentum', 'optimizer.ema_decay', 'schedule.factor',
 )
 # Fields that must be above 0.
 POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')

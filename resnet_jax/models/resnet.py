@@ -18,6 +18,7 @@ from resnet_jax.models.blocks import (
     Stage,
 )
 from resnet_jax.models.conv import Conv
+from resnet_jax.models.depth import rates
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.pool import max_pool
@@ -74,6 +75,7 @@ class ResNetBackbone(Backbone):
       stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
       pool_pad: see `Stem`.
       zero_init_last_gamma: start every block as the identity.
+      stochastic_depth: the rate of the last block; see `resnet_jax.models.depth`.
       unroll: see `Stage`.
     """
 
@@ -86,6 +88,7 @@ class ResNetBackbone(Backbone):
     stride_in: str = 'v1'
     pool_pad: str = 'both'
     zero_init_last_gamma: bool = False
+    stochastic_depth: float = 0.0
     unroll: bool = True
 
     @property
@@ -110,14 +113,17 @@ class ResNetBackbone(Backbone):
                              else nn.initializers.ones))
         self.stem = Stem(self.stem_kind, self.stem_width or self.width, self.pool_pad, conv, norm,
                          self.remat)
+        drop_rates = rates(self.stochastic_depth, sum(self.stage_sizes))
         for i, num_blocks in enumerate(self.stage_sizes):
+            first = sum(self.stage_sizes[:i])
             norm = functools.partial(BatchNorm, **self.norm_fields() | {
                 'virtual_batch_size': self.stage_batch(i)})
             shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv, norm=norm)
             setattr(self, f'stage{i + 1}', Stage(
                 functools.partial(block, norm=norm, shortcut=None if self.plain else shortcut),
                 num_blocks, features=self.width * 2**i, stride=self.stage_stride(i),
-                unroll=self.unroll, remat=self.remat))
+                unroll=self.unroll, remat=self.remat,
+                drop_rates=drop_rates and drop_rates[first:first + num_blocks]))
 
 
 class ResNet(WithHead, ResNetBackbone):
@@ -161,9 +167,10 @@ class Stem(nn.Module):
 
 
 def _create(config: Mapping[str, Any]) -> ResNet:
-    if config['plain'] and config['zero_init_last_gamma']:
-        raise ConfigError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
-                          'output would be zero.')
+    for field in ('zero_init_last_gamma', 'stochastic_depth'):
+        if config['plain'] and config[field]:
+            raise ConfigError(f'model.{field} needs shortcuts: with model.plain the output of a '
+                              'block would be zero.')
     block, stage_sizes = architecture(config['family'], config['depth'])
     stem_width, least = config['stem_width'], config['width'] * block.expansion
     if stem_width is not None and stem_width < 1:
@@ -176,6 +183,7 @@ def _create(config: Mapping[str, Any]) -> ResNet:
         block, stage_sizes, stem_kind=config['family'], stem_width=stem_width,
         plain=config['plain'], shortcut=config['shortcut'], stride_in=config['stride_in'],
         pool_pad=config['pool_pad'], zero_init_last_gamma=config['zero_init_last_gamma'],
+        stochastic_depth=config['stochastic_depth'],
         unroll=config['unroll'], **common_fields(config))
 
 
