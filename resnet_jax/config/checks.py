@@ -147,6 +147,9 @@ FORMS = {
                         f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
     'optimizer.arguments': (_are_arguments,
                             'pairs of a name and a value, such as (("b1", 0.95), ("eps", 1e-6))'),
+    'data.eval_size': (_is_size, 'at least 1 and at most '
+                       f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
+    'data.eval_crop_share': (lambda value: 0 < value <= 1, 'above 0 and at most 1'),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
     'data.window': (_is_size, 'at least 1 and at most '
                     f"{MOST_PIXELS}, one number or a pair '(height, width)'"),

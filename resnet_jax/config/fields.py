@@ -21,9 +21,10 @@ LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 
                 'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 # Values that reproduce runs made before a field existed, if different from the field's default.
-BEFORE = {'optimizer.ema_warmup': False}
-# Fields that have no effect while another one is None.
-MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
+BEFORE = {'optimizer.ema_warmup': False, 'data.randaugment_noise': 0.0}
+# Fields that have no effect while another one is None or 0.
+MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay',
+                       'data.randaugment_noise': 'data.randaugment_layers'}
 # Renamed fields: old path to new path.
 RENAMED: dict[str, str] = {}
 # Fields of older versions that never changed what a run computes.
@@ -144,6 +145,13 @@ def default() -> ConfigDict:
     # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
     # the central crop; None: that of image_size.
     data.eval_resize = placeholder(int)
+    # (classification only) the share of that side that the crop has, instead of eval_resize: 0.875
+    # is 256 for 224.
+    data.eval_crop_share = placeholder(float)
+    # (classification only) image_size of evaluation and prediction; None: as in training.
+    data.eval_size = placeholder(object)
+    data.eval_filter = 'bilinear'  # or 'bicubic', of scaling; both are antialiased as in Pillow
+    data.train_filter = 'bilinear'  # or 'bicubic', or 'random': one of the two for each image
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # ('random_resized' only) share of the area
@@ -152,7 +160,8 @@ def default() -> ConfigDict:
     data.flip = False  # random horizontal flips
     data.color_noise = 0.0  # standard deviation of PCA colour noise; the paper: 0.1
     data.randaugment_layers = 0  # operations per image; 0: no RandAugment
-    data.randaugment_magnitude = 9  # out of 30
+    data.randaugment_magnitude = 9  # out of 10
+    data.randaugment_noise = 0.5  # standard deviation of the magnitude
     data.mixup_alpha = 0.0  # parameter of the Beta distribution of weights; 0: no mixup
     data.cutmix_alpha = 0.0  # the same for CutMix; with both, each pair of images gets one
     # 'per_channel' or 'per_pixel_mean' (the paper): statistics of the training split; 'imagenet':
@@ -253,6 +262,7 @@ def default() -> ConfigDict:
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
     'model.stem_width', 'model.virtual_batch_size', 'data.eval_resize', 'data.threads',
+    'data.eval_crop_share', 'data.eval_size',
     'loss.target_threshold', 'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
     'data.window', 'data.window_objects',
@@ -274,9 +284,9 @@ LEAST = {
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
-    'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
-    'data.chunk_size': 1, 'data.batches_ahead': 1, 'model.virtual_batch_size': 1,
-    'optimizer.accumulation_steps': 1,
+    'data.randaugment_noise': 0, 'data.mixup_alpha': 0, 'data.cutmix_alpha': 0,
+    'data.workers': 0, 'data.threads': 1, 'data.chunk_size': 1, 'data.batches_ahead': 1,
+    'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
     'schedule.plateau_window': 1, 'schedule.plateau_patience': 1, 'schedule.warmup_steps': 0,
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,
@@ -318,8 +328,8 @@ OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in',
              'model.localizer.anchor_sizes', 'model.localizer.anchor_ratios',
              *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
-           'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',
-           'data.bad_boxes')
+           'data.crop_ratio', 'data.jitter_sides', 'data.train_filter', 'data.eval_filter',
+           'data.normalization', 'data.on_unreadable', 'data.bad_boxes')
 # Files, folders and names: what is missing is reported where it is looked up.
 FREE = ('task', 'optimizer.name', 'init.checkpoint', 'init.resume_from', 'data.path',
         'data.tfds_name', 'data.class_list', 'data.label_file', 'data.train_list',

@@ -25,9 +25,10 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
             fields.update(leaves(value, f'{prefix}{name}.'))
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
-    size = fields.get('data.image_size')
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        fields['data.image_size'] = size[0]  # the same square
+    for name in ('data.image_size', 'data.eval_size'):
+        size = fields.get(name)
+        if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+            fields[name] = size[0]  # the same square
     return fields
 
 
@@ -107,7 +108,7 @@ def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
 
 def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
     other = MEANINGLESS_WITHOUT.get(name)
-    return other is not None and all(config[other] is None for config in configs)
+    return other is not None and not any(config[other] for config in configs)
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:
