@@ -2,8 +2,8 @@
 
   python -m resnet_jax.main --config=configs/imagenet_r50_goyal.py
 
-P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, sections 5.1 and
-5.2 and table 1: 256 workers of 32 images, 90 epochs, the learning rate 0.1 per 256 images. For
+P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, sections 5.1
+and 5.2 and table 1: 256 workers of 32 images, 90 epochs, the learning rate 0.1 per 256 images. For
 batches of 256, where they have 23.60 +- 0.12 %:
 
   --config.batch_size=256 --config.schedule.learning_rate=0.1 --config.schedule.warmup=none

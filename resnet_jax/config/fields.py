@@ -145,8 +145,8 @@ def default() -> ConfigDict:
     # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
     # the central crop; None: that of image_size.
     data.eval_resize = placeholder(int)
-    # (classification only) the share of that side that the crop has, instead of eval_resize: 0.875
-    # is 256 for 224.
+    # (classification only) side of the crop over that side, instead of eval_resize: 0.875 is 256
+    # for 224.
     data.eval_crop_share = placeholder(float)
     # (classification only) image_size of evaluation and prediction; None: as in training.
     data.eval_size = placeholder(object)

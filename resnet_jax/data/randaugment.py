@@ -21,6 +21,11 @@ def _affine(image, matrix, resample):
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=FILL)
 
 
+def _posterize(image, bits):
+    mask = 256 - 2**(8 - bits)  # Pillow refuses 0 bits
+    return image.point([i & mask for i in range(256)] * 3)
+
+
 def _solarize_add(image, amount, _):
     table = [min(255, i + int(amount)) if i < SOLARIZED_BELOW else i for i in range(256)]
     return image.point(table * 3)
@@ -37,7 +42,7 @@ OPERATIONS = {
     'equalize': (0, False, lambda image, *_: ImageOps.equalize(image)),
     'invert': (0, False, lambda image, *_: ImageOps.invert(image)),
     'rotate': (30, True, lambda image, a, f: image.rotate(a, f, fillcolor=FILL)),
-    'posterize': (4, False, lambda image, a, _: ImageOps.posterize(image, 4 - int(a))),
+    'posterize': (4, False, lambda image, a, _: _posterize(image, 4 - int(a))),
     'solarize': (256, False, lambda image, a, _: ImageOps.solarize(image, 256 - int(a))),
     'solarize_add': (110, False, _solarize_add),
     'color': (0.9, True, _enhance(ImageEnhance.Color)),

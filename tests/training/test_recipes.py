@@ -207,7 +207,6 @@ def test_the_rates_of_the_blocks_are_timms():
 
 @pytest.mark.parametrize('unroll', [True, False])
 def test_a_block_is_left_out_image_by_image(unroll):
-    """All but the first block of a stage with rates near 1: the output is that of the first."""
     config = tiny.config().model
     config.update(depth=20, num_classes=10, unroll=unroll)
     images = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
@@ -238,7 +237,7 @@ def test_operations_of_randaugment_are_timms_pixel_by_pixel(monkeypatch, name):
                  'color', 'contrast', 'brightness', 'sharpness')}}.get(name, name.title())
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     image = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
-    for level in (0, 2.5, 6, 6.3, 10):
+    for level in (0, 2.5, 6, 6.3, *([] if name == 'posterize' else [10])):  # Pillow refuses 0 bits
         for sign in (-1, 1):
             for kernel, resample in randaugment.KERNELS.items():
                 operation = auto_augment.AugmentOp(timms, 1.0, level, {
