@@ -88,7 +88,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     config.profile.update(start_step=1, num_steps=1)
     config.checkpoint.every_steps = None
     loop.train(config, tmp_path)
-    for name in ('lars', 'adamw'):
+    for name in ('lars', 'adamax'):
         config.optimizer.name = name
         optimizers.create(config)
     config.num_steps = 200
@@ -133,6 +133,15 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be at least 0 and below 1'),
     ({'optimizer.momentum': 1.5}, 'optimizer.momentum must be at least 0 and below 1'),
     ({'schedule.factor': 1.5}, 'schedule.factor must be at least 0 and below 1'),
+    ({'optimizer.name': 'adamxx'}, r'one of sgd, lars, lamb, adamw, .* Did you mean adamax'),
+    ({'optimizer.name': 'lbfgs'}, 'optimizer.name=lbfgs .* cannot be used: '),
+    ({'optimizer.name': 'adamax', 'optimizer.arguments': (('beta', 0.9),)},
+     "adamax has no argument 'beta'; it takes b1, b2, eps"),
+    ({'optimizer.arguments': (('b1', 0.9),)}, "sgd has no argument 'b1'; it takes no arguments"),
+    ({'optimizer.name': 'lamb', 'optimizer.arguments': (('b1', 'x'),)},
+     'optimizer.name=lamb .* cannot be used: '),
+    ({'optimizer.name': 'adamaxw', 'optimizer.arguments': (('b1', 2.0, 3),)},
+     'optimizer.arguments must be pairs of a name and a value'),
     ({'schedule.boundaries': ('a', 'b')}, 'schedule.boundaries must be numbers of steps'),
     ({'schedule.boundaries': (5, 3)}, 'numbers of steps in ascending order, got'),
     ({'schedule.name': 'plateau'}, 'schedule.plateau_window must be set'),
@@ -201,6 +210,7 @@ OUT_OF_RANGE = [
     ('mesh.data', below(-1) | st.just(0)),
     ('mesh.rules', st.sampled_from([[['head']], [['(', ['data']]], [['head', 'data']], ['head']])),
     ('schedule.boundaries', st.sampled_from([[2, 1], [1, 1], ['1'], [1.5]])),
+    ('optimizer.arguments', st.sampled_from([['b1'], [['b1', 1, 2]], [[1, 2]], [['b 1', 2]]])),
     ('init.freeze', st.sampled_from([['('], [1]])),
 ]
 
@@ -225,7 +235,7 @@ def test_every_field_of_floats_must_be_finite(number):
     floats = [name for name, value in LEAVES.items()
               if any(isinstance(part, float) for part in (
                   value if isinstance(value, list) else [value]))]
-    assert len(floats) > 20 and {'schedule.learning_rate', 'data.crop_scale'} <= set(floats)
+    assert len(floats) > 15 and {'schedule.learning_rate', 'data.crop_scale'} <= set(floats)
     for name in floats:
         wrong = [0.5, number] if isinstance(LEAVES[name], list) else number
         with pytest.raises(UserError, match=f'{name} must be finite'):

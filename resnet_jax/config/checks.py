@@ -134,12 +134,22 @@ def _are_rules(value: Any) -> bool:
                and isinstance(rule[1], (list, tuple)) for rule in value)
 
 
+def _are_arguments(value: Any) -> bool:
+    return all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+               and pair[0].isidentifier() for pair in value)
+
+
 # Fields of other forms: the check, and the form in words.
 FORMS = {
     'mesh.data': (lambda value: value == -1 or value >= 1, '-1 or at least 1'),
     'mesh.rules': (_are_rules, 'pairs such as ("head/kernel", (None, "model"))'),
     'data.image_size': (_is_size, 'at least 1 and at most '
                         f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
+    'optimizer.arguments': (_are_arguments,
+                            'pairs of a name and a value, such as (("b1", 0.95), ("eps", 1e-6))'),
+    'data.eval_size': (_is_size, 'at least 1 and at most '
+                       f"{MOST_PIXELS}, one number or a pair '(height, width)'"),
+    'data.eval_crop_share': (lambda value: 0 < value <= 1, 'above 0 and at most 1'),
     'schedule.boundaries': (_are_steps, 'numbers of steps in ascending order'),
     'data.window': (_is_size, 'at least 1 and at most '
                     f"{MOST_PIXELS}, one number or a pair '(height, width)'"),

@@ -21,13 +21,23 @@ LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 
                 'data.batches_ahead', 'data.cache', 'compilation_cache')
 
 # Values that reproduce runs made before a field existed, if different from the field's default.
-BEFORE = {'optimizer.ema_warmup': False, 'model.detector.mask_rounding': False}
-# Fields that have no effect while another one is None.
-MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay'}
+BEFORE = {'optimizer.ema_warmup': False, 'data.randaugment_noise': 0.0,
+          'model.detector.mask_rounding': False}
+# Fields that have no effect while another one is None or 0.
+MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay',
+                       'data.randaugment_noise': 'data.randaugment_layers'}
 # Renamed fields: old path to new path.
 RENAMED: dict[str, str] = {}
 # Fields of older versions that never changed what a run computes.
 REMOVED = ('model.stem_space_to_depth',)
+# Fields of older versions that are arguments of an optimizer now: its name, the argument, and the
+# default of both.
+NOW_ARGUMENTS = {
+    'optimizer.lars_trust_coefficient': ('lars', 'trust_coefficient', 0.001),
+    'optimizer.adamw_b1': ('adamw', 'b1', 0.9),
+    'optimizer.adamw_b2': ('adamw', 'b2', 0.999),
+    'optimizer.adamw_epsilon': ('adamw', 'eps', 1e-8),
+}
 
 
 # Fields of `model.detector` that the preset decides where they are not set, and their types.
@@ -84,6 +94,9 @@ def default() -> ConfigDict:
     model.stride_in = 'v1'  # bottleneck stride in the first 1x1 (paper), or 'v1.5': in the 3x3
     model.pool_pad = 'both'  # padding of the stem's max-pooling: 'both' (PyTorch), 'end' (Caffe)
     model.zero_init_last_gamma = False  # blocks start as the identity (Goyal et al., 2017)
+    # (classification by residual networks only) how often training leaves out the last block of an
+    # image; less and less often towards the first (Huang et al., 2016).
+    model.stochastic_depth = 0.0
     model.batch_norm = True  # (vgg only) residual networks always have it
     model.dropout_rate = 0.5  # (vgg only)
     # Images that share batch-norm statistics; None: the whole batch. Smaller batches are one group.
@@ -150,6 +163,13 @@ def default() -> ConfigDict:
     # Shorter side of the rectangle, shaped like image_size, that an image is scaled to cover before
     # the central crop; None: that of image_size.
     data.eval_resize = placeholder(int)
+    # (classification only) side of the crop over that side, instead of eval_resize: 0.875 is 256
+    # for 224.
+    data.eval_crop_share = placeholder(float)
+    # (classification only) image_size of evaluation and prediction; None: as in training.
+    data.eval_size = placeholder(object)
+    data.eval_filter = 'bilinear'  # or 'bicubic', of scaling; both are antialiased as in Pillow
+    data.train_filter = 'bilinear'  # or 'bicubic', or 'random': one of the two for each image
     data.train_crop = 'pad'  # or 'random_resized', 'scale_jitter' (the paper, on ImageNet)
     data.crop_padding = 0  # ('pad' only) pixels of padding on each side
     data.crop_scale = (0.08, 1.0)  # ('random_resized' only) share of the area
@@ -158,7 +178,8 @@ def default() -> ConfigDict:
     data.flip = False  # random horizontal flips
     data.color_noise = 0.0  # standard deviation of PCA colour noise; the paper: 0.1
     data.randaugment_layers = 0  # operations per image; 0: no RandAugment
-    data.randaugment_magnitude = 9  # out of 30
+    data.randaugment_magnitude = 9  # out of 10
+    data.randaugment_noise = 0.5  # standard deviation of the magnitude
     data.mixup_alpha = 0.0  # parameter of the Beta distribution of weights; 0: no mixup
     data.cutmix_alpha = 0.0  # the same for CutMix; with both, each pair of images gets one
     # 'per_channel' or 'per_pixel_mean' (the paper): statistics of the training split; 'imagenet':
@@ -186,11 +207,17 @@ def default() -> ConfigDict:
     data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
 
     loss = config.loss = ConfigDict()
+    # (classification only) 'cross_entropy' of the softmax, or 'binary': of each class by itself.
+    loss.name = 'cross_entropy'
     loss.label_smoothing = 0.0
+    # ('binary' only) targets above it become 1, all others 0; None: mixed images have soft targets.
+    loss.target_threshold = placeholder(float)
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.name = 'sgd'  # or 'lars', 'adamw'
-    optimizer.momentum = 0.9
+    # 'sgd', 'lars', 'lamb', 'adamw', or one of optax or optax.contrib that takes a learning rate.
+    optimizer.name = 'sgd'
+    optimizer.arguments = ()  # its other arguments: pairs, such as (('b1', 0.95), ('eps', 1e-6))
+    optimizer.momentum = 0.9  # ('sgd' and 'lars' only), as the next two
     optimizer.momentum_form = 'paper'  # learning rate inside the momentum (Caffe), or 'pytorch'
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4
@@ -199,10 +226,6 @@ def default() -> ConfigDict:
     optimizer.accumulation_steps = 1  # compute gradients of a batch in this many parts
     optimizer.ema_decay = placeholder(float)  # decay of the averaged parameters for evaluation
     optimizer.ema_warmup = True  # increase the decay over time, from 0.1 to ema_decay
-    optimizer.lars_trust_coefficient = 0.001
-    optimizer.adamw_b1 = 0.9
-    optimizer.adamw_b2 = 0.999
-    optimizer.adamw_epsilon = 1e-8
 
     schedule = config.schedule = ConfigDict()
     schedule.name = 'steps'  # or 'plateau', 'cosine', 'constant'
@@ -215,6 +238,7 @@ def default() -> ConfigDict:
     schedule.plateau_min_factor = 1e-3  # smallest product of all factors
     schedule.warmup = 'none'  # or 'linear', 'error'
     schedule.warmup_steps = 0  # ('linear' only)
+    schedule.warmup_from = 0.0  # ('linear' only) learning rate from which it increases
     schedule.warmup_learning_rate = 0.01  # ('error' only) until the error is below warmup_error
     schedule.warmup_error = 80.0  # ('error' only) training error in percent
     schedule.warmup_window = 20  # ('error' only) steps over which the training error is averaged
@@ -256,7 +280,8 @@ def default() -> ConfigDict:
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
     'model.stem_width', 'model.bottleneck_width', 'model.virtual_batch_size', 'data.eval_resize',
-    'data.threads', 'optimizer.clip_norm', 'optimizer.ema_decay',
+    'data.threads', 'data.eval_crop_share', 'data.eval_size', 'loss.target_threshold',
+    'optimizer.clip_norm', 'optimizer.ema_decay',
     'schedule.plateau_window', 'eval.every_steps', 'checkpoint.every_steps', 'data.long_side',
     'data.window', 'data.window_objects',
     *(f'model.detector.{name}' for name in DETECTOR_FIELDS),
@@ -264,7 +289,7 @@ OPTIONAL_FIELDS = (
 # Fields with a few values. Those of `model` and `data` are checked where they are used.
 CHOICES = {
     'xla_preset': ('none', 'cpu', 'gpu', 'tpu'),  # as in xla/flags.py
-    'optimizer.name': ('sgd', 'lars', 'adamw'),  # as in training/optimizers.py
+    'loss.name': ('cross_entropy', 'binary'),
     'optimizer.momentum_form': ('paper', 'pytorch'),
     'schedule.name': ('steps', 'plateau', 'cosine', 'constant'),  # as in training/schedules.py
     'schedule.warmup': ('none', 'linear', 'error'),
@@ -278,24 +303,24 @@ LEAST = {
     'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
-    'data.mixup_alpha': 0, 'data.cutmix_alpha': 0, 'data.workers': 0, 'data.threads': 1,
-    'data.chunk_size': 1, 'data.batches_ahead': 1, 'model.virtual_batch_size': 1,
-    'optimizer.accumulation_steps': 1,
+    'data.randaugment_noise': 0, 'data.mixup_alpha': 0, 'data.cutmix_alpha': 0,
+    'data.workers': 0, 'data.threads': 1, 'data.chunk_size': 1, 'data.batches_ahead': 1,
+    'model.virtual_batch_size': 1, 'optimizer.accumulation_steps': 1,
     'schedule.plateau_window': 1, 'schedule.plateau_patience': 1, 'schedule.warmup_steps': 0,
     'schedule.warmup_window': 1, 'eval.every_steps': 1, 'eval.batch_size': 1,
     'eval.recalibrate_batches': 0, 'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1,
     'log.every_steps': 1, 'profile.start_step': 0, 'profile.num_steps': 0,
-    'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'optimizer.lars_trust_coefficient': 0,
-    'optimizer.adamw_epsilon': 0, 'schedule.plateau_threshold': 0,
+    'model.bn_epsilon': 0, 'optimizer.weight_decay': 0, 'schedule.plateau_threshold': 0,
     'schedule.plateau_min_factor': 0, 'schedule.warmup_learning_rate': 0,
+    'schedule.warmup_from': 0,
     'schedule.warmup_error': 0, 'mesh.model': 1, 'data.long_side': 1, 'data.max_objects': 1,
     'data.window_objects': 1, 'model.localizer.anchors_per_image': 1,
     'model.localizer.proposals': 1, 'model.localizer.crop_size': 4, 'model.localizer.reduction': 1,
 }
 # Fields that must be at least 0 and below 1.
 SHARES = (
-    'model.dropout_rate', 'model.bn_momentum', 'loss.label_smoothing', 'optimizer.momentum',
-    'optimizer.ema_decay', 'optimizer.adamw_b1', 'optimizer.adamw_b2', 'schedule.factor',
+    'model.dropout_rate', 'model.stochastic_depth', 'model.bn_momentum', 'loss.label_smoothing',
+    'loss.target_threshold', 'optimizer.momentum', 'optimizer.ema_decay', 'schedule.factor',
 )
 # Fields that must be above 0.
 POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')
@@ -325,9 +350,9 @@ OF_MODELS = ('model.family', 'model.depth', 'model.shortcut', 'model.stride_in',
              'model.localizer.anchor_sizes', 'model.localizer.anchor_ratios',
              *(f'model.detector.{name}' for name in DETECTOR_FIELDS))
 OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop', 'data.crop_scale',
-           'data.crop_ratio', 'data.jitter_sides', 'data.normalization', 'data.on_unreadable',
-           'data.bad_boxes')
+           'data.crop_ratio', 'data.jitter_sides', 'data.train_filter', 'data.eval_filter',
+           'data.normalization', 'data.on_unreadable', 'data.bad_boxes')
 # Files, folders and names: what is missing is reported where it is looked up.
-FREE = ('task', 'init.checkpoint', 'init.resume_from', 'data.path', 'data.tfds_name',
-        'data.class_list', 'data.label_file', 'data.train_list', 'data.eval_list', 'data.cache',
-        'compilation_cache')
+FREE = ('task', 'optimizer.name', 'init.checkpoint', 'init.resume_from', 'data.path',
+        'data.tfds_name', 'data.class_list', 'data.label_file', 'data.train_list',
+        'data.eval_list', 'data.cache', 'compilation_cache')

@@ -10,6 +10,7 @@ from resnet_jax.config.fields import (
     EXECUTION_FIELDS,
     LOCAL_FIELDS,
     MEANINGLESS_WITHOUT,
+    NOW_ARGUMENTS,
     REMOVED,
     RENAMED,
     default,
@@ -24,9 +25,10 @@ def leaves(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
             fields.update(leaves(value, f'{prefix}{name}.'))
         else:
             fields[prefix + name] = json.loads(json.dumps(value))
-    size = fields.get('data.image_size')
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        fields['data.image_size'] = size[0]  # the same square
+    for name in ('data.image_size', 'data.eval_size'):
+        size = fields.get(name)
+        if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+            fields[name] = size[0]  # the same square
     return fields
 
 
@@ -53,9 +55,15 @@ def upgrade(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     known = leaves(default())
     renamed = {RENAMED.get(name, name): value for name, value in stored.items()}
+    arguments = [[argument, renamed[name]]
+                 for name, (optimizer, argument, default_value) in NOW_ARGUMENTS.items()
+                 if renamed.get('optimizer.name') == optimizer
+                 and renamed.get(name, default_value) != default_value]
+    if arguments:
+        renamed.setdefault('optimizer.arguments', arguments)
     before = {**known, **{name: value for name, value in BEFORE.items() if name in known}}
     return ({name: renamed.get(name, value) for name, value in before.items()},
-            [name for name in renamed if name not in known and name not in REMOVED])
+            [name for name in renamed if name not in {*known, *REMOVED, *NOW_ARGUMENTS}])
 
 
 def from_stored(content: Any) -> tuple[ConfigDict, list[str]]:
@@ -100,7 +108,7 @@ def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
 
 def _is_meaningless(name: str, *configs: dict[str, Any]) -> bool:
     other = MEANINGLESS_WITHOUT.get(name)
-    return other is not None and all(config[other] is None for config in configs)
+    return other is not None and not any(config[other] for config in configs)
 
 
 def _is_free(name: str, config: ConfigDict) -> bool:

@@ -47,8 +47,9 @@ COLORSPACES = ('YCbCr', 'RGB', 'Gray')  # that libjpeg-turbo converts to RGB
 STRIP_PIXELS = 2**22  # that are converted at a time
 # Rows that decoding a row of the crop may look at below it: chroma is upsampled from neighbours.
 ROWS_BELOW = 4
-BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
-ALL_OF_IT = ResizeOptions(resize_alg=BILINEAR, use_alpha=False)
+# Kernels: what the resizer calls them, and how far they reach, in pixels of the coarser image.
+FILTERS = {'bilinear': (ResizeAlg.convolution(FilterType.bilinear), 1),
+           'bicubic': (ResizeAlg.convolution(FilterType.catmull_rom), 2)}
 TOO_LARGE = ('the most that is decoded (MAX_PIXELS in resnet_jax/data/decode.py); scale it down '
              'with another program')
 DAMAGED = 'is incomplete or damaged'
@@ -120,7 +121,7 @@ def decode(data: bytes, name: str, *, strict: bool = False) -> np.ndarray:
 
 
 def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str, *,
-                  reduce: bool) -> np.ndarray:
+                  reduce: bool, kernel: str = 'bilinear') -> np.ndarray:
     """A region of an encoded image, resampled: uint8 [*size, 3].
 
     Args:
@@ -130,6 +131,7 @@ def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str,
       name: what an error message calls the image.
       reduce: whether to decode a JPEG at 1/2, 1/4 or 1/8 scale where the region is at least so
         many times larger than the result.
+      kernel: see `resample`.
 
     Raises:
       UnreadableImageError: the data that the region needs is damaged, or not an image.
@@ -137,31 +139,34 @@ def decode_region(data: bytes, region: Region, size: tuple[int, int], name: str,
     try:
         height, width, pillow = _open(data)
         if pillow is not None:
-            return resample(_pillow_pixels(pillow), region, size)
+            return resample(_pillow_pixels(pillow), region, size, kernel)
         shrink = min(region.height / size[0], region.width / size[1])
         scale = 2 ** min(3, int(math.log2(shrink))) if reduce and shrink >= 2 else 1
-        margin = 0 if region.closed else _margin(region.height, size[0])
+        margin = 0 if region.closed else _margin(region.height, size[0], kernel)
         rows = min(height, math.ceil(region.top + region.height) + margin)
         pixels = _jpeg_rows(data, height, width, rows, scale, scratch=True)
-        return resample(pixels, Region(*(x / scale for x in region[:4]), region.closed), size)
+        return resample(pixels, Region(*(x / scale for x in region[:4]), region.closed), size,
+                        kernel)
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.ndarray:
-    """A region, resampled with the antialiased bilinear kernel, as Pillow does.
+def resample(pixels: np.ndarray, region: Region, size: tuple[int, int],
+             kernel: str = 'bilinear') -> np.ndarray:
+    """A region, resampled with an antialiased kernel, as Pillow does.
 
     Args:
       pixels: uint8 [H, W, C], C 1 or 3.
       region: inside it.
       size: (height, width) of the result.
+      kernel: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 [*size, C].
     """
     height, width, channels = pixels.shape
-    margin_y = 0 if region.closed else _margin(region.height, size[0])
-    margin_x = 0 if region.closed else _margin(region.width, size[1])
+    margin_y = 0 if region.closed else _margin(region.height, size[0], kernel)
+    margin_x = 0 if region.closed else _margin(region.width, size[1], kernel)
     top = max(0, math.floor(region.top) - margin_y)
     left = max(0, math.floor(region.left) - margin_x)
     bottom = min(height, math.ceil(region.top + region.height) + margin_y)
@@ -175,20 +180,19 @@ def resample(pixels: np.ndarray, region: Region, size: tuple[int, int]) -> np.nd
     kind = PIXEL_TYPES[channels]
     source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
     target = ImageData(size[1], size[0], kind)
-    options = ALL_OF_IT
-    if (box_height, box_width) != pixels.shape[:2]:
-        options = ResizeOptions(
-            resize_alg=BILINEAR, use_alpha=False,
-            crop_box=CropBox(region.left - left, region.top - top, box_width, box_height))
+    options = ResizeOptions(
+        resize_alg=FILTERS[kernel][0], use_alpha=False,
+        **({} if (box_height, box_width) == pixels.shape[:2] else {'crop_box': CropBox(
+            region.left - left, region.top - top, box_width, box_height)}))
     if not hasattr(_of_thread, 'resizer'):
         _of_thread.resizer = Resizer()
     _of_thread.resizer.resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
 
 
-def _margin(length: float, size: int) -> int:
+def _margin(length: float, size: int, kernel: str) -> int:
     """Pixels beside a region of this length that the kernel sees when it gets this size."""
-    return math.ceil(max(length / size, 1)) + 1
+    return math.ceil(FILTERS[kernel][1] * max(length / size, 1)) + 1
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:

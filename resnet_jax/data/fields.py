@@ -4,16 +4,18 @@ import math
 
 from ml_collections import ConfigDict
 
+from resnet_jax.data.decode import FILTERS
 from resnet_jax.data.normalization import KINDS
 from resnet_jax.data.randaugment import MAX_MAGNITUDE
-from resnet_jax.data.sizes import image_size, text
+from resnet_jax.data.sizes import eval_resize, eval_size, image_size, text
 from resnet_jax.errors import UserError
 
 CHOICES = {
     'pipeline': ('auto', 'resident', 'host'),
     'train_crop': ('pad', 'random_resized', 'scale_jitter'),
     'eval_split': ('test', 'holdout'), 'on_unreadable': ('error', 'skip'), 'normalization': KINDS,
-    'bad_boxes': ('error', 'skip'),
+    'bad_boxes': ('error', 'skip'), 'eval_filter': tuple(FILTERS),
+    'train_filter': (*FILTERS, 'random'),
 }
 # Pairs of numbers: what they are, and the most that they may be.
 PAIRS = {'crop_scale': ('shares of the area, above 0 and at most 1', 1),
@@ -50,12 +52,12 @@ def check(config: ConfigDict) -> None:
                         'images that are held out.')
     if data.pipeline == 'resident' and not on_device_only(data):
         raise UserError("data.pipeline 'resident' crops with data.train_crop 'pad' only, without "
-                        'RandAugment: set data.pipeline to host.')
+                        'RandAugment and without data.eval_size: set data.pipeline to host.')
 
 
 def on_device_only(data: ConfigDict) -> bool:
     """Whether a training batch can be made from whole images on the device."""
-    return data.train_crop == 'pad' and not data.randaugment_layers
+    return data.train_crop == 'pad' and not data.randaugment_layers and data.eval_size is None
 
 
 def _check_sides(data: ConfigDict) -> None:
@@ -65,11 +67,18 @@ def _check_sides(data: ConfigDict) -> None:
     shorter, named = min(image_size(data)), f'data.image_size={text(image_size(data))}'
     if data.train_crop == 'pad' and data.crop_padding >= shorter:
         raise UserError(f'data.crop_padding={data.crop_padding} must be less than {named}.')
-    for field, least in (
-            ('jitter_sides', data.jitter_sides[0] if data.train_crop == 'scale_jitter' else None),
-            ('eval_resize', data.eval_resize)):
-        if least is not None and least < shorter:
-            raise UserError(f'data.{field}={least} must not be less than {named}.')
+    if data.train_crop == 'scale_jitter' and data.jitter_sides[0] < shorter:
+        raise UserError(f'data.jitter_sides={data.jitter_sides[0]} must not be less than {named}.')
+    if data.eval_size is not None:
+        named = f'data.eval_size={text(eval_size(data))}'
+        if data.normalization == 'per_pixel_mean' and eval_size(data) != image_size(data):
+            raise UserError(f"data.normalization 'per_pixel_mean' subtracts an image of one size: "
+                            f'data.image_size={text(image_size(data))} must be {named}.')
+    if data.eval_resize is not None and data.eval_crop_share is not None:
+        raise UserError('data.eval_resize and data.eval_crop_share cannot both be set: they say '
+                        'the same.')
+    if eval_resize(data) < min(eval_size(data)):
+        raise UserError(f'data.eval_resize={data.eval_resize} must not be less than {named}.')
 
 
 def _check_augmentation(config: ConfigDict) -> None:

@@ -31,11 +31,28 @@ def image_size(data: ConfigDict) -> tuple[int, int]:
     """
     if data.image_size is None:
         raise UserError('data.image_size is not set; pass --config.data.image_size=VALUE.')
+    return _pair_of(data, 'image_size')
+
+
+def eval_size(data: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the network's input in evaluation and prediction; see `image_size`."""
+    return image_size(data) if data.eval_size is None else _pair_of(data, 'eval_size')
+
+
+def eval_resize(data: ConfigDict) -> int:
+    """The shorter side that an image is scaled to before the central crop of `eval_size`."""
+    shorter = min(eval_size(data))
+    if data.eval_crop_share is not None:
+        return int(shorter / data.eval_crop_share)  # rounded down, as in timm
+    return data.eval_resize or shorter
+
+
+def _pair_of(data: ConfigDict, field: str) -> tuple[int, int]:
     try:
-        return pair(data.image_size)
+        return pair(data[field])
     except ValueError as error:
-        raise UserError('data.image_size must be at least 1, one number or a pair '
-                        f"'(height, width)'; got {data.image_size!r}.") from error
+        raise UserError(f'data.{field} must be at least 1, one number or a pair '
+                        f"'(height, width)'; got {data[field]!r}.") from error
 
 
 def text(size: Any) -> str:

@@ -14,7 +14,7 @@ from resnet_jax.data import crops, decode
 from resnet_jax.data.crops import Crop
 from resnet_jax.data.decode import Region
 from resnet_jax.data.randaugment import rand_augment
-from resnet_jax.data.sizes import image_size, pair
+from resnet_jax.data.sizes import eval_resize, eval_size, image_size, pair
 from resnet_jax.data.types import Example, Item, as_arrays
 from resnet_jax.errors import UserError
 
@@ -30,28 +30,31 @@ class EvalTransform(NamedTuple):
       resize: the shorter side of the rectangle, which is the image's own where it is square; None:
         that of `size`.
       channels: of `pixels`, 1 or 3; None: those of the image.
+      kernel: 'bilinear' or 'bicubic'.
     """
 
     size: int | tuple[int, int]
     resize: int | None = None
     channels: int | None = None
+    kernel: str = 'bilinear'
 
     def __call__(self, item: Item) -> Example:
         """'image' uint8 [*size, C] of an item, and its target."""
-        return _example(item, self.crop(item), reduce=False)
+        return _example(item, self.crop(item), reduce=False, kernel=self.kernel)
 
     def pixels(self, item: Item) -> np.ndarray:
         """uint8 [*size, C]: the image alone."""
         # Exact to the pixel, since reported errors rest on it: never at reduced scale.
-        image = cut(item, self.crop(item), reduce=False)
+        image = cut(item, self.crop(item), reduce=False, kernel=self.kernel)
         return image if self.channels is None else with_channels(image, self.channels)
 
     @property
     def key(self) -> tuple:
-        """What caches know the transform by: of a square, its side."""
+        """What caches know the transform by: of a square, its side; no kernel that is bilinear."""
         height, width = pair(self.size)
         size = height if height == width else (height, width)
-        return (size, self.resize, *(() if self.channels is None else (self.channels,)))
+        return (size, self.resize, *(() if self.channels is None else (self.channels,)),
+                *(() if self.kernel == 'bilinear' else (self.kernel,)))
 
     def crop(self, item: Item) -> Crop:
         """What is seen of an item."""
@@ -74,6 +77,8 @@ class TrainTransform(NamedTuple):
     flip: bool
     randaugment_layers: int
     randaugment_magnitude: int
+    randaugment_noise: float = 0.0
+    train_filter: str = 'bilinear'
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Example:
         """'image' uint8 [*size, C] of an item, and its target.
@@ -84,10 +89,15 @@ class TrainTransform(NamedTuple):
         if self.randaugment_layers and crops.has_coordinates(item.target):
             raise UserError('data.randaugment_layers must be 0 for images with boxes or points, '
                             'because RandAugment does not move them.')
-        example = _example(item, self._crop(item, rng), reduce=self.crop != 'pad')
+        crop, kernel, kernels = self._crop(item, rng), self.train_filter, (self.train_filter,)
+        if kernel == 'random':
+            kernels = tuple(decode.FILTERS)
+            kernel = kernels[rng.integers(len(kernels))]
+        example = _example(item, crop, reduce=self.crop != 'pad', kernel=kernel)
         if self.randaugment_layers:
             example['image'] = rand_augment(
-                example['image'], rng, self.randaugment_layers, self.randaugment_magnitude)
+                example['image'], rng, self.randaugment_layers, self.randaugment_magnitude,
+                self.randaugment_noise, kernels)
         return example
 
     def _crop(self, item: Item, rng: np.random.Generator) -> Crop:
@@ -109,8 +119,8 @@ def eval_transform(config: ConfigDict) -> EvalTransform:
     Raises:
       UserError: `data.image_size` is not set, or wrong.
     """
-    size = image_size(config.data)
-    return EvalTransform(size, config.data.eval_resize or min(size))
+    data = config.data
+    return EvalTransform(eval_size(data), eval_resize(data), kernel=data.eval_filter)
 
 
 def train_transform(config: ConfigDict) -> TrainTransform:
@@ -122,7 +132,8 @@ def train_transform(config: ConfigDict) -> TrainTransform:
     data = config.data
     return TrainTransform(image_size(data), data.train_crop, tuple(data.crop_scale),
                           tuple(data.crop_ratio), tuple(data.jitter_sides), data.flip,
-                          data.randaugment_layers, data.randaugment_magnitude)
+                          data.randaugment_layers, data.randaugment_magnitude,
+                          data.randaugment_noise, data.train_filter)
 
 
 def image_shape(item: Item) -> tuple[int, int]:
@@ -150,13 +161,14 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.round(image.astype(np.float32) @ GREY).astype(np.uint8)[:, :, None]
 
 
-def cut(item: Item, crop: Crop, *, reduce: bool) -> np.ndarray:
+def cut(item: Item, crop: Crop, *, reduce: bool, kernel: str = 'bilinear') -> np.ndarray:
     """The pixels of a crop.
 
     Args:
       item: an image, encoded or not.
       crop: what to see of it.
       reduce: whether a JPEG may be decoded at a reduced scale; see `decode.decode_region`.
+      kernel: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 [*crop.size, C]; zeros outside of the image.
@@ -172,9 +184,10 @@ def cut(item: Item, crop: Crop, *, reduce: bool) -> np.ndarray:
         seen = np.zeros((0, 0, channels(item)), np.uint8)
         rows = columns = slice(0, 0)
     elif isinstance(item.image, np.ndarray):
-        seen = decode.resample(item.image, region, size)
+        seen = decode.resample(item.image, region, size, kernel)
     else:
-        seen = decode.decode_region(item.image, region, size, item.name, reduce=reduce)
+        seen = decode.decode_region(item.image, region, size, item.name, reduce=reduce,
+                                    kernel=kernel)
     pixels = seen
     if seen.shape[:2] != crop.size:
         pixels = np.zeros((*crop.size, seen.shape[-1]), np.uint8)
@@ -205,5 +218,6 @@ def _inside(start: float, length: float, size: int, side: int,
     return slice(first, last), (begin, min(side, start + last * scale) - begin)
 
 
-def _example(item: Item, crop: Crop, *, reduce: bool) -> Example:
-    return as_arrays(crop.target(item.target)) | {'image': cut(item, crop, reduce=reduce)}
+def _example(item: Item, crop: Crop, *, reduce: bool, kernel: str) -> Example:
+    image = cut(item, crop, reduce=reduce, kernel=kernel)
+    return as_arrays(crop.target(item.target)) | {'image': image}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data import crops, decode
-from resnet_jax.data.sizes import pair
+from resnet_jax.data.sizes import pair, text
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.data.types import Item
 
@@ -21,12 +21,14 @@ class Views(NamedTuple):
       size: of the crops, in pixels: the side of a square, or (height, width).
       resize: of the image before cropping; see `EvalTransform`.
       scales: of 'multi_scale', the shorter sides.
+      kernel: 'bilinear' or 'bicubic', of scaling.
     """
 
     protocol: str
     size: int | tuple[int, int]
     resize: int
     scales: tuple[int, ...] = ()
+    kernel: str = 'bilinear'
 
     def __call__(self, item: Item) -> list[np.ndarray]:
         """Groups of views of one shape, uint8 [views, H, W, C]; each group counts alike.
@@ -35,26 +37,35 @@ class Views(NamedTuple):
           UnreadableImageError: the image is damaged.
         """
         if self.protocol == 'center_crop':
-            return [EvalTransform(self.size, self.resize).pixels(item)[None]]
+            return [EvalTransform(self.size, self.resize, kernel=self.kernel).pixels(item)[None]]
         pixels = item.image
         if not isinstance(pixels, np.ndarray):
             pixels = decode.decode(pixels, item.name)
         if self.protocol == 'ten_crop':
             box = crops.enlarged(self.size, self.resize)
-            return [ten_crop(_scaled(pixels, box), self.size)]
-        return [fully_convolutional(resize(pixels, scale))[None] for scale in self.scales]
+            return [ten_crop(_scaled(pixels, box, self.kernel), self.size)]
+        return [fully_convolutional(resize(pixels, scale, self.kernel))[None]
+                for scale in self.scales]
+
+    @property
+    def words(self) -> str:
+        """What is seen of an image, in words."""
+        if self.protocol == 'multi_scale':
+            return f'whole images at {", ".join(map(str, self.scales))}, {self.kernel}'
+        crop = 'central crop' if self.protocol == 'center_crop' else '10 crops'
+        return f'{crop} of {text(self.size)} from {self.resize}, {self.kernel}'
 
 
-def resize(pixels: np.ndarray, shorter: int) -> np.ndarray:
+def resize(pixels: np.ndarray, shorter: int, kernel: str = 'bilinear') -> np.ndarray:
     """The whole image with its shorter side made `shorter`: uint8 [H, W, C] in and out."""
-    return _scaled(pixels, (shorter, shorter))
+    return _scaled(pixels, (shorter, shorter), kernel)
 
 
-def _scaled(pixels: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+def _scaled(pixels: np.ndarray, box: tuple[int, int], kernel: str) -> np.ndarray:
     """The whole image, scaled to cover a box: uint8 [H, W, C] in and out."""
     height, width = pixels.shape[:2]
     return decode.resample(pixels, decode.Region(0, 0, height, width, closed=True),
-                           crops.covering(height, width, box))
+                           crops.covering(height, width, box), kernel)
 
 
 def ten_crop(pixels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

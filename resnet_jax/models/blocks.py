@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnet_jax.models.depth import STREAM, drop_branch
 from resnet_jax.models.pool import average_pool
 from resnet_jax.models.relu import relu
 from resnet_jax.models.remat import remat
@@ -76,14 +77,18 @@ class BasicBlock(nn.Module):
     preactivated = False  # see `resnet_jax.models.resnet_v2`
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
+    def __call__(self, x, drop_rate=None, *, train: bool):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features].
+
+        For `drop_rate` see `drop_branch`.
+        """
         y = self.conv(self.features, 3, self.stride, name='conv1')(x)
         y = nn.relu(self.norm(name='norm1')(y, train=train))
         y = self.conv(self.features, 3, name='conv2')(y)
         y = self.norm(name='norm2', scale_init=self.last_scale_init)(y, train=train)
         if self.shortcut is None:
             return self.last_relu(y)
+        y = drop_branch(self, y, drop_rate, train=train)
         shortcut = self.shortcut(features=self.features, stride=self.stride, name='shortcut')
         # Equation (1), y = F(x) + x, or (2) where the shortcut projects; then the second ReLU.
         return self.last_relu(y + shortcut(x, train=train))
@@ -119,8 +124,11 @@ class BottleneckBlock(nn.Module):
     preactivated = False
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features]."""
+    def __call__(self, x, drop_rate=None, *, train: bool):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features].
+
+        For `drop_rate` see `drop_branch`.
+        """
         first, second = (self.stride, 1) if self.stride_in == 'v1' else (1, self.stride)
         features, inner = self.features * self.expansion, self.inner or self.features
         y = self.conv(inner, 1, first, name='conv1')(x)
@@ -131,6 +139,7 @@ class BottleneckBlock(nn.Module):
         y = self.norm(name='norm3', scale_init=self.last_scale_init)(y, train=train)
         if self.shortcut is None:
             return self.last_relu(y)
+        y = drop_branch(self, y, drop_rate, train=train)
         shortcut = self.shortcut(features=features, stride=self.stride, name='shortcut')
         # Equation (1), y = F(x) + x, or (2) where the shortcut projects; then the second ReLU.
         return self.last_relu(y + shortcut(x, train=train))
@@ -150,6 +159,7 @@ class Stage(nn.Module):
       stride: of the first block.
       unroll: run the others as straight-line code instead of a loop.
       remat: what the gradient keeps of each block; see `resnet_jax.models.remat`.
+      drop_rates: of stochastic depth, one per block; see `resnet_jax.models.depth`. None: without.
     """
 
     block: ModuleDef
@@ -159,29 +169,32 @@ class Stage(nn.Module):
     stride: int
     unroll: bool
     remat: str
+    drop_rates: tuple[float, ...] | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
+        rates = self.drop_rates
         run = functools.partial(_run, train=train)
         block1 = self.block1(features=self.features, stride=self.stride, last_relu=relu,
                              name='block1')
-        x = remat(run, self.remat)(block1, x)
+        x = remat(run, self.remat)(block1, x, *(rates or ())[:1])
         others = self.num_blocks - 1
         if others:
             is_loop = others > 1 and not self.unroll
             body = remat(run, self.remat, in_loop=is_loop)
             x, _ = nn.scan(
-                lambda block, x, _: (body(block, x), None),
+                lambda block, x, rate: (body(block, x, *([] if rates is None else [rate])), None),
                 variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
-                split_rngs={'params': True},
+                split_rngs={'params': True, STREAM: True},
                 length=others,
                 # Initialisation runs once: in a loop, it compiles as fast at every depth.
                 unroll=1 if is_loop or self.is_initializing() else others,
             )(self.block(features=self.features, stride=1,
-                         last_relu=nn.relu if is_loop else relu, name=STACKED), x, None)
+                         last_relu=nn.relu if is_loop else relu, name=STACKED),
+              x, None if rates is None else jnp.array(rates[1:], jnp.float32))
         return x
 
 
-def _run(block: nn.Module, x, *, train: bool):
-    return block(x, train=train)
+def _run(block: nn.Module, x, *drop_rate, train: bool):
+    return block(x, *drop_rate, train=train)

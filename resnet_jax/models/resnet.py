@@ -22,6 +22,7 @@ from resnet_jax.models.blocks import (
     Stage,
 )
 from resnet_jax.models.conv import Conv
+from resnet_jax.models.depth import rates
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.registry import Family, common_fields, register
@@ -93,6 +94,7 @@ class ResNetBackbone(Backbone):
       stride_in: where a bottleneck has its stride, 'v1' or 'v1.5'.
       pool_pad: see `Stem`.
       zero_init_last_gamma: start every block as the identity.
+      stochastic_depth: the rate of the last block; see `resnet_jax.models.depth`.
       unroll: see `Stage`.
     """
 
@@ -108,6 +110,7 @@ class ResNetBackbone(Backbone):
     stride_in: str = 'v1'
     pool_pad: str = 'both'
     zero_init_last_gamma: bool = False
+    stochastic_depth: float = 0.0
     unroll: bool = True
 
     @property
@@ -129,7 +132,9 @@ class ResNetBackbone(Backbone):
         preactivated = self.block.preactivated
         self.stem = Stem(self.stem_kind, self.stem_width or self.width, self.deep_stem,
                          self.pool_pad, conv, None if preactivated else norm, self.remat)
+        drop_rates = rates(self.stochastic_depth, sum(self.stage_sizes))
         for i, num_blocks in enumerate(self.stage_sizes):
+            first = sum(self.stage_sizes[:i])
             norm = functools.partial(BatchNorm, **self.norm_fields() | {
                 'virtual_batch_size': self.stage_batch(i)})
             shortcut = functools.partial(Shortcut, option=self.shortcut, conv=conv,
@@ -139,7 +144,8 @@ class ResNetBackbone(Backbone):
             setattr(self, f'stage{i + 1}', Stage(
                 block, functools.partial(block, shared=True) if preactivated else block,
                 num_blocks, features=self.width * 2**i, stride=self.stage_stride(i),
-                unroll=self.unroll, remat=self.remat))
+                unroll=self.unroll, remat=self.remat,
+                drop_rates=drop_rates and drop_rates[first:first + num_blocks]))
         if preactivated:
             self.norm = norm()
 
@@ -186,13 +192,14 @@ def create(config: Mapping[str, Any], kind: str, block: type[nn.Module],
         block, stage_sizes, stem_kind=kind, unroll=config['unroll'], **common_fields(config),
         **{name: config[name] for name in (
             'stem_width', 'deep_stem', 'bottleneck_width', 'groups', 'plain', 'shortcut',
-            'stride_in', 'pool_pad', 'zero_init_last_gamma')})
+            'stride_in', 'pool_pad', 'zero_init_last_gamma', 'stochastic_depth')})
 
 
 def _check(config: Mapping[str, Any], kind: str, block: type[nn.Module]) -> None:
-    if config['plain'] and config['zero_init_last_gamma']:
-        raise ConfigError('model.zero_init_last_gamma needs shortcuts: with model.plain every '
-                          'output would be zero.')
+    for field in ('zero_init_last_gamma', 'stochastic_depth'):
+        if config['plain'] and config[field]:
+            raise ConfigError(f'model.{field} needs shortcuts: with model.plain the output of a '
+                              'block would be zero.')
     stem_width, least = config['stem_width'], config['width'] * block.expansion
     if stem_width is not None and stem_width < 1:
         raise ConfigError(f'model.stem_width must be at least 1, got {stem_width}.')

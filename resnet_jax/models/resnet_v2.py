@@ -19,6 +19,7 @@ import flax.linen as nn
 
 from resnet_jax.models import resnet
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, ModuleDef
+from resnet_jax.models.depth import drop_branch
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.registry import Family, register
 
@@ -47,8 +48,11 @@ class PreActivationBlock(nn.Module):
     preactivated = True
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
+    def __call__(self, x, drop_rate=None, *, train: bool):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features].
+
+        For `drop_rate` see `drop_branch`.
+        """
         y = nn.relu(self.norm(name='norm1')(x, train=train))
         carried = y if self.shared else x
         y = self.conv(self.features, 3, self.stride, name='conv1')(y)
@@ -56,6 +60,7 @@ class PreActivationBlock(nn.Module):
         y = self.conv(self.features, 3, name='conv2')(y)
         if self.shortcut is None:
             return y
+        y = drop_branch(self, y, drop_rate, train=train)
         shortcut = self.shortcut(features=self.features, stride=self.stride, name='shortcut')
         return y + shortcut(carried, train=train)
 
@@ -84,8 +89,11 @@ class PreActivationBottleneck(nn.Module):
     preactivated = True
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features]."""
+    def __call__(self, x, drop_rate=None, *, train: bool):
+        """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features].
+
+        For `drop_rate` see `drop_branch`.
+        """
         first, second = (self.stride, 1) if self.stride_in == 'v1' else (1, self.stride)
         features, inner = self.features * self.expansion, self.inner or self.features
         y = nn.relu(self.norm(name='norm1')(x, train=train))
@@ -97,6 +105,7 @@ class PreActivationBottleneck(nn.Module):
         y = self.conv(features, 1, name='conv3')(y)
         if self.shortcut is None:
             return y
+        y = drop_branch(self, y, drop_rate, train=train)
         shortcut = self.shortcut(features=features, stride=self.stride, name='shortcut')
         return y + shortcut(carried, train=train)
 

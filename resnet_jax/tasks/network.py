@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import models
-from resnet_jax.data import Normalization, image_size
+from resnet_jax.data import Normalization
 from resnet_jax.data.normalization import normalize
+from resnet_jax.data.sizes import eval_size
 from resnet_jax.models.backbone import average
 from resnet_jax.tasks.task import get
 
@@ -41,7 +42,7 @@ class Network:
 
     def __repr__(self) -> str:
         """One line, without the weights."""
-        height, width = image_size(self.config.data)
+        height, width = eval_size(self.config.data)
         size = sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
         return (f'{type(self).__name__}({models.title(self.config.model)}, '
                 f'{self.config.model.num_classes} classes, {size:,} parameters, '

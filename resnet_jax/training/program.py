@@ -210,7 +210,10 @@ def completed(config: ConfigDict) -> ConfigDict:
                 config.model[field] = weights.model[field]
         if config.data.image_size is None:
             config.data.image_size = weights.data.image_size
-            config.data.eval_resize = config.data.eval_resize or weights.data.eval_resize
+            if config.data.eval_resize is None and config.data.eval_crop_share is None:
+                config.data.eval_resize = weights.data.eval_resize
+                config.data.eval_crop_share = weights.data.eval_crop_share
+                config.data.eval_size = config.data.eval_size or weights.data.eval_size
     return tasks.get(config.task).complete(config)
 
 

@@ -106,9 +106,13 @@ def no_warmup(config: ConfigDict) -> Schedule:
 
 
 def linear_warmup(config: ConfigDict) -> Schedule:
-    """Increases a factor from 1 / `warmup_steps` to 1 (Goyal et al., 2017, section 2.2)."""
-    length = max(config.schedule.warmup_steps, 1)
-    return of_step(lambda step: jnp.minimum((step + 1) / length, 1))
+    """Increases a factor to 1 in `warmup_steps` steps (Goyal et al., 2017, section 2.2).
+
+    The learning rate is `warmup_from` a step before the first.
+    """
+    s = config.schedule
+    length, begin = max(s.warmup_steps, 1), s.warmup_from / s.learning_rate
+    return of_step(lambda step: begin + (1 - begin) * jnp.minimum((step + 1) / length, 1))
 
 
 class ErrorWarmup(NamedTuple):

@@ -31,6 +31,8 @@ from resnet_jax.weights import (
 # ImageNet training images in units of the full range.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS_KEY = 'resnet_jax'  # of our own settings in a safetensors file
+# How images are cropped in evaluation, besides `data.image_size` and `eval_resize`.
+EVALUATION = ('data.eval_crop_share', 'data.eval_size', 'data.eval_filter')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,8 @@ def to_torchvision(weights: Weights) -> bytes:
     stored = leaves(weights.config)
     settings = {
         'model': weights.config.model.to_dict(),
-        'config': {name: stored[name] for name in foreign.of(weights.config.model).config},
+        'config': {name: stored[name] for name in (
+            *foreign.of(weights.config.model).config, *EVALUATION) if stored[name] is not None},
         'image_size': (weights.config.data.image_size, weights.config.data.eval_resize),
         **{part: np.asarray(value).tolist() for part, value in weights.normalization.items()}}
     tensors = names.to_torch(weights.variables, weights.config.model)

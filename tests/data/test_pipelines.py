@@ -253,7 +253,7 @@ def test_transfers_are_explicit(config):
     ('jitter_sides', (480, 256), 'data.jitter_sides must be two numbers of pixels'),
     ('mixup_alpha', float('inf'), 'data.mixup_alpha must be a finite number, got inf'),
     ('color_noise', float('nan'), 'data.color_noise must be a finite number, got nan'),
-    ('randaugment_magnitude', 31, 'data.randaugment_magnitude must be at most 30'),
+    ('randaugment_magnitude', 11, 'data.randaugment_magnitude must be at most 10'),
 ])
 def test_a_wrong_field_is_one_sentence(config, field, value, sentence):
     if field == 'crop_padding':

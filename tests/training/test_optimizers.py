@@ -181,7 +181,6 @@ def test_error_warmup_ends_when_the_training_error_is_below_80_percent_for_good(
 
 def test_the_tables_and_the_choices_of_the_config_are_the_same():
     choices = fields.CHOICES
-    assert choices['optimizer.name'] == tuple(optimizers.OPTIMIZERS)
     assert choices['schedule.name'] == tuple(schedules.SCHEDULES)
     assert choices['schedule.warmup'] == tuple(schedules.WARMUPS)
     assert choices['xla_preset'] == tuple(xla_flags.PRESETS)

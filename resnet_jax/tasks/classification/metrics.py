@@ -85,14 +85,45 @@ def label_ranks(logits, labels) -> jax.Array:
     return before.sum(1, dtype=jnp.int32)
 
 
+def targets(batch, classes: int, label_smoothing: float) -> jax.Array:
+    """What the scores of an image should say of each class: float32 [N, classes].
+
+    Args:
+      batch: 'label' int32 [N]; of mixed images also 'mix_label' int32 [N], and 'mix_weight'
+        float32 [N], the weight of 'label'.
+      classes: their number.
+      label_smoothing: share of the target that is spread over all classes evenly (Szegedy et al.,
+        "Rethinking the Inception Architecture", 2016, section 7).
+    """
+    own = jax.nn.one_hot(batch['label'], classes)
+    if 'mix_label' in batch:
+        weight = batch['mix_weight'][:, None]
+        own = weight * own + (1 - weight) * jax.nn.one_hot(batch['mix_label'], classes)
+    return optax.smooth_labels(own, label_smoothing)
+
+
 def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
     """Softmax cross-entropy, float32 [N].
 
     Args:
       logits: float32 [N, classes].
       labels: int32 [N].
-      label_smoothing: share of the target that is spread over all classes evenly (Szegedy et al.,
-        "Rethinking the Inception Architecture", 2016, section 7).
+      label_smoothing: see `targets`.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    return optax.softmax_cross_entropy(
+        logits, targets({'label': labels}, logits.shape[1], label_smoothing))
+
+
+def binary_cross_entropy(logits, targets, threshold: float | None) -> jax.Array:
+    """Cross-entropy of each class by itself, averaged over the classes: float32 [N].
+
+    R. Wightman et al., "ResNet strikes back", 2021, section 3.1. Timm's loss is the same.
+
+    Args:
+      logits: float32 [N, classes].
+      targets: float32 [N, classes], from 0 to 1.
+      threshold: targets above it become 1, all others 0; None: they stay as they are.
+    """
+    if threshold is not None:
+        targets = (targets > threshold).astype(logits.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)

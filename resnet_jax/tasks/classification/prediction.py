@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import Item, image_size
+from resnet_jax.data import Item
+from resnet_jax.data.sizes import eval_resize, eval_size
 from resnet_jax.data.transforms import EvalTransform
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification.classifier import Classifier
@@ -25,7 +26,7 @@ def predictor(networks: Sequence[Classifier], flags: Mapping[str, Any]) -> Predi
       UserError: the networks know different classes.
     """
     classes, config = class_names(networks), networks[0].config.data
-    transform = EvalTransform(image_size(config), config.eval_resize)
+    transform = EvalTransform(eval_size(config), eval_resize(config), kernel=config.eval_filter)
 
     def load(item: Item) -> np.ndarray:
         image = transform.pixels(item)

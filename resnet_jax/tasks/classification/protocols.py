@@ -8,8 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import data
-from resnet_jax.data import Source, image_size
-from resnet_jax.data.sizes import text
+from resnet_jax.data import Source
+from resnet_jax.data.sizes import eval_resize, eval_size, text
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
@@ -40,8 +40,9 @@ def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDic
     """
     source = data.create_eval_source(config)
     check_networks(networks, paths, source.num_classes)
+    views = views_of(flags, config, networks[0])
     predictions = inference.predict(
-        networks, source, views_of(flags, config, networks[0]), flags['batch_size'] or BATCH_SIZE,
+        networks, source, views, flags['batch_size'] or BATCH_SIZE,
         skip_unreadable=config.data.on_unreadable == 'skip')
     scores = score(predictions.log_probabilities, predictions.labels)
     classes = class_names(networks, source)
@@ -52,8 +53,8 @@ def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDic
         except OSError as error:
             raise UserError(f'{flags["confusion"]} cannot be written: {error.strerror}.') from error
     errors = [None if error != error else error for error in scores.class_error.tolist()]
-    return Report({**scores.report(), 'eval/class_error': errors},
-                  _text(scores, classes, predictions.skipped))
+    return Report({**scores.report(), 'eval/class_error': errors, 'eval/views': views.words},
+                  f'{_text(scores, classes, predictions.skipped)}\n{views.words}')
 
 
 def class_names(networks: Sequence[Classifier], source: Source) -> Sequence[str]:
@@ -87,8 +88,9 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
     Raises:
       UserError: a flag is wrong.
     """
-    size = image_size((config if config.data.image_size else network.config).data)
-    resize = flags['resize'] or config.data.eval_resize or min(size)
+    fields = (config if config.data.image_size else network.config).data
+    size = eval_size(fields)
+    resize = flags['resize'] or eval_resize(fields)
     if resize < min(size):
         raise UserError(f'--resize ({resize}) must not be less than data.image_size '
                         f'({text(size)}).')
@@ -104,7 +106,7 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
     if protocol == 'single':
         raise UserError('--protocol=single is for detectors; for classifiers it is center_crop, '
                         'ten_crop or multi_scale.')
-    return Views(protocol, size, resize, scales)
+    return Views(protocol, size, resize, scales, fields.eval_filter)
 
 
 def _text(scores: Scores, classes: Sequence[str], skipped: int) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import export
 
-from resnet_jax.data.sizes import image_size, pair, text
+from resnet_jax.data.sizes import eval_size, pair, text
 from resnet_jax.errors import UserError
 from resnet_jax.models import ConfigError
 from resnet_jax.tasks.classification.classifier import Classifier
@@ -20,7 +20,7 @@ def stablehlo(network: Classifier, flags: Mapping[str, Any]) -> bytearray:
 
     Args:
       network: see `Classifier`.
-      flags: 'image_size', the side of its images; None: as in training.
+      flags: 'image_size', the side of its images; None: as in evaluation.
 
     Returns:
       What `jax.export.deserialize` takes. Its function is uint8 [b, H, W, C] ->
@@ -30,7 +30,7 @@ def stablehlo(network: Classifier, flags: Mapping[str, Any]) -> bytearray:
       UserError: the network does not take images of this size.
     """
     weights = dict(network.variables), dict(network.normalization)
-    height, width = size = pair(flags['image_size'] or image_size(network.config.data))
+    height, width = size = pair(flags['image_size'] or eval_size(network.config.data))
     shape = export.symbolic_shape(
         f'b, {height}, {width}, {network.config.data.channels}')
     function = jax.jit(functools.partial(outputs, network.model, weights))

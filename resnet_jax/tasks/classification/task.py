@@ -11,37 +11,49 @@ from ml_collections import ConfigDict
 from resnet_jax import data, weights
 from resnet_jax.data import Batch
 from resnet_jax.errors import UserError
+from resnet_jax.models.depth import STREAM
 from resnet_jax.tasks.classification import classifier, prediction, protocols
-from resnet_jax.tasks.classification.metrics import Metrics, cross_entropy
+from resnet_jax.tasks.classification.metrics import (
+    Metrics,
+    binary_cross_entropy,
+    cross_entropy,
+    targets,
+)
 from resnet_jax.tasks.classification.stablehlo import stablehlo
 from resnet_jax.tasks.task import Headline, Task
+
+# The purpose of the keys of stochastic depth, below those of the loss.
+DEPTH = 1
 
 
 def loss(model: nn.Module, variables: Mapping[str, Any], batch: Batch, key: jax.Array,
          config: ConfigDict) -> tuple[jax.Array, Any, Metrics]:
-    """Cross-entropy with label smoothing, summed over the images; see `Task.loss`.
+    """The loss of `config.loss`, summed over the images; see `Task.loss`.
 
     Args:
       model, variables: the network.
       batch: 'image' float32 [N, H, W, C], normalised; 'label' int32 [N]; 'mask' float32 [N]; of
         mixed images also 'mix_label' int32 [N] and 'mix_weight' float32 [N].
-      key: of dropout.
+      key: of dropout and stochastic depth.
       config: the field `loss` is read.
     """
-    logits, updates = model.apply(variables, batch['image'], train=True, rngs={'dropout': key},
-                                  mutable=['batch_stats'])
-    losses = _losses(logits, batch, config.loss.label_smoothing)
+    logits, updates = model.apply(variables, batch['image'], train=True, mutable=['batch_stats'],
+                                  rngs={'dropout': key, STREAM: jax.random.fold_in(key, DEPTH)})
+    losses = _losses(logits, batch, config.loss)
     with jax.named_scope('loss'):
         total = (losses * batch['mask']).sum()
     return total, updates.get('batch_stats', {}), Metrics.of_batch(logits, batch, losses)
 
 
-def _losses(logits: jax.Array, batch: Batch, label_smoothing: float) -> jax.Array:
-    """Cross-entropy, float32 [N]; of a mixed image, weighted over both of its labels."""
-    losses = cross_entropy(logits, batch['label'], label_smoothing)
+def _losses(logits: jax.Array, batch: Batch, loss: ConfigDict) -> jax.Array:
+    """The loss of each image, float32 [N]; of a mixed one, weighted over both of its labels."""
+    if loss.name == 'binary':
+        wanted = targets(batch, logits.shape[1], loss.label_smoothing)
+        return binary_cross_entropy(logits, wanted, loss.target_threshold)
+    losses = cross_entropy(logits, batch['label'], loss.label_smoothing)
     if 'mix_label' not in batch:
         return losses
-    mixed_in = cross_entropy(logits, batch['mix_label'], label_smoothing)
+    mixed_in = cross_entropy(logits, batch['mix_label'], loss.label_smoothing)
     return batch['mix_weight'] * losses + (1 - batch['mix_weight']) * mixed_in
 
 
