@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax.models.errors import ConfigError
-from resnet_jax.models.registry import family_of
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, fields_of, trunk_of
 from resnet_jax.regions import anchors as anchors_lib
 from resnet_jax.regions import boxes as boxes_lib
 
@@ -217,17 +216,8 @@ def create(config: ConfigDict) -> Localizer:
 
 def of_kind(kind: type[Localizer], config: ConfigDict) -> Localizer:
     """A network of `Localizer` or of a subclass; see `create`."""
-    network = family_of(config.model).create(config.model)
-    if not isinstance(network, ResNet):
-        raise ConfigError('a localizer needs a residual network: model.family must be imagenet or '
-                          f'cifar, got {config.model.family}.')
+    network = trunk_of(config.model, 'a localizer')
     return kind(**fields_of(network, ResNet), settings=_settings(config.model.localizer))
-
-
-def fields_of(network: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
-    """The fields of a network that a class has too, by their names."""
-    return {field.name: getattr(network, field.name) for field in dataclasses.fields(kind)
-            if field.name not in ('parent', 'name')}
 
 
 def _settings(section: Mapping[str, Any]) -> Settings:

@@ -23,7 +23,7 @@ from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.localizer import Localizer
 from resnet_jax.models.rcnn import per_image
 from resnet_jax.models.registry import family_of
-from resnet_jax.models.resnet import ResNetBackbone
+from resnet_jax.models.resnet import ResNetBackbone, fields_of
 from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.regions.roi_align import roi_align
 
@@ -42,7 +42,7 @@ class LocalizerRCNN(Localizer, kw_only=True):
 
     def setup(self):
         super().setup()
-        self.rcnn = ResNetBackbone(**localizer.fields_of(self, ResNetBackbone))
+        self.rcnn = ResNetBackbone(**fields_of(self, ResNetBackbone))
         self.region = RegionSiblings(self.num_classes, self.settings.per_class)
 
     def last_map(self, images, *, train: bool):

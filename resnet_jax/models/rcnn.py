@@ -7,7 +7,6 @@ describes a region is decided by subclasses: see `resnet_jax.models.c4` and `res
 Parameters have the paths of the classifier, so the weights of any classifier can start a detector.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,11 +19,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax.models import detectors
 from resnet_jax.models.detectors import Settings
-from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.heads import BoxHead, RegionProposalNetwork
 from resnet_jax.models.masks import MaskHead, of_classes
-from resnet_jax.models.registry import family_of
-from resnet_jax.models.resnet import ResNet, ResNetBackbone
+from resnet_jax.models.resnet import ResNet, ResNetBackbone, fields_of, trunk_of
 from resnet_jax.regions import anchors as anchors_lib
 from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.regions.nms import nms, nms_by_class
@@ -388,11 +385,6 @@ def create(config: ConfigDict) -> FasterRCNN:
 
 def of_fields(section: Mapping[str, Any]) -> FasterRCNN:
     """The detector of a section `model` of a config; see `create`."""
-    network = family_of(section).create(section)
-    if not isinstance(network, ResNet):
-        raise ConfigError('a detector needs a residual network: model.family must be imagenet or '
-                          f'cifar, got {section["family"]}.')
-    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)
-              if field.name not in ('parent', 'name')}
+    network = trunk_of(section, 'a detector')
     settings = detectors.settings(section['detector'], len(network.stage_sizes))
-    return KINDS[settings.kind](**fields, settings=settings)
+    return KINDS[settings.kind](**fields_of(network, ResNet), settings=settings)

@@ -25,11 +25,11 @@ from resnet_jax.models.conv import Conv
 from resnet_jax.models.depth import rates
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.registry import Family, common_fields, register
+from resnet_jax.models.registry import Family, common_fields, family_of, register
 from resnet_jax.models.stem import Stem
 
 __all__ = ['ARCHITECTURE', 'CIFAR_DEPTHS', 'IMAGENET', 'STACKED', 'ResNet', 'ResNetBackbone',
-           'architecture', 'create', 'strides', 'title', 'traits']
+           'architecture', 'create', 'fields_of', 'strides', 'title', 'traits', 'trunk_of']
 
 # Table 1: the block, and how many of them each stage has.
 IMAGENET = {
@@ -193,6 +193,32 @@ def create(config: Mapping[str, Any], kind: str, block: type[nn.Module],
         **{name: config[name] for name in (
             'stem_width', 'deep_stem', 'bottleneck_width', 'groups', 'plain', 'shortcut',
             'stride_in', 'pool_pad', 'zero_init_last_gamma', 'stochastic_depth')})
+
+
+def fields_of(network: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    """The fields of a network that a class has too, by their names."""
+    return {field.name: getattr(network, field.name) for field in dataclasses.fields(kind)
+            if field.name not in ('parent', 'name')}
+
+
+def trunk_of(section: Mapping[str, Any], what: str) -> ResNet:
+    """The residual network of a section `model` that another network is made from.
+
+    Args:
+      section: the fields of `config.model`.
+      what: the other one, such as 'a detector', for messages.
+
+    Raises:
+      ConfigError: the family has no residual stages, or it has a field that only classifiers have.
+    """
+    network = family_of(section).create(section)
+    if not isinstance(network, ResNet):
+        raise ConfigError(f'{what} needs a residual network: model.family must be imagenet or '
+                          f'cifar, got {section["family"]}.')
+    if network.stochastic_depth:
+        raise ConfigError(f'model.stochastic_depth must be 0 for {what}, got '
+                          f'{network.stochastic_depth}.')
+    return network
 
 
 def _check(config: Mapping[str, Any], kind: str, block: type[nn.Module]) -> None:

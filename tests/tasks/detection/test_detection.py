@@ -234,6 +234,7 @@ def test_files_are_predicted_and_drawn(finished, commands, tmp_path):
     ({'data.canvases': (64, 32)}, r'data.canvases must be sizes \(height, width\), such as'),
     ({'model.family': 'vgg', 'model.depth': 16}, 'a detector needs a residual network'),
     ({'model.detector.preset': 'yolo'}, 'model.detector.preset must be one of detectron2, paper'),
+    ({'model.stochastic_depth': 0.1}, 'model.stochastic_depth must be 0 for a detector, got 0.1'),
     ({'eval.metric': 'voc'}, 'eval.metric must be one of coco, voc07, voc12'),
 ])
 def test_mistakes_are_one_sentence_before_anything_is_compiled(changed, sentence):
