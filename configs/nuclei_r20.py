@@ -37,6 +37,7 @@ def get_config():
     detector.roi_batch = 48
     detector.roi_positive = 0.5
     detector.roi_size = 12
+    detector.mask_rounding = False
     detector.detections = 300
 
     config.data.source = 'instances'
