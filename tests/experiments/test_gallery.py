@@ -29,7 +29,7 @@ def test_a_file_is_written_and_what_is_no_picture_is_told(commands, tmp_path):
     assert found.status == 1 and f'{tmp_path}/b.png cannot be read' in found.errors
     assert not output.exists()
     found = commands.run('experiments.gallery', '--output=both.svg', tmp_path / 'a.png')
-    assert found.errors.strip() == "--output must end with .jpg or .png, got 'both.svg'."
+    assert found.errors.strip() == "error: --output must end with .jpg or .png, got 'both.svg'."
 
 
 def test_a_single_column_is_as_wide_as_its_pictures():
