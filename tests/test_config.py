@@ -84,6 +84,7 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     config = tiny_config
     config.num_steps = 3
     config.optimizer.ema_decay = 0.9
+    config.loss.name = 'binary'
     config.eval.recalibrate_batches = 1
     config.profile.update(start_step=1, num_steps=1)
     config.checkpoint.every_steps = None
@@ -133,6 +134,10 @@ def test_every_field_is_read_somewhere(tiny_config, tmp_path, monkeypatch):
     ({'loss.label_smoothing': 1.0}, 'loss.label_smoothing must be at least 0 and below 1'),
     ({'optimizer.momentum': 1.5}, 'optimizer.momentum must be at least 0 and below 1'),
     ({'schedule.factor': 1.5}, 'schedule.factor must be at least 0 and below 1'),
+    ({'loss.target_threshold': 0.2}, "loss.target_threshold needs loss.name 'binary'"),
+    ({'data.eval_resize': 9, 'data.eval_crop_share': 0.9}, 'eval_crop_share cannot both be set'),
+    ({'data.eval_size': 12, 'data.normalization': 'per_pixel_mean'},
+     'data.image_size=8 must be data.eval_size=12'),
     ({'optimizer.name': 'adamxx'}, r'one of sgd, lars, lamb, adamw, .* Did you mean adamax'),
     ({'optimizer.name': 'lbfgs'}, 'optimizer.name=lbfgs .* cannot be used: '),
     ({'optimizer.name': 'adamax', 'optimizer.arguments': (('beta', 0.9),)},

@@ -46,6 +46,8 @@ def check(config: ConfigDict, data_shards: int) -> None:
             f'model.virtual_batch_size={size} must divide the {part} images that are normalised '
             'together, batch_size over optimizer.accumulation_steps.')
     _check_schedule(config)
+    if config.loss.target_threshold is not None and config.loss.name != 'binary':
+        raise UserError("loss.target_threshold needs loss.name 'binary'.")
     if config.init.checkpoint and config.init.resume_from:
         raise UserError('init.checkpoint and init.resume_from cannot both be set: the first starts '
                         'at step 0 with the weights alone, the second at the step of the '
