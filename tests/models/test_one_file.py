@@ -47,7 +47,7 @@ def test_an_architecture_of_one_file_goes_through_the_ordinary_commands(commands
     for path in (runs[0], converted):
         (line,) = run('predict', f'--checkpoint={path}', '--json', '--top=1',
                       tmp_path / 'digit.png').splitlines()
-        (best,) = json.loads(line)['predictions']
+        (best,) = json.loads(line)['classes']
         assert abs(best['probability'] - expected.max()) < 1e-5
     run('export', f'--checkpoint={converted}', f'--output={tmp_path / "se.stablehlo"}')
     assert 'top-1 error' in run('evaluate', f'--workdir={runs[0]}')
