@@ -23,6 +23,7 @@ def get_config():
 
     config.model.localizer.reduction = 2
     config.data.image_size = 448
+    config.data.jitter_sides = (512, 960)
     config.data.eval_resize = 512
     config.data.jitter_sides = (512, 960)
 
