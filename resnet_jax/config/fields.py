@@ -48,9 +48,9 @@ DETECTOR_FIELDS = {
     'rpn_beta': float, 'roi_batch': int, 'roi_positive': float, 'roi_thresholds': object,
     'roi_size': int, 'roi_points': int, 'roi_aligned': bool, 'box_weights': object,
     'box_beta': float, 'clip_scales': bool, 'neck_features': int, 'box_features': int,
-    'background_box': bool, 'context': bool, 'masks': bool, 'mask_features': int,
-    'mask_rounding': bool, 'cascade': int, 'score_threshold': float, 'nms': float,
-    'detections': int,
+    'background_box': bool, 'context': bool, 'masks': bool, 'mask_layers': int,
+    'mask_features': int, 'mask_rounding': bool, 'cascade': int, 'score_threshold': float,
+    'nms': float, 'detections': int,
 }
 
 

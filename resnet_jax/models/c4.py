@@ -91,10 +91,6 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         return merged.reshape(*pooled[0].shape[:2], *merged.shape[1:])
 
     @property
-    def mask_layers(self) -> int:
-        return 0
-
-    @property
     def mask_size(self) -> int:
         return 2 * -(-self.settings.roi_size // 2)  # twice the last stage's output
 

@@ -45,6 +45,7 @@ class Settings:
       context: the whole image as one more region, whose features are joined to those of every
         region ("global context", appendix B).
       masks: whether there is a mask branch; see `resnet_jax.models.masks`.
+      mask_layers: 3x3 layers at its beginning.
       mask_features: filters of its hidden layers.
       mask_rounding: whether a cell's target is 1 if the object covers at least half of it, and 0
         otherwise, as in detectron2; if not, it is the covered share, as in torchvision.
@@ -83,6 +84,7 @@ class Settings:
     background_box: bool = False
     context: bool = False
     masks: bool = False
+    mask_layers: int = 0
     mask_features: int = 256
     mask_rounding: bool = True
     cascade: int = 0
@@ -111,11 +113,13 @@ PRESETS = {
         box_beta=1 / 9, mask_rounding=False),
 }
 # What differs in all presets for a feature pyramid, as in detectron2 and torchvision.
-PYRAMID = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7}
+PYRAMID = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7,
+           'mask_layers': 4}
 AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'neck_features',
               'box_features', 'mask_features', 'detections')
 SHARES = ('rpn_nms', 'rpn_positive', 'roi_positive', 'nms')
-NOT_NEGATIVE = ('rpn_min_size', 'rpn_beta', 'roi_points', 'box_beta', 'score_threshold')
+NOT_NEGATIVE = ('rpn_min_size', 'rpn_beta', 'roi_points', 'box_beta', 'mask_layers',
+                'score_threshold')
 PAIRS_OF_COUNTS = ('rpn_pre_nms', 'rpn_post_nms')
 PAIRS_OF_SHARES = ('rpn_thresholds', 'roi_thresholds')
 

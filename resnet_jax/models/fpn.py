@@ -58,10 +58,6 @@ class FasterRCNNFPN(FasterRCNN, kw_only=True):
         return functools.reduce(jnp.maximum, map(self.hidden, pooled))
 
     @property
-    def mask_layers(self) -> int:
-        return 4
-
-    @property
     def mask_size(self) -> int:
         return 2 * MASK_BINS
 

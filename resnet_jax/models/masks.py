@@ -18,8 +18,8 @@ class MaskHead(nn.Module):
     Attributes:
       num_classes: without background; each has a mask of its own.
       features: filters of the hidden layers; 256 in the paper.
-      convolutions: 3x3 layers in front: none after the last stage of a residual network ("C4"),
-        four on a feature pyramid.
+      convolutions: 3x3 layers in front; in the paper none after the last stage of a residual
+        network ("C4"), and four on a feature pyramid.
       dtype: of the computation.
     """
 

@@ -84,11 +84,6 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         raise NotImplementedError
 
     @property
-    def mask_layers(self) -> int:
-        """3x3 layers of the mask branch."""
-        raise NotImplementedError
-
-    @property
     def mask_size(self) -> int:
         """Cells of a mask in each direction."""
         raise NotImplementedError
@@ -101,7 +96,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         self.box = BoxHead(self.num_classes, s.background_box)
         if s.masks:
             classes = 1 if s.cascade else self.num_classes + s.background_box
-            self.mask = MaskHead(classes, s.mask_features, self.mask_layers, self.dtype)
+            self.mask = MaskHead(classes, s.mask_features, s.mask_layers, self.dtype)
 
     def trunk(self, images, *, train: bool):
         """The features that all regions share.

@@ -221,7 +221,7 @@ def test_with_a_feature_pyramid_it_is_the_network_of_torchvision():
     model, variables, _ = costs.shapes(config)
     total = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     assert total == 44_401_393 + 53_120  # and the scales and offsets of batch normalisation
-    assert (model.mask_layers, model.mask_size) == (4, 28)
+    assert (model.settings.mask_layers, model.mask_size) == (4, 28)
 
 
 @pytest.mark.slow
