@@ -195,7 +195,7 @@ def test_cifar_depths_are_6n_plus_2(depth):
 
 
 @pytest.mark.parametrize(('field', 'value'), [
-    ('family', 'resnext'), ('shortcut', 'D'), ('stride_in', 'v2'), ('dtype', 'float16'),
+    ('family', 'resnext'), ('shortcut', 'E'), ('stride_in', 'v2'), ('dtype', 'float16'),
     ('num_classes', 0), ('width', 0)])
 def test_values_that_do_not_exist_are_named(field, value):
     with pytest.raises(ValueError, match=f'model.{field} must be'):
