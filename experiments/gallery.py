@@ -1,6 +1,5 @@
 """Lays pictures side by side in one file, such as those that `predict --draw` writes.
 
-  python -m resnet_jax.predict --checkpoint=runs/nuclei_r20 --draw=pictures photos/
   python -m experiments.gallery --output=nuclei.jpg --columns=3 pictures/*.png
 
 All pictures get the same width and keep their shapes; those of a row are cut off at the bottom to

@@ -69,7 +69,8 @@ def test_networks_are_made_by_name_with_the_papers_fields(name, blocks, fields):
 
 
 def test_every_name_that_is_suggested_is_one():
-    for family in registry._FAMILIES.values():
+    own = [family for name, family in registry._FAMILIES.items() if not name.startswith('tests.')]
+    for family in own:
         assert family.names and all(family.named(name) is not None for name in family.names)
 
 

@@ -195,7 +195,8 @@ def test_networks_of_several_tasks_are_no_ensemble(tmp_path):
 def test_a_task_that_does_not_exist_is_one_sentence():
     assert tasks.get('tests.tasks.brightness') is brightness.TASK
     for name, told in (('clasification', 'Did you mean classification'),
-                       ('.my_task', 'one of classification, detection, localization, or a module'),
+                       ('.my_task', 'one of classification, detection, localization, '
+                                    'localization_rcnn, or a module'),
                        ('no_such.module', 'Python finds no no_such: add its folder'),
                        ('tests.tasks.brightness_config', 'must be a module with TASK')):
         with pytest.raises(UserError, match=told):
