@@ -73,7 +73,7 @@ def test_eight_devices_and_accumulation_give_the_losses_of_one(kind, devices, pa
     config.mesh.data, config.optimizer.accumulation_steps = devices, parts
     reports, params = measured(config)
     expected, expected_params = of_one_device(kind, folder)
-    assert expected[0]['loss'] > expected[-1]['loss'] > 0
+    assert len({row['loss'] for row in expected}) == 3
     for found, like in zip(reports, expected, strict=True):
         assert found == pytest.approx(like, rel=1e-9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9),
