@@ -10,7 +10,7 @@ import safetensors
 from safetensors.numpy import load_file
 
 from resnet_jax.errors import UserError
-from resnet_jax.weights import unpickle
+from resnet_jax.weights import torch_file, unpickle
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
 SUFFIXES = ('.safetensors', *PICKLES, '.npz', '.pkl', '.caffemodel')
@@ -66,34 +66,17 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
 def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The state dict of a file that torch.save wrote.
 
-    A pickle can run code when it is read. Only tensors and plain containers are let in
-    (`weights_only=True`); whatever else it names is refused before it is made.
-
     Raises:
-      UserError: PyTorch is absent, or the file is damaged or holds more than tensors.
+      UserError: the file is damaged, hostile, or holds more than tensors; see `torch_file.load`.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"reading {path.name} needs PyTorch: pip install -e '.[torch]'; "
-                        'a .safetensors file needs nothing more.') from error
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        if 'weights_only' in str(error) or 'Unsupported' in str(error):
-            raise UserError(f'{path} is refused: it is damaged or holds more than tensors, and '
-                            f'reading that could run code. ({_reason(error)})') from error
-        raise _damaged(path, error) from error
+    content = torch_file.load(path)
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__} instead of a state dict.')
-    tensors = {str(name): value.detach() for name, value in content.items()
-               if isinstance(value, torch.Tensor)}
-    # numpy knows no bfloat16.
-    return _numbers({name: (value.float() if value.is_floating_point() else value).numpy()
-                     for name, value in tensors.items()}, path)
+    return _numbers({name: value.array for name, value in content.items()
+                     if isinstance(name, str) and isinstance(value, torch_file.Tensor)}, path)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

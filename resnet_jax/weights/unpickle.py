@@ -7,11 +7,12 @@ before anything is called.
 """
 
 import collections
+import contextlib
 import io
 import pathlib
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,8 @@ def _scalar(kind: _Kind, content: bytes | str) -> int | float | bool:
     return _filled((), kind, 'C', content).item()
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """In place of _codecs.encode, by which pickles of protocol 2 have bytes."""
+def encode(text: str, encoding: str) -> bytes:
+    """Encodes text in place of _codecs.encode, by which pickles of protocol 2 have bytes."""
     if encoding not in ('latin1', 'latin-1'):
         raise Refused(f'it encodes text as {str(encoding)[:100]!r}')
     return text.encode('latin1')
@@ -105,7 +106,7 @@ def _encode(text: str, encoding: str) -> bytes:
 _MULTIARRAY = {'_reconstruct': Array, 'scalar': _scalar}
 Unpickler.allowed = {
     ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('_codecs', 'encode'): _encode,
+    ('_codecs', 'encode'): encode,
     ('__builtin__', 'bytes'): lambda: b'',  # how protocol 2 has no bytes at all
     ('numpy', 'ndarray'): Array,
     ('numpy', 'dtype'): _Kind,
@@ -116,18 +117,31 @@ Unpickler.allowed = {
 }
 
 
+@contextlib.contextmanager
+def refusals(path: pathlib.Path, contents: str, other: str) -> Iterator[None]:
+    """Turns whatever a pickle leads to into one sentence.
+
+    Args:
+      path: of the file.
+      contents: what may be in it.
+      other: what it might be instead of damaged.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise UserError(f'{path} is refused: {error}, and only {contents} are read, since a pickle '
+                        'can run code.') from error
+    except Exception as error:  # the unpickler raises whatever the damage leads to
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')
+        raise UserError(f'{path} is damaged or truncated, or is {other}: it cannot be read '
+                        f'({reason}).') from error
+
+
 def load(path: pathlib.Path) -> Any:
     """What a pickle holds, of Python 2 or 3, with an `Array` in place of every numpy array.
 
     Raises:
       UserError: the file asks for anything else, is no pickle, or is cut short or damaged.
     """
-    try:
+    with refusals(path, 'arrays of numbers', 'no pickle'):
         return Unpickler(io.BytesIO(path.read_bytes()), encoding='latin1').load()
-    except Refused as error:
-        raise UserError(f'{path} is refused: {error}, and only arrays of numbers are read, since '
-                        'a pickle can run code.') from error
-    except Exception as error:  # the unpickler raises whatever the damage leads to
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')
-        raise UserError(f'{path} is damaged or truncated, or is no pickle: it cannot be read '
-                        f'({reason}).') from error
