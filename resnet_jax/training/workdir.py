@@ -23,8 +23,10 @@ from resnet_jax.output import say, warn, write_whole
 from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.writers import MetricsWriter, is_evaluation, rows_of_first_process
+from resnet_jax.weights import hub
 from resnet_jax.weights.checkpoint import Damaged, locate, steps_in
 from resnet_jax.weights.checkpoints import Checkpoints
+from resnet_jax.weights.stored import locate as locate_weights
 from resnet_jax.weights.stored import warn_of_unknown, write_classes
 
 try:
@@ -54,8 +56,10 @@ def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
         locate(pathlib.Path(init.resume_from))
     elif init.checkpoint:
         try:
-            locate(pathlib.Path(init.checkpoint))
+            locate_weights(pathlib.Path(init.checkpoint))
         except UserError as error:
+            if hub.is_name(init.checkpoint):
+                raise
             raise UserError(
                 f'init.checkpoint={init.checkpoint} cannot be read: {str(error).rstrip(".")}; make '
                 'these weights first, with the commands at the top of the config file, or pass '

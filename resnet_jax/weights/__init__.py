@@ -83,8 +83,9 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
 
     Args:
       path: .safetensors, .pth or another suffix of PyTorch's, .npz, .caffemodel or detectron2's
-        .pkl; or a folder of Hugging Face's or timm's. A config.json and preprocessor_config.json
-        of theirs in the same folder are read too.
+        .pkl; or a folder of Hugging Face's or timm's; or the name of one at the hub, see
+        `resnet_jax.weights.hub`. A config.json and preprocessor_config.json of theirs in the same
+        folder are read too.
       stride_in: where bottlenecks have their stride, 'v1' or 'v1.5'; None: as the file or those
         beside it say, otherwise 'v1' for Caffe and detectron2, and 'v1.5' for the rest.
       mean, std: of the input in units of the full range, one number per channel; None: as the file
@@ -125,7 +126,7 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
                         f'{told.architecture}, which {told.problem}; move config.json away if it '
                         f'does not belong to {path.name}.')
     given = {'stride_in': stride_in, 'bn_epsilon': bn_epsilon}
-    config = _config(path, tensors, known, fields, told.model, settings, {
+    config = _config(path, tensors, known, fields, told, settings, {
         name: value for name, value in given.items() if value is not None})
     with _naming(path, told.architecture):
         variables = names.from_torch(recognise.fold_biases(tensors), config.model,
@@ -137,8 +138,13 @@ def read(path: pathlib.Path, stride_in: str | None = None, mean: tuple[float, ..
     if is_silent:
         assumed = ((network.assumed(),) if network else
                    known.assumed(config.model, bool(stride_in)))
+    count = config.model.num_classes
+    if told.classes is not None and len(told.classes) != count:
+        raise UserError(f'{path.with_name("config.json")} has names for {len(told.classes)} '
+                        f'classes, but the network of {path.name} has {count}; correct it, or move '
+                        'it away.')
     return Weights(config, variables, normalization, named.origin, assumed,
-                   known.classes(config.model.num_classes), known.title)
+                   told.classes or known.classes(count), known.title)
 
 
 def _tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -165,11 +171,11 @@ def _naming(path: pathlib.Path, architecture: str | None) -> Iterator[None]:
 
 
 def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], known: foreign.Foreign,
-            fields: Mapping[str, Any], beside_model: Mapping[str, Any], settings: Mapping[str, Any],
+            fields: Mapping[str, Any], told: beside.Beside, settings: Mapping[str, Any],
             given: Mapping[str, Any]):
     """The config of a network: what the tensors decide, what files say of it, what is given."""
     config = config_lib.default()
-    for found in (fields, {'stride_in': 'v1.5'}, beside_model, settings.get('model', {}), given):
+    for found in (fields, {'stride_in': 'v1.5'}, told.model, settings.get('model', {}), given):
         try:
             config.model.update({name: found[name] for name in found if name in config.model})
         except (TypeError, ValueError) as error:
@@ -185,6 +191,7 @@ def _config(path: pathlib.Path, tensors: Mapping[str, np.ndarray], known: foreig
                         'only grey images (1) and colour images (3) can be read.')
     config.data.image_size, config.data.eval_resize = settings.get(
         'image_size', known.image_size)
+    config.update_from_flattened_dict(told.data)
     return config
 
 

@@ -10,7 +10,7 @@ import safetensors
 from safetensors.numpy import load_file
 
 from resnet_jax.errors import UserError
-from resnet_jax.weights import torch_file, unpickle
+from resnet_jax.weights import hub, torch_file, unpickle
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
 SUFFIXES = ('.safetensors', *PICKLES, '.npz', '.pkl', '.caffemodel')
@@ -23,15 +23,18 @@ VARIANCES = ('running_var', '/var', '(running_var)')
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
-    """The file of weights that a path means: itself, or the one in a folder.
+    """The file of weights that a path means: itself, the one in a folder, or one of the hub.
 
     Args:
-      path: a file, or a folder such as Hugging Face's and timm's, with model.safetensors or
-        pytorch_model.bin or only one file of weights.
+      path: a file; a name such as hf:timm/resnet50.a1_in1k, which is downloaded; or a folder such as
+        Hugging Face's and timm's, with model.safetensors or pytorch_model.bin or only one file of
+        weights.
 
     Raises:
-      UserError: there is no such file, or there are several.
+      UserError: there is no such file, or there are several; or see `hub.download`.
     """
+    if hub.is_name(path):
+        return hub.download(path)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -1,23 +1,30 @@
 """Stored weights: a folder with the layout of a training run.
 
 It holds config.json and checkpoints/<step>/. Converted weights are stored as a training state of
-step 0 without optimizer state, so everything that reads a workdir reads them as well.
+step 0 without optimizer state, so everything that reads a workdir reads them as well. A name such
+as hf:timm/resnet50.a1_in1k stands for such a folder too, which is made when it is first needed.
 """
 
 import json
+import os
 import pathlib
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax.data.classes import wordnet_names
 from resnet_jax.errors import UserError, readable
-from resnet_jax.output import warn, write_whole
-from resnet_jax.weights import Weights
-from resnet_jax.weights.checkpoint import FOLDER, locate, read_weights
+from resnet_jax.output import say, warn, write_whole
+from resnet_jax.weights import Weights, checkpoint, hub
+from resnet_jax.weights import read as read_foreign
+from resnet_jax.weights.checkpoint import FOLDER, read_weights
 from resnet_jax.weights.checkpoints import Checkpoints
 from resnet_jax.weights.digests import by_path
 from resnet_jax.weights.files import check_finite
@@ -32,7 +39,7 @@ def weights_state(variables: dict[str, Any], normalization: dict[str, Any]) -> d
             'ema': None, 'normalization': dict(normalization)}
 
 
-def write(folder: pathlib.Path, weights: Weights, classes: list[str] | None = None) -> None:
+def write(folder: pathlib.Path, weights: Weights, classes: Sequence[str] | None = None) -> None:
     """Stores weights such that `read`, and every command, takes the folder for a finished run.
 
     Args:
@@ -60,22 +67,68 @@ def write(folder: pathlib.Path, weights: Weights, classes: list[str] | None = No
         raise UserError(f'{folder} cannot be written to: {error.strerror or error}.') from error
 
 
+def locate(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a path means, see `checkpoint.locate`, or that of weights at the hub.
+
+    Those are downloaded and converted where this has not been done; see `resnet_jax.weights.hub`.
+
+    Raises:
+      UserError: there is none, or it cannot be downloaded or converted.
+    """
+    return checkpoint.locate(_converted(path) if hub.is_name(path) else path)
+
+
+def _converted(name: pathlib.Path) -> pathlib.Path:
+    """The folder of the converted weights of a name; it is there whole or not at all."""
+    folder = hub.converted(name)
+    if folder is not None and folder.is_dir():
+        return folder
+    if jax.process_count() > 1:  # what is written from here would be written by all together
+        raise UserError(f'{name} has not been converted on this machine yet, which a job of '
+                        'several processes cannot do: run `python -m resnet_jax.convert '
+                        f'--input={name} --output=DIR` first, and give DIR instead.')
+    try:
+        weights = read_foreign(name)
+    except UserError as error:
+        if str(error).startswith(str(name)):
+            raise
+        raise UserError(f'{name} cannot be used: {error}') from error
+    say(weights.describe(), sys.stderr)
+    folder = hub.converted(name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = pathlib.Path(tempfile.mkdtemp(prefix='part-', dir=folder.parent))
+    except OSError as error:
+        raise UserError(f'{folder.parent} cannot be written to: {error.strerror}. Set '
+                        'XDG_CACHE_HOME to a folder that can.') from error
+    try:
+        write(part, weights, weights.classes)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process has been faster
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
 def read(path: pathlib.Path) -> Weights:
     """The weights of a run or of a conversion: the moving averages, where the run kept any.
 
     Args:
-      path: a workdir, whose newest checkpoint is read, or one checkpoint in it,
-        `workdir/checkpoints/<step>`.
+      path: a workdir, whose newest checkpoint is read; one checkpoint in it,
+        `workdir/checkpoints/<step>`; or the name of weights at the hub.
 
     Raises:
       UserError: there is no checkpoint, it is damaged, or its weights are not finite.
     """
-    checkpoint = locate(path)
-    config = read_config(checkpoint.parent.parent)
-    variables, normalization = read_weights(checkpoint)
+    found = locate(path)
+    config = read_config(found.parent.parent)
+    variables, normalization = read_weights(found)
     weights = Weights(config, variables, normalization,
-                      f'step {checkpoint.name} of {checkpoint.parent.parent}')
-    _check_finite(weights, f'the checkpoint {checkpoint}')
+                      f'step {found.name} of {found.parent.parent}')
+    _check_finite(weights, f'the checkpoint {found}')
     return weights
 
 

@@ -85,10 +85,15 @@ def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_cla
 def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) -> Views:
     """Creates the views that the flags select, in the size of the config or the network.
 
+    Published weights whose files say how images are cropped are tested that way, whatever the
+    config says.
+
     Raises:
       UserError: a flag is wrong.
     """
-    fields = (config if config.data.image_size else network.config).data
+    own = network.config.data
+    is_published = own.source is None and own.eval_crop_share is not None
+    fields = own if is_published or not config.data.image_size else config.data
     size = eval_size(fields)
     resize = flags['resize'] or eval_resize(fields)
     if resize < min(size):

@@ -1,0 +1,245 @@
+"""Weights by name: downloaded and converted once, and nothing half-written is used later."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import resnet_jax
+from resnet_jax import weights
+from resnet_jax.errors import UserError
+from resnet_jax.weights import hub as hub_lib
+from resnet_jax.weights import names, stored
+from tests.weights import local_hub, networks, random_weights
+
+library = pytest.importorskip('huggingface_hub', reason="downloads need pip install -e '.[hub]'")
+from huggingface_hub import constants, file_download  # noqa: E402
+
+COMMIT, LATER = 'a' * 40, 'b' * 40
+NAME = 'hf:timm/resnet18.narrow_in7'
+REPO = NAME.removeprefix('hf:')
+CLASSES = [f'fruit {index}' for index in range(7)]
+CONFIG = {
+    'architecture': 'resnet18', 'num_classes': 7, 'label_names': CLASSES, 'pretrained_cfg': {
+        'input_size': [3, 64, 64], 'test_input_size': [3, 80, 80], 'crop_pct': 0.875,
+        'test_crop_pct': 0.95, 'interpolation': 'bicubic', 'mean': [.5, .4, .3],
+        'std': [.25, .2, .1]}}
+TENSORS = random_weights.tensors(random_weights.fields(width=2))
+FILE = save(TENSORS, {'format': 'pt'})
+
+
+@pytest.fixture
+def hub():
+    with local_hub.serve() as found:
+        found.add(REPO, COMMIT, config_json=json.dumps(CONFIG).encode(), model_safetensors=FILE)
+        yield found
+
+
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch):
+    """An empty machine, whose hub is the local one; its folder."""
+    for name, value in {
+            'ENDPOINT': hub.url, 'HF_HUB_CACHE': str(tmp_path / 'hub'), 'HF_HUB_OFFLINE': False,
+            'HUGGINGFACE_CO_URL_TEMPLATE': hub.url + '/{repo_id}/resolve/{revision}/{filename}',
+            }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    # It waits between tries.
+    monkeypatch.setattr(file_download.time, 'sleep', lambda seconds: None)
+    return tmp_path
+
+
+def refuse(told, name=NAME):
+    with pytest.raises(UserError, match=told) as error:
+        resnet_jax.load(name)
+    message = str(error.value)
+    assert '\n' not in message and len(message) < 500
+    return message
+
+
+def assert_nothing_is_kept(here):
+    assert list(here.glob('cache/resnet_jax/hub/*/*')) == []
+    assert list(here.rglob('*.incomplete')) == []
+    for blob in here.glob('hub/models--*/blobs/*'):
+        assert len(blob.read_bytes()) in (len(FILE), len(json.dumps(CONFIG)))
+
+
+def assert_loads(name=NAME):
+    network = resnet_jax.load(name)
+    for path, array in names.to_torch(network.variables, network.config.model).items():
+        np.testing.assert_array_equal(array, TENSORS[path])
+    return network
+
+
+def test_a_name_brings_all_that_its_repository_says(hub, here):
+    network = assert_loads()
+    assert network.classes == tuple(CLASSES)
+    data = network.config.data
+    assert (data.image_size, data.eval_size, data.eval_resize) == (64, 80, None)
+    assert (data.eval_crop_share, data.eval_filter) == (0.95, 'bicubic')
+    np.testing.assert_array_equal(network.normalization['mean'], np.float32([.5, .4, .3]))
+    np.testing.assert_array_equal(network.normalization['std'], np.float32([.25, .2, .1]))
+    assert len(network.predict(networks.images(80, 80, 3))) == 7
+    (folder,) = (here / 'cache/resnet_jax/hub/timm--resnet18.narrow_in7').iterdir()
+    assert folder.name == f'{COMMIT}-v{hub_lib.VERSION}'
+    assert stored.locate(pathlib.Path(NAME)) == folder / 'checkpoints' / '0'
+
+
+def test_the_second_start_makes_no_request(hub, here):
+    assert_loads()
+    count = len(hub.requests)
+    assert 3 <= count <= 6
+    hub.add(REPO, LATER, config_json=b'{}', model_safetensors=b'')
+    assert_loads()
+    assert_loads(f'{NAME}@main')
+    assert_loads(f'{NAME}@{COMMIT}')
+    assert len(hub.requests) == count
+    # `hf download` follows the repository, and so do we.
+    hub.add(REPO, LATER, config_json=json.dumps(CONFIG | {'label_names': [*'abcdefg']}).encode(),
+            model_safetensors=FILE)
+    library.hf_hub_download(REPO, 'config.json')
+    assert assert_loads().classes == tuple('abcdefg')
+    assert assert_loads(f'{NAME}@{COMMIT}').classes == tuple(CLASSES)
+
+
+def test_offline_mode_takes_what_is_there(hub, here, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    refuse(r'config\.json has not been downloaded yet, and HF_HUB_OFFLINE is set\.$')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    hub_lib.download(NAME)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    count = len(hub.requests)
+    assert_loads()
+    assert len(hub.requests) == count
+
+
+def test_a_cut_transfer_is_told_and_the_next_start_completes_it(hub, here):
+    hub.cut = len(FILE) // 2
+    refuse(r'model\.safetensors could not be downloaded from http.*run the same command again')
+    assert_nothing_is_kept(here)
+    hub.cut = None
+    assert_loads()
+
+
+def test_a_wrong_size_is_told(hub, here):
+    for size in (len(FILE) + 1, len(FILE) - 1):
+        hub.declared = size
+        refuse(r'model\.safetensors could not be downloaded')
+        assert_nothing_is_kept(here)
+    hub.declared = None
+    assert_loads()
+
+
+def test_wrong_bytes_are_told_and_are_not_kept(hub, here):
+    hub.damaged = True
+    refuse(r'model\.safetensors was damaged on its way or on the disk, and has been deleted')
+    assert_nothing_is_kept(here)
+    hub.damaged = False
+    assert_loads()
+
+
+def test_a_conversion_that_is_killed_leaves_nothing_that_is_used(hub, here, monkeypatch):
+    with monkeypatch.context() as patch:
+        def stop(path, content):
+            raise KeyboardInterrupt
+        patch.setattr(stored, 'write_whole', stop)
+        with pytest.raises(KeyboardInterrupt):
+            resnet_jax.load(NAME)
+    assert_nothing_is_kept(here)
+    assert_loads()
+
+
+def test_no_network_is_told(hub, here, monkeypatch):
+    nowhere = 'http://127.0.0.1:9'  # the port that discards
+    monkeypatch.setattr(constants, 'ENDPOINT', nowhere)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
+                        nowhere + '/{repo_id}/resolve/{revision}/{filename}')
+    refuse(f'has not been downloaded yet, and {nowhere} cannot be reached')
+    assert_nothing_is_kept(here)
+
+
+def test_what_is_not_at_the_hub_is_told(hub, here):
+    refuse(r'there is no repository timm/resnet at http', 'hf:timm/resnet')
+    refuse(r'the repository timm/resnet18\.narrow_in7 has no revision v2\.$', f'{NAME}@v2')
+    for name in ('hf:', 'hf:resnet50', 'hf:a/b/c', 'hf:a/..', 'hf:a/b@../c', 'hf:a/b@', 'hf:a b/c'):
+        refuse('is not a name of weights; it must have the form hf:OWNER/NAME', name)
+
+
+def test_only_safetensors_are_taken_from_the_network(hub, here):
+    hub.add('a/b', COMMIT, config_json=json.dumps(CONFIG).encode(), pytorch_model_bin=b'cos\n')
+    refuse(r'has no file model\.safetensors; weights are downloaded only from .* can run code',
+           'hf:a/b')
+    assert not any('pytorch_model' in path for _, path in hub.requests)
+
+
+def test_other_networks_are_refused_before_their_weights_are_downloaded(hub, here):
+    for config, told in (
+            ({'architectures': ['BertModel'], 'model_type': 'bert'}, 'architecture is BertModel'),
+            ({'architecture': 'resnetblur50'}, 'blurs where it down-samples'),
+            ({'architecture': 'vit_base_patch16_224'}, 'is not known')):
+        hub.requests.clear()
+        hub.add('a/b', COMMIT, config_json=json.dumps(config).encode(), model_safetensors=FILE)
+        refuse(f'hf:a/b cannot be used: .*{told}', 'hf:a/b')
+        assert not any('safetensors' in path for _, path in hub.requests)
+        library.scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(COMMIT).execute()
+    for config, file, told in (
+            ({}, save({'x': np.ones(3, np.float32)}), 'names of the tensors are not those'),
+            (CONFIG | {'label_names': ['a', 'b']}, FILE, 'names for 2 classes, but .* has 7'),
+            (CONFIG | {'pretrained_cfg': {'input_size': 'x'}}, FILE, 'is damaged: a size of'),
+            ([1], FILE, 'does not hold a JSON object'), (CONFIG, b'x', 'damaged or truncated')):
+        hub.add('a/b', COMMIT, config_json=json.dumps(config).encode(), model_safetensors=file)
+        assert refuse(told, 'hf:a/b').startswith('hf:a/b')
+        library.scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(COMMIT).execute()
+    assert list(here.glob('cache/resnet_jax/hub/*/*')) == []
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    refuse(r"needs huggingface_hub to be downloaded: pip install -e '\.\[hub\]'")
+
+
+def test_hugging_faces_own_networks_bring_their_processor(hub, here):
+    torch_networks = pytest.importorskip('tests.weights.torch_networks')
+    network = torch_networks.hugging_face(18, 'v1.5', width=8, classes=7)
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    config = network.config.to_dict() | {
+        'architectures': ['ResNetForImageClassification'],
+        'id2label': {str(index): name for index, name in enumerate(CLASSES)}}
+    processor = {'feature_extractor_type': 'ConvNextFeatureExtractor', 'crop_pct': 0.875,
+                 'image_mean': [.1, .2, .3], 'image_std': [.4, .5, .6], 'resample': 3, 'size': 224}
+    hub.add('microsoft/resnet-18', COMMIT, config_json=json.dumps(config).encode(),
+            preprocessor_config_json=json.dumps(processor).encode(),
+            model_safetensors=save({name: np.ascontiguousarray(array)
+                                    for name, array in tensors.items()}))
+    found = resnet_jax.load('hf:microsoft/resnet-18')
+    data = found.config.data
+    assert (data.image_size, data.eval_size, data.eval_crop_share) == (224, None, 0.875)
+    assert data.eval_filter == 'bicubic' and found.classes == tuple(CLASSES)
+    np.testing.assert_array_equal(found.normalization['std'], np.float32([.4, .5, .6]))
+    image = networks.images(2, 64, 64, 3)
+    torch = torch_networks.torch
+    scaled = (torch.from_numpy(image).permute(0, 3, 1, 2) / 255 - torch.tensor(
+        [.1, .2, .3]).view(3, 1, 1)) / torch.tensor([.4, .5, .6]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = network(scaled).logits.numpy()
+    np.testing.assert_allclose(found.logits(image), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(('processor', 'fields'), [
+    ({'image_processor_type': 'ConvNextImageProcessor', 'size': {'shortest_edge': 288},
+      'resample': 2}, (288, 224 / 256, 'bilinear')),
+    ({'image_processor_type': 'ViTImageProcessor', 'size': {'height': 300, 'width': 300}},
+     (224, None, 'bilinear')),
+])
+def test_processors_are_understood(processor, fields, tmp_path):
+    (tmp_path / 'model.safetensors').write_bytes(FILE)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    labels = {str(index): f'LABEL_{index}' for index in range(7)}
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'resnet', 'id2label': labels}))
+    found = weights.read(tmp_path)
+    data = found.config.data
+    assert (data.image_size, data.eval_crop_share, data.eval_filter) == fields
+    assert found.classes is None
