@@ -16,7 +16,7 @@ __all__ = ['__version__', 'create', 'load']
 
 
 def load(path: str | os.PathLike) -> Classifier:
-    """Loads a trained network from a run's workdir or from converted weights.
+    """Loads a trained network from a run's workdir, from converted weights, or by its name.
 
     >>> network = resnet_jax.load(workdir)
     >>> images = np.zeros((2, 32, 32, 3), np.uint8)
@@ -33,13 +33,16 @@ def load(path: str | os.PathLike) -> Classifier:
 
     Args:
       path: a workdir, whose latest checkpoint is loaded; one of its checkpoints,
-        `workdir/checkpoints/<step>`; or a folder that `resnet_jax.convert` wrote.
+        `workdir/checkpoints/<step>`; a folder that `resnet_jax.convert` wrote; or the name of
+        weights at the Hugging Face hub, such as 'hf:timm/resnet50.a1_in1k', which are downloaded
+        and converted once.
 
     Returns:
       See `resnet_jax.tasks.classification.classifier.Classifier`.
 
     Raises:
-      resnet_jax.errors.UserError: there is no checkpoint, or it is damaged.
+      resnet_jax.errors.UserError: there is no checkpoint, or it is damaged, or it cannot be
+        downloaded.
     """
     from resnet_jax.tasks import loading  # JAX is imported only when it is needed
 

@@ -25,8 +25,9 @@ INPUT = cli.flag(
     flags.DEFINE_string, 'input', None,
     "File of weights: .safetensors, PyTorch's .pth, .th, .pt and .bin, .npz (tensors under "
     "torchvision's names), detectron2's .pkl or .caffemodel; or a folder downloaded from Hugging "
-    'Face. A config.json and preprocessor_config.json in the same folder are read too. Nothing in '
-    'a file is run, and PyTorch is not needed.')
+    'Face, or its name there, such as hf:timm/resnet50.a1_in1k. A config.json and '
+    'preprocessor_config.json in the same folder are read too. Nothing in a file is run, and '
+    'PyTorch is not needed.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None,
     'Folder to write to. It must not contain checkpoints yet.')

@@ -33,9 +33,10 @@ WORKDIR = cli.flag(
     'on that of its config.json.')
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
-    'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP. '
-    'Several form an ensemble. The data is that of --config if given, otherwise that of the first '
-    'checkpoint.')
+    'Folder of a run or of converted weights; one checkpoint of a run, RUN/checkpoints/STEP; or '
+    'weights of the Hugging Face hub by name, such as hf:timm/resnet50.a1_in1k, which are '
+    'downloaded and converted once. Several form an ensemble. The data is that of --config if '
+    'given, otherwise that of the first checkpoint.')
 RECALIBRATE = cli.flag(
     flags.DEFINE_integer, 'recalibrate_batches', 0,
     'Number of training batches of --config over which the batch-norm statistics are averaged '

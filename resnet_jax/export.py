@@ -27,7 +27,8 @@ from resnet_jax.errors import UserError
 
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
-    'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP.')
+    'Folder of a run or of converted weights; one checkpoint of a run, RUN/checkpoints/STEP; or '
+    'weights of the Hugging Face hub by name, such as hf:timm/resnet50.a1_in1k.')
 OUTPUT = cli.flag(
     flags.DEFINE_string, 'output', None, 'File to write: .safetensors or .stablehlo.')
 IMAGE_SIZE = cli.flag(

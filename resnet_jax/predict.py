@@ -1,6 +1,7 @@
 """Predicts images; a classifier names the most probable classes of each, a detector its objects.
 
   python -m resnet_jax.predict --checkpoint=weights/resnet50 cat.jpg photos/
+  python -m resnet_jax.predict --checkpoint=hf:timm/resnet50.a1_in1k cat.jpg
   python -m resnet_jax.predict --checkpoint=runs/scenes_r20 --draw=pictures photos/
   cat cat.jpg | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
   find photos -name '*.jpg' | python -m resnet_jax.predict --checkpoint=weights/resnet50 -
@@ -25,8 +26,9 @@ from resnet_jax.errors import UserError, readable
 
 CHECKPOINT = cli.flag(
     flags.DEFINE_multi_string, 'checkpoint', [],
-    'Folder of a run or of converted weights, or one checkpoint of a run, RUN/checkpoints/STEP. '
-    'Several form an ensemble.')
+    'Folder of a run or of converted weights; one checkpoint of a run, RUN/checkpoints/STEP; or '
+    'weights of the Hugging Face hub by name, such as hf:timm/resnet50.a1_in1k, which are '
+    'downloaded and converted once. Several form an ensemble.')
 TOP = cli.flag(
     flags.DEFINE_integer, 'top', 5, 'Number of classes to print, most probable first.',
     lower_bound=1)

@@ -130,7 +130,9 @@ def default() -> ConfigDict:
 
     # How a new run starts; ignored when a run resumes from its own checkpoint.
     init = config.init = ConfigDict()
-    init.checkpoint = ''  # initial weights: a workdir, checkpoint or converted weights; '': random
+    # Initial weights: a workdir, a checkpoint, converted weights, or a name such as
+    # hf:timm/resnet50.a1_in1k; '': random.
+    init.checkpoint = ''
     init.resume_from = ''  # a workdir or checkpoint to fork, including step and optimizer state
     # Initialise the last layer at random, for new classes; False: only what the weights lack.
     init.new_head = True

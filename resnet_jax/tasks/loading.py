@@ -10,7 +10,7 @@ from resnet_jax.weights import stored
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """Loads the network of a workdir, a checkpoint or converted weights; see `resnet_jax.load`."""
+    """Loads the network of a workdir, a checkpoint, weights or a name; see `resnet_jax.load`."""
     path = pathlib.Path(path)
     weights = stored.read(path)
     return get(weights.config.task).load(weights, path)

@@ -26,9 +26,9 @@ def find(path: pathlib.Path) -> pathlib.Path:
     """The file of weights that a path means: itself, the one in a folder, or one of the hub.
 
     Args:
-      path: a file; a name such as hf:timm/resnet50.a1_in1k, which is downloaded; or a folder such as
-        Hugging Face's and timm's, with model.safetensors or pytorch_model.bin or only one file of
-        weights.
+      path: a file; a name such as hf:timm/resnet50.a1_in1k, which is downloaded; or a folder such
+        as Hugging Face's and timm's, with model.safetensors or pytorch_model.bin or only one file
+        of weights.
 
     Raises:
       UserError: there is no such file, or there are several; or see `hub.download`.

@@ -4,13 +4,18 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
+import PIL.Image
 import pytest
 from safetensors.numpy import save
 
 import resnet_jax
 from resnet_jax import weights
+from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.training import program
+from resnet_jax.training.workdir import check_origin
 from resnet_jax.weights import hub as hub_lib
 from resnet_jax.weights import names, stored
 from tests.weights import local_hub, networks, random_weights
@@ -29,6 +34,15 @@ CONFIG = {
         'std': [.25, .2, .1]}}
 TENSORS = random_weights.tensors(random_weights.fields(width=2))
 FILE = save(TENSORS, {'format': 'pt'})
+
+
+def blocks():
+    """24 images of random colours: uint8 [24, 64, 64, 3]."""
+    small = np.random.default_rng(0).integers(0, 256, (24, 2, 2, 3), np.uint8)
+    return small.repeat(32, 1).repeat(32, 2)
+
+
+IMAGES = blocks()
 
 
 @pytest.fixture
@@ -50,6 +64,35 @@ def here(hub, tmp_path, monkeypatch):
     # It waits between tries.
     monkeypatch.setattr(file_download.time, 'sleep', lambda seconds: None)
     return tmp_path
+
+
+@pytest.fixture(scope='module')
+def torch_network():
+    """A ResNet-18 of few filters in PyTorch, whose classes the images below spread over."""
+    torch_networks = pytest.importorskip('tests.weights.torch_networks')
+    network = torch_networks.hugging_face(18, 'v1.5', width=8, classes=7)
+    head = network.classifier[1]
+    head.bias.data -= logits_of(network, IMAGES).mean(0)
+    return network
+
+
+def logits_of(network, images):
+    """In PyTorch, with the mean and standard deviation that the processor has."""
+    torch = pytest.importorskip('torch')
+    with torch.no_grad():
+        return network((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - .5) / .25).logits
+
+
+def add_torch_network(hub, network):
+    config = network.config.to_dict() | {
+        'architectures': ['ResNetForImageClassification'],
+        'id2label': {str(index): name for index, name in enumerate(CLASSES)}}
+    processor = {'image_processor_type': 'ConvNextImageProcessor', 'crop_pct': 1.0, 'resample': 3,
+                 'image_mean': [.5, .5, .5], 'image_std': [.25, .25, .25],
+                 'size': {'shortest_edge': 64}}
+    hub.add('microsoft/resnet-18', COMMIT, config_json=json.dumps(config).encode(),
+            preprocessor_config_json=json.dumps(processor).encode(), model_safetensors=save(
+                {name: tensor.numpy() for name, tensor in network.state_dict().items()}))
 
 
 def refuse(told, name=NAME):
@@ -201,31 +244,15 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
     refuse(r"needs huggingface_hub to be downloaded: pip install -e '\.\[hub\]'")
 
 
-def test_hugging_faces_own_networks_bring_their_processor(hub, here):
-    torch_networks = pytest.importorskip('tests.weights.torch_networks')
-    network = torch_networks.hugging_face(18, 'v1.5', width=8, classes=7)
-    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    config = network.config.to_dict() | {
-        'architectures': ['ResNetForImageClassification'],
-        'id2label': {str(index): name for index, name in enumerate(CLASSES)}}
-    processor = {'feature_extractor_type': 'ConvNextFeatureExtractor', 'crop_pct': 0.875,
-                 'image_mean': [.1, .2, .3], 'image_std': [.4, .5, .6], 'resample': 3, 'size': 224}
-    hub.add('microsoft/resnet-18', COMMIT, config_json=json.dumps(config).encode(),
-            preprocessor_config_json=json.dumps(processor).encode(),
-            model_safetensors=save({name: np.ascontiguousarray(array)
-                                    for name, array in tensors.items()}))
+def test_hugging_faces_own_networks_bring_their_processor(hub, here, torch_network):
+    add_torch_network(hub, torch_network)
     found = resnet_jax.load('hf:microsoft/resnet-18')
     data = found.config.data
-    assert (data.image_size, data.eval_size, data.eval_crop_share) == (224, None, 0.875)
+    assert (data.image_size, data.eval_size, data.eval_crop_share) == (64, None, 1)
     assert data.eval_filter == 'bicubic' and found.classes == tuple(CLASSES)
-    np.testing.assert_array_equal(found.normalization['std'], np.float32([.4, .5, .6]))
-    image = networks.images(2, 64, 64, 3)
-    torch = torch_networks.torch
-    scaled = (torch.from_numpy(image).permute(0, 3, 1, 2) / 255 - torch.tensor(
-        [.1, .2, .3]).view(3, 1, 1)) / torch.tensor([.4, .5, .6]).view(3, 1, 1)
-    with torch.no_grad():
-        expected = network(scaled).logits.numpy()
-    np.testing.assert_allclose(found.logits(image), expected, atol=1e-4)
+    np.testing.assert_array_equal(found.normalization['std'], np.float32([.25, .25, .25]))
+    expected = logits_of(torch_network, IMAGES).numpy()
+    np.testing.assert_allclose(found.logits(IMAGES), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(('processor', 'fields'), [
@@ -243,3 +270,56 @@ def test_processors_are_understood(processor, fields, tmp_path):
     data = found.config.data
     assert (data.image_size, data.eval_crop_share, data.eval_filter) == fields
     assert found.classes is None
+
+
+def test_commands_take_names(commands, hub, torch_network, tmp_path):
+    add_torch_network(hub, torch_network)
+    for index, image in enumerate(IMAGES):
+        folder = tmp_path / 'images' / 'val' / CLASSES[index % 7]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(folder / f'{index:02}.png')
+    expected = logits_of(torch_network, IMAGES).argmax(1).tolist()
+    assert len(set(expected)) >= 3
+    env = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_CACHE': None,
+           'HF_HUB_OFFLINE': None, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+    name = 'hf:microsoft/resnet-18'
+
+    def predicted():
+        done = commands.run('resnet_jax.predict', f'--checkpoint={name}', '--json', '--top=1',
+                            tmp_path / 'images', env=env)
+        assert done.status == 0, done.errors
+        answers = map(json.loads, done.output.splitlines())
+        return {pathlib.Path(answer['file']).stem: answer['classes'][0]['name']
+                for answer in answers}
+
+    names = {f'{index:02}': CLASSES[label] for index, label in enumerate(expected)}
+    assert predicted() == names
+    count = len(hub.requests)
+    assert predicted() == names
+    folder = tmp_path / 'images'
+    done = commands.run(
+        'resnet_jax.evaluate', f'--checkpoint={name}', '--config=configs/imagenet_r50.py',
+        f'--config.data.path={folder}', '--json', env=env)
+    assert done.status == 0, done.errors
+    wrong = sum(label != index % 7 for index, label in enumerate(expected))
+    assert json.loads(done.output)['eval/top1_error'] == pytest.approx(100 * wrong / 24)
+    assert 'central crop of 64 from 64, bicubic' in done.output + done.errors
+    assert len(hub.requests) == count
+
+
+def test_training_starts_from_a_name(hub, here, tiny_config, capsys):
+    grey = random_weights.tensors(random_weights.fields(width=2), channels=1)
+    hub.add(REPO, COMMIT, config_json=json.dumps(CONFIG).encode(), model_safetensors=save(grey))
+    tiny_config.init.checkpoint = NAME
+    tiny_config.model.depth = None
+    completed = program.completed(tiny_config)
+    assert (completed.model.depth, completed.model.width) == (18, 2)
+    built = program.build(tiny_config, sharding.create_mesh(tiny_config, jax.devices()[:1]))
+    state = built.initial_state()
+    assert 'not loaded: head' in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        np.asarray(state.params['stem']['conv']['kernel']).transpose(3, 2, 0, 1),
+        grey['conv1.weight'])
+    with pytest.raises(UserError, match=r'^hf:a/b: there is no repository a/b at http'):
+        tiny_config.init.checkpoint = 'hf:a/b'
+        check_origin(tiny_config, here / 'run')
