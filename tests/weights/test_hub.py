@@ -299,7 +299,8 @@ def test_commands_take_names(commands, hub, torch_network, tmp_path):
     folder = tmp_path / 'images'
     done = commands.run(
         'resnet_jax.evaluate', f'--checkpoint={name}', '--config=configs/imagenet_r50.py',
-        f'--config.data.path={folder}', '--json', env=env)
+        f'--config.data.path={folder}', '--config.data.source=folder',
+        '--config.data.eval_split=test', '--json', env=env)
     assert done.status == 0, done.errors
     wrong = sum(label != index % 7 for index, label in enumerate(expected))
     assert json.loads(done.output)['eval/top1_error'] == pytest.approx(100 * wrong / 24)
