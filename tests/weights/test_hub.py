@@ -195,6 +195,17 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_is_used(hub, here, monk
     assert_loads()
 
 
+def test_a_job_of_several_processes_takes_only_what_is_converted(hub, here, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, 'process_count', lambda: 2)
+        refuse(r'not been converted on this machine yet, .*run `python -m resnet_jax\.convert')
+    assert hub.requests == []
+    assert weights.read(pathlib.Path(NAME)).classes == tuple(CLASSES)  # as convert does
+    assert_loads()
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    assert stored.config_of(pathlib.Path(NAME)).model.depth == 18
+
+
 def test_no_network_is_told(hub, here, monkeypatch):
     nowhere = 'http://127.0.0.1:9'  # the port that discards
     monkeypatch.setattr(constants, 'ENDPOINT', nowhere)
