@@ -4,7 +4,8 @@
 
 The folder `nuclei` holds the fluorescence images of the Data Science Bowl 2018 with their maps of
 instances, in the layout of resnet_jax/data/instances.py: 433 images to train on, 108 to test on,
-of 256 x 256 to 1040 x 1388 pixels with up to 375 nuclei.
+of 256 x 256 to 1040 x 1388 pixels with up to 375 nuclei. One run (seed 0) ended at mask AP50 84.66
+after 77 minutes of processor time; see docs/detection.md.
 
 Nuclei are small, so the network has a stride of 2 where others have 16. Images are scaled to a
 shorter side of 320 pixels, and training sees random windows of 160 x 160 of them.
