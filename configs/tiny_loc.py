@@ -7,7 +7,8 @@
 
 DIR is as for configs/tiny_loc_classifier.py, with DIR/boxes.tsv. The last command also reports the
 error of a box in the centre. For one correction of boxes that all classes share instead of one for
-each class: --config.model.localizer.per_class=false.
+each class: --config.model.localizer.per_class=false. One run (seed 0) ended at a localization error
+of 32.8 % with the true class; see docs/localization.md.
 """
 
 from configs import tiny_loc_classifier
@@ -16,7 +17,7 @@ from configs import tiny_loc_classifier
 def get_config():
     config = tiny_loc_classifier.get_config()
     config.task = 'localization'
-    config.num_steps = 1_000
+    config.num_steps = 2_500
     config.init.checkpoint = 'runs/tiny_loc_classifier'
     config.init.new_head = False
 
