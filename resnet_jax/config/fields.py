@@ -25,7 +25,8 @@ BEFORE = {'optimizer.ema_warmup': False, 'data.randaugment_noise': 0.0,
           'model.detector.mask_rounding': False}
 # Fields that have no effect while another one is None or 0.
 MEANINGLESS_WITHOUT = {'optimizer.ema_warmup': 'optimizer.ema_decay',
-                       'data.randaugment_noise': 'data.randaugment_layers'}
+                       'data.randaugment_noise': 'data.randaugment_layers',
+                       'model.detector.mask_rounding': 'model.detector.masks'}
 # Renamed fields: old path to new path.
 RENAMED: dict[str, str] = {}
 # Fields of older versions that never changed what a run computes.
