@@ -80,8 +80,8 @@ def test_eight_devices_and_accumulation_give_the_losses_of_one(kind, devices, pa
                  params, expected_params)
 
 
-@pytest.mark.parametrize('kind', ['masks', 'localizer', pytest.param(
-    'pyramid', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind', ['localizer', *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS)])
 def test_stopped_and_resumed_it_gives_the_same_bits(kind, folder, tmp_path, monkeypatch):
     loop.train(config_of(kind, folder), tmp_path / 'whole')
     add, calls = StepLog.add, []
