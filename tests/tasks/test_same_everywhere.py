@@ -3,23 +3,17 @@
 `tests/tasks/detection/test_detection.py` shows the same of boxes alone.
 """
 
-import dataclasses
 import functools
 import json
-import os
-import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.distributed import sharding
 from resnet_jax.training import loop
-from resnet_jax.training.log import StepLog
-from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
+from tests import runs
 from tests.conftest import ROOT
 from tests.distributed.test_processes import Job
 from tests.tasks.detection import tiny_mask_detector, tiny_pyramid_detector
@@ -43,26 +37,9 @@ def config_of(kind, folder):
     return config
 
 
-def measured(config, steps=3):
-    """Everything that some steps in float64 report, and the parameters after them."""
-    with jax.enable_x64(True):
-        program = build(config, sharding.create_mesh(config))
-        program = dataclasses.replace(program, model=program.model.clone(dtype=jnp.float64))
-        state = jax.jit(program.create_state, out_shardings=program.shardings)()
-        state = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
-        feed, reports = program.train_data.inputs(0), []
-        for _ in range(steps):
-            state, report = step(state, next(feed))
-            reports.append({name: float(x) for name, x in report.metrics.items()})
-        assert step._cache_size() == 1
-        return reports, jax.device_get(state.params)
-
-
 @functools.cache
 def of_one_device(kind, folder):
-    return measured(config_of(kind, folder))
+    return runs.in_float64(config_of(kind, folder), 3)
 
 
 @pytest.mark.slow
@@ -71,7 +48,7 @@ def of_one_device(kind, folder):
 def test_eight_devices_and_accumulation_give_the_losses_of_one(kind, devices, parts, folder):
     config = config_of(kind, folder)
     config.mesh.data, config.optimizer.accumulation_steps = devices, parts
-    reports, params = measured(config)
+    reports, params = runs.in_float64(config, 3)
     expected, expected_params = of_one_device(kind, folder)
     assert len({row['loss'] for row in expected}) == 3
     for found, like in zip(reports, expected, strict=True):
@@ -84,15 +61,7 @@ def test_eight_devices_and_accumulation_give_the_losses_of_one(kind, devices, pa
     pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS)])
 def test_stopped_and_resumed_it_gives_the_same_bits(kind, folder, tmp_path, monkeypatch):
     loop.train(config_of(kind, folder), tmp_path / 'whole')
-    add, calls = StepLog.add, []
-
-    def stop_at_3(log, reports):
-        calls.append(reports)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add(log, reports)
-
-    monkeypatch.setattr(StepLog, 'add', stop_at_3)
+    runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):
         loop.train(config_of(kind, folder), tmp_path / 'run')
     loop.train(config_of(kind, folder), tmp_path / 'run')

@@ -23,10 +23,10 @@ from resnet_jax.tasks.prediction import predictions
 from resnet_jax.training import loop, step
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
-from resnet_jax.training.log import StepLog
 from resnet_jax.training.validation import Evaluator
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
+from tests import runs
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
 from tests.weights.networks import store
@@ -78,15 +78,7 @@ def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path,
     if devices > 1:
         whole = tmp_path / 'whole'
         loop.train(config, whole)
-    add, calls = StepLog.add, []
-
-    def stop_at_27(log, reports):
-        calls.append(reports)
-        if len(calls) == 27:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add(log, reports)
-
-    monkeypatch.setattr(StepLog, 'add', stop_at_27)
+    calls = runs.stop_at(monkeypatch, 27)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 27'):
         loop.train(config, tmp_path / 'run')
     loop.train(config, tmp_path / 'run')

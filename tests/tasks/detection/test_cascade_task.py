@@ -1,10 +1,8 @@
 """A cascade as a detector: its second round, its cost, its commands, and what it learns."""
 
-import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
@@ -13,14 +11,13 @@ from PIL import Image
 from configs import coco_r50_c4, scenes_cascade_r20
 from resnet_jax import summary
 from resnet_jax.data import masks, scenes
-from resnet_jax.distributed import sharding
 from resnet_jax.models.detectors import Settings
 from resnet_jax.tasks.detection import inference, losses, task
 from resnet_jax.tasks.detection.losses import Regions
 from resnet_jax.training import compiled, costs, loop
-from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.xla import topologies
+from tests import runs
 from tests.tasks.detection import few_scenes, tiny_cascade
 
 NAMES = (*task.LOSSES, task.MASK_LOSS, *task.CASCADE_LOSSES)
@@ -65,18 +62,8 @@ def losses_of(devices, parts, steps=2):
     """Losses of some steps in float64, and the parameters after them."""
     config = tiny_cascade.get_config()
     config.mesh.data, config.optimizer.accumulation_steps = devices, parts
-    with jax.enable_x64(True):
-        program = build(config, sharding.create_mesh(config))
-        program = dataclasses.replace(program, model=program.model.clone(dtype=jnp.float64))
-        state = jax.jit(program.create_state, out_shardings=program.shardings)()
-        state = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
-        feed, found = program.train_data.inputs(0), []
-        for _ in range(steps):
-            state, report = step(state, next(feed))
-            found.append([float(report.metrics[name]) for name in NAMES])
-        return np.array(found), jax.device_get(state.params)
+    reports, params = runs.in_float64(config, steps)
+    return np.array([[report[name] for name in NAMES] for report in reports]), params
 
 
 @pytest.mark.slow

@@ -1,9 +1,7 @@
 """Detection as a task: its losses and outputs per image, on any mesh, through the ordinary loop."""
 
-import dataclasses
 import functools
 import json
-import os
 import signal
 
 import jax
@@ -19,10 +17,10 @@ from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.detection import task
 from resnet_jax.training import loop
-from resnet_jax.training.log import StepLog
 from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
+from tests import runs
 from tests.conftest import ROOT
 from tests.tasks.detection import few_scenes, tiny_detector
 
@@ -100,20 +98,9 @@ def test_an_ignored_object_is_neither_learnt_nor_background():
 
 
 def losses_of(config, steps=3):
-    """Losses of some steps in float64, and the state after them."""
-    with jax.enable_x64(True):
-        program = program_of(config)
-        program = dataclasses.replace(program, model=program.model.clone(dtype=jnp.float64))
-        state = jax.jit(program.create_state, out_shardings=program.shardings)()
-        state = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
-        feed, losses = program.train_data.inputs(0), []
-        for _ in range(steps):
-            state, report = step(state, next(feed))
-            losses.append([float(report.metrics[name]) for name in task.LOSSES])
-        assert step._cache_size() == 1
-        return np.array(losses), jax.device_get(state.params)
+    """Losses of some steps in float64, and the parameters after them."""
+    reports, params = runs.in_float64(config, steps)
+    return np.array([[report[name] for name in task.LOSSES] for report in reports]), params
 
 
 @functools.cache
@@ -154,15 +141,7 @@ def test_the_log_has_all_losses_and_the_evaluation_average_precision(finished):
 
 
 def test_stopped_and_resumed_it_gives_the_same_bits(finished, tmp_path, monkeypatch):
-    add, calls = StepLog.add, []
-
-    def stop_at_3(log, reports):
-        calls.append(reports)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add(log, reports)
-
-    monkeypatch.setattr(StepLog, 'add', stop_at_3)
+    runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):
         loop.train(tiny_detector.get_config(), tmp_path / 'run')
     loop.train(tiny_detector.get_config(), tmp_path / 'run')

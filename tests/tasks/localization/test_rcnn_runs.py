@@ -1,7 +1,6 @@
 """The R-CNN of localization is trained, resumed, evaluated and predicted by the commands."""
 
 import json
-import os
 import signal
 
 import jax
@@ -18,10 +17,10 @@ from resnet_jax.tasks.prediction import predictions
 from resnet_jax.training import loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.evaluation import evaluate
-from resnet_jax.training.log import StepLog
 from resnet_jax.training.program import build, completed
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
+from tests import runs
 from tests.tasks.localization import few_boxes, few_rcnn
 
 OPTIONS = {'protocol': None, 'scales': None, 'batch_size': None}
@@ -120,15 +119,7 @@ def test_the_cost_counts_the_second_network_for_every_proposal(config):
 
 
 def test_stopped_and_resumed_it_gives_the_same_bits(config, trained, tmp_path, monkeypatch):
-    add, calls = StepLog.add, []
-
-    def stop_at_3(log, reports):
-        calls.append(reports)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add(log, reports)
-
-    monkeypatch.setattr(StepLog, 'add', stop_at_3)
+    runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):
         loop.train(config, tmp_path / 'run')
     loop.train(config, tmp_path / 'run')
