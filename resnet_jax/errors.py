@@ -15,3 +15,8 @@ def readable(name: str) -> str:
     Python keeps such bytes as lone surrogates, which neither UTF-8 nor JSON can hold.
     """
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def reason(error: Exception) -> str:
+    """The kind and the text of an error of a library, in one line and cut off, for a sentence."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')

@@ -3,13 +3,14 @@
 import pathlib
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 from resnet_jax.weights import hub, torch_file, unpickle
 
 PICKLES = ('.pth', '.th', '.pt', '.bin', '.ckpt')
@@ -72,12 +73,7 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is damaged, hostile, or holds more than tensors; see `torch_file.load`.
     """
-    content = torch_file.load(path)
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__} instead of a state dict.')
+    content = _unwrapped(torch_file.load(path), WRAPPERS, path, 'a state dict')
     return _numbers({name: value.array for name, value in content.items()
                      if isinstance(name, str) and isinstance(value, torch_file.Tensor)}, path)
 
@@ -109,14 +105,20 @@ def read_pkl(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is damaged, hostile, or holds no such arrays; see `unpickle.load`.
     """
-    content = unpickle.load(path)
-    for key in PKL_WRAPPERS:
+    content = _unwrapped(unpickle.load(path), PKL_WRAPPERS, path, 'arrays by name')
+    return _numbers({str(name): value.array for name, value in content.items()
+                     if isinstance(value, unpickle.Array) and value.array is not None}, path)
+
+
+def _unwrapped(content: Any, wrappers: Sequence[str], path: pathlib.Path,
+               wanted: str) -> dict[Any, Any]:
+    """The dict of tensors, which may lie in others under these keys."""
+    for key in wrappers:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__} instead of arrays by name.')
-    return _numbers({str(name): value.array for name, value in content.items()
-                     if isinstance(value, unpickle.Array) and value.array is not None}, path)
+        raise UserError(f'{path} holds a {type(content).__name__} instead of {wanted}.')
+    return content
 
 
 def _numbers(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -160,8 +162,4 @@ def _refuse(arrays: Mapping[str, np.ndarray], what: pathlib.Path | str, contents
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-    return UserError(f'{path} is damaged or truncated: it cannot be read ({_reason(error)}).')
-
-
-def _reason(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')
+    return UserError(f'{path} is damaged or truncated: it cannot be read ({reason(error)}).')

@@ -11,7 +11,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 from resnet_jax.weights import beside
 
 PREFIX = 'hf:'
@@ -124,9 +124,8 @@ def _file(name: str | os.PathLike, file: str, revision: str,
         raise UserError(f'{name}: there is no repository {repo} at {endpoint}, or it is private; '
                         'for a private one, log in with `hf auth login`.') from error
     except Exception as error:  # the network can fail in many ways
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')
-        raise UserError(f'{name}: {file} could not be downloaded from {endpoint} ({reason}); run '
-                        'the same command again to retry.') from error
+        raise UserError(f'{name}: {file} could not be downloaded from {endpoint} '
+                        f'({reason(error)}); run the same command again to retry.') from error
 
 
 def _check_digest(name: str | os.PathLike, file: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 
 _NUMBERS = re.compile(r'b1|[iu][1248]|f[248]')  # what numpy calls the types of numbers
 _ORDERS = ('<', '>', '=', '|')  # of the bytes of a number
@@ -132,9 +132,8 @@ def refusals(path: pathlib.Path, contents: str, other: str) -> Iterator[None]:
         raise UserError(f'{path} is refused: {error}, and only {contents} are read, since a pickle '
                         'can run code.') from error
     except Exception as error:  # the unpickler raises whatever the damage leads to
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.rstrip(': ')
         raise UserError(f'{path} is damaged or truncated, or is {other}: it cannot be read '
-                        f'({reason}).') from error
+                        f'({reason(error)}).') from error
 
 
 def load(path: pathlib.Path) -> Any:
