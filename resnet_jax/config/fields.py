@@ -210,7 +210,7 @@ def default() -> ConfigDict:
     data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
 
     loss = config.loss = ConfigDict()
-    # (classification only) 'cross_entropy' of the softmax, or 'binary': of each class by itself.
+    # (classification only) 'cross_entropy' of the softmax, or 'binary': a logistic loss per class.
     loss.name = 'cross_entropy'
     loss.label_smoothing = 0.0
     # ('binary' only) targets above it become 1, all others 0; None: mixed images have soft targets.

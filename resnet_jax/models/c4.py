@@ -102,10 +102,9 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         wanted = self.with_context(regions, sizes)
         maps = self.maps(self.pool(features, wanted, train=train), train=train)
         most = classes.shape[1]
-        if self.settings.cascade:  # every region needs its mask
-            masks = self.mask_scores(maps)
-            return (*self.siblings(self.described(maps, masks)), masks[:, :most])
-        return (*self.siblings(_averaged(maps)), self.mask_scores(maps[:, :most], classes))
+        # In a cascade, every region needs its mask.
+        masks = self.mask_scores(maps if self.settings.cascade else maps[:, :most], classes)
+        return (*self.siblings(self.described(maps, masks)), masks[:, :most])
 
     def mask_scores(self, maps, classes=None):
         # A cascade's masks have no class.

@@ -115,7 +115,7 @@ def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
 
 
 def binary_cross_entropy(logits, targets, threshold: float | None) -> jax.Array:
-    """Cross-entropy of each class by itself, averaged over the classes: float32 [N].
+    """Binary cross-entropy, averaged over the classes: float32 [N].
 
     R. Wightman et al., "ResNet strikes back", 2021, section 3.1. Timm's loss is the same.
 
