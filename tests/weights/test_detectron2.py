@@ -48,6 +48,7 @@ def test_parameters_are_as_many_as_detectron2s(kind, depth, masks, count):
     assert sum(int(np.prod(leaf.shape)) for leaf in found if leaf.path[0] == 'params') == count
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_detectron2s():
     reference = pytest.importorskip(
         'tests.models.detectron2_reference', reason='the reference needs torchvision')

@@ -118,6 +118,7 @@ def test_the_cost_counts_the_second_network_for_every_proposal(config):
         6 * parts['regions']['multiply_adds'])
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_gives_the_same_bits(config, trained, tmp_path, monkeypatch):
     runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):
