@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import typing
 
 if typing.TYPE_CHECKING:
-    import os
+    from collections.abc import Mapping
 
-    import flax.linen as nn
+    from ml_collections import ConfigDict
 
+    from resnet_jax.models.backbone import WithHead
     from resnet_jax.tasks.classification.classifier import Classifier
+    from resnet_jax.training.start import Trained
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'create', 'load']
+__all__ = ['__version__', 'create', 'load', 'train']
 
 
 def load(path: str | os.PathLike) -> Classifier:
@@ -26,7 +30,10 @@ def load(path: str | os.PathLike) -> Classifier:
     np.float32(1.0)
     >>> network.features(images, stage='stage2').shape
     (2, 16, 16, 16)
-    >>> network.features(images).shape  # the input of the last layer
+    >>> maps = network.features(images)  # of all stages
+    >>> list(maps)
+    ['stem', 'stage1', 'stage2', 'stage3', 'pool']
+    >>> maps['pool'].shape  # the input of the last layer
     (2, 32)
     >>> sorted(network.variables)
     ['batch_stats', 'params']
@@ -49,7 +56,7 @@ def load(path: str | os.PathLike) -> Classifier:
     return loading.load(path)
 
 
-def create(name: str, **fields: typing.Any) -> nn.Module:
+def create(name: str, **fields: typing.Any) -> WithHead:
     """Creates a network of the paper as a Flax module; `init` draws its weights.
 
     >>> network = resnet_jax.create('resnet50', num_classes=10)
@@ -81,3 +88,55 @@ def create(name: str, **fields: typing.Any) -> nn.Module:
     from resnet_jax import models
 
     return models.named(name).clone(**fields)
+
+
+def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike | None = None,
+          fields: Mapping[str, typing.Any] | None = None) -> Trained:
+    """Trains and evaluates the network of a config, as `python -m resnet_jax.main` does.
+
+    >>> fields = {'num_steps': 20, 'model.depth': 8, 'schedule.warmup': 'none'}
+    >>> trained = resnet_jax.train('configs/digits_r20.py', workdir, fields)  # doctest: +ELLIPSIS
+    workdir: ...
+    >>> trained.metrics['eval/count']
+    297
+    >>> trained.rows[0]['step']
+    20
+    >>> trained.network.predict(np.zeros((2, 8, 8, 1), np.uint8)).shape
+    (2, 10)
+
+    Progress is printed, in a notebook below its cell. Interrupting the notebook's kernel, Ctrl-C
+    and SIGTERM save a checkpoint and raise `Stopped`; the same call then resumes from it. XLA reads
+    its options once, so `xla_preset` only takes effect if JAX has not computed anything before. A
+    job of several processes needs the command.
+
+    Args:
+      config: a config, or the path of a config file; see `resnet_jax.config`.
+      workdir: folder of the run, which resumes if it contains checkpoints. None: runs/NAME, for a
+        config file NAME.py.
+      fields: values that replace those of the config, such as {'model.depth': 56}.
+
+    Returns:
+      See `resnet_jax.training.start.Trained`.
+
+    Raises:
+      resnet_jax.errors.UserError: a field is unknown or wrong, the data is missing, or the workdir
+        holds another run, is in use or cannot be written to.
+      resnet_jax.training.log.Diverged: the loss is no longer finite; the checkpoints stay in place.
+      resnet_jax.training.loop.Stopped: a signal came; the state has been saved.
+    """
+    from ml_collections import ConfigDict
+
+    from resnet_jax import cli
+    from resnet_jax import config as config_lib
+    from resnet_jax.errors import UserError
+    from resnet_jax.training import start
+
+    if not isinstance(config, ConfigDict):
+        workdir = workdir or f'runs/{pathlib.Path(config).stem}'
+        config = cli.read_config([f'--config={os.fspath(config)}'])
+    if workdir is None:
+        raise UserError('give the folder of the run, such as resnet_jax.train(config, '
+                        "'runs/digits').")
+    config = config_lib.changed(config, fields or {})
+    start.prepare(config)
+    return start.train(config, pathlib.Path(workdir))

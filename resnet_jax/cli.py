@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax.config import check_ranges, given, leaves
+from resnet_jax.config import check_ranges, given, leaves, problem_of_name
 from resnet_jax.errors import UserError
 
 flags.disclaim_key_flags()  # a flag defined here belongs to the command that asks for it
@@ -295,11 +295,8 @@ def _config_problem(argv: Sequence[str]) -> str | None:
     except Exception:  # a mistake in the file, which the caller shows with its traceback
         return None
     for field in (name.removeprefix('config.') for name in values if name.startswith('config.')):
-        if any(name.startswith(field + '.') for name in known):
-            return f'{field} is a section of the config; set one of its fields.'
-        if field not in known:
-            close = difflib.get_close_matches(field, known, 1, 0.5)
-            return f'the config has no field {field}' + _hint(close[0] if close else None)
+        if problem := problem_of_name(field, known):
+            return problem
     return None
 
 

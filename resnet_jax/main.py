@@ -12,8 +12,6 @@ import sys
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.errors import UserError
-from resnet_jax.xla import flags as xla_flags
 
 CONFIG = cli.config_flag()
 cli.flag(
@@ -23,29 +21,21 @@ cli.flag(
 PROCESSES = cli.process_flags()
 
 
-def main(_) -> None:
-    config, workdir, status = CONFIG.value, cli.workdir(), 0
-    xla_flags.use(config.xla_preset)
+def main(_) -> int:
     # After the flags, so that a wrong flag is reported at once.
-    from resnet_jax.data.decode import UnreadableImageError
     from resnet_jax.distributed import processes
     from resnet_jax.output import say
-    from resnet_jax.training import loop
-    from resnet_jax.xla import cpu
+    from resnet_jax.training import loop, start
 
-    cpu.compute_in_main_thread()
+    config, workdir, status = CONFIG.value, cli.workdir(), 0
+    start.prepare(config)
     with processes.job(*(flag.value for flag in PROCESSES)):
-        cpu.keep_memory()
-        say(f'workdir: {workdir}')
         try:
-            loop.train(config, workdir)
-        except UnreadableImageError as error:
-            raise UserError(f'{error} To leave out images that cannot be read, pass '
-                            '--config.data.on_unreadable=skip.') from error
-        except loop.Stopped as stopped:
+            start.train(config, workdir)
+        except loop.Stopped as stopped:  # within the job, whose processes stop together
             say(str(stopped), sys.stderr)
             status = 128 + stopped.signal
-    sys.exit(status)
+    return status
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import flax.linen as nn
 import jax
@@ -62,21 +62,31 @@ class Network:
         """Computes the outputs of the Flax module: a tree of [N, …], or without N for one image."""
         return self.apply(self._outputs, images)
 
-    def features(self, images: Any, stage: str | int = POOL) -> np.ndarray:
-        """Computes the feature map after a stage.
+    @overload
+    def features(self, images: Any, stage: None = None) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def features(self, images: Any, stage: str | int) -> np.ndarray: ...
+
+    def features(self, images, stage=None):
+        """Computes the feature maps after all stages, in one pass, or after one of them.
 
         Args:
           images: see the class.
           stage: 'stem', 'stage1' or 1, 'stage2' or 2, …: the feature maps; 'pool': the input of
-            the last layer, averaged over all positions; VGG also has 'dense'. See `stages`.
+            the last layer, averaged over all positions; VGG also has 'dense'. See `stages`. None:
+            all of them.
 
         Returns:
           [N, H', W', channels] in the network's dtype; for 'pool' [N, channels], float32. Without
-          N for one image.
+          N for one image. For all stages a dict of these, by their names, in the order of `stages`.
 
         Raises:
           ValueError: the network has no such stage.
         """
+        if stage is None:
+            maps = self.apply(functools.partial(self._features, stage=None), images)
+            return {name: maps[name] for name in self.stages}  # jit has sorted them by name
         name = stage if isinstance(stage, str) else f'stage{stage}'
         if name not in self.stages:
             raise ValueError(f'stage must be one of {", ".join(self.stages)}, or the number of a '
@@ -153,9 +163,12 @@ def normalized(images: jax.Array, normalization: Normalization) -> jax.Array:
     return (images.astype(jnp.float32) - mean) / std
 
 
-def _features_of(model, weights, images, *, stage):
+def _features_of(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, *,
+                 stage: str | None) -> Any:
     variables, normalization = weights
-    upto = model.stages[-1] if stage == POOL else stage
+    upto = model.stages[-1] if stage in (POOL, None) else stage
     maps = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
                        method='features')
+    if stage is None:
+        return {**maps, POOL: average(maps[upto])}
     return average(maps[upto]) if stage == POOL else maps[stage]

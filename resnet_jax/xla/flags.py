@@ -74,6 +74,8 @@ def use(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
     """
     variable, flags = PRESETS[name]
     jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
-    texts = [flag.text for flag in flags if flag.before is None or jaxlib < flag.before]
+    given = environment.get(variable, '').split()
+    texts = [flag.text for flag in flags
+             if (flag.before is None or jaxlib < flag.before) and flag.text not in given]
     if texts:
-        environment[variable] = ' '.join([*texts, *environment.get(variable, '').split()])
+        environment[variable] = ' '.join([*texts, *given])

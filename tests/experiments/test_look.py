@@ -145,7 +145,7 @@ def test_the_measures_are_of_the_right_steps(networks, seen):
     last = networks['plain'].features(test.pixels, 'stage3')
     from experiments.seeing import geometry, probe
     np.testing.assert_allclose(found.grams[-1], geometry.gram(last), rtol=1e-3, atol=1e-2)
-    pooled = [networks['plain'].features(x.pixels) for x in (train, test)]
+    pooled = [networks['plain'].features(x.pixels, 'pool') for x in (train, test)]
     assert found.probe_mean[-1] == pytest.approx(
         probe.accuracy(pooled[0], train.labels, pooled[1], test.labels), abs=2)
 

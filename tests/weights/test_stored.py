@@ -41,7 +41,7 @@ def test_the_docstring_of_load_holds(tmp_path):
     store(tmp_path, width=8)
     test = doctest.DocTestFinder().find(
         resnet_jax.load, globs={'resnet_jax': resnet_jax, 'np': np, 'workdir': tmp_path})[0]
-    assert len(test.examples) == 7
+    assert len(test.examples) == 9
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
@@ -90,7 +90,7 @@ def test_features_lead_to_the_scores(changes, tmp_path, monkeypatch):
     size = 224 if changes.get('family') == 'vgg' else 64
     x = images(2, size, size, 3)
     head = network.variables['params']['head']
-    pooled = network.features(x)
+    pooled = network.features(x, 'pool')
     np.testing.assert_allclose(
         pooled @ head['kernel'] + head['bias'], network.logits(x), rtol=1e-3, atol=1e-4)
     last = network.features(x, network.stages[-2])
@@ -99,6 +99,11 @@ def test_features_lead_to_the_scores(changes, tmp_path, monkeypatch):
     if changes.get('family') == 'vgg':
         assert network.stages[-2:] == ('dense', 'pool')
         assert network.features(x, 'stage5').shape == (2, 7, 7, 16)
+    maps = network.features(x)
+    assert tuple(maps) == network.stages
+    for stage, found in maps.items():
+        np.testing.assert_allclose(found, network.features(x, stage), rtol=1e-4, atol=1e-5)
+    assert network.features(x[0])['stage1'].shape == maps['stage1'].shape[1:]
     for wrong in ('stage9', 9, 0, 1.5):
         with pytest.raises(ValueError, match=r'stage must be one of .*stage1.*, pool, or the num'):
             network.features(x, wrong)
