@@ -86,7 +86,7 @@ def test_files_are_short_and_few_lie_directly_in_the_package():
 
 
 def test_regions_need_only_jax_and_numpy():
-    allowed = {'functools', 'math', 'typing', 'jax', 'numpy', 'resnet_jax'}
+    allowed = {'collections', 'functools', 'math', 'typing', 'jax', 'numpy', 'resnet_jax'}
     for path in (PACKAGE / 'regions').glob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             names = ([node.module] if isinstance(node, ast.ImportFrom) else

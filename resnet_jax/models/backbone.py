@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ class Backbone(nn.Module, kw_only=True):
     `(x, train=…)`; or it overrides `run`. A single stage can thus be applied to anything of the
     right number of channels, such as regions of the feature maps before it:
 
-      maps = backbone(images, train=False, upto='stage3')
+      maps = backbone.features(images, train=False, upto='stage3')
       backbone.run('stage4', regions, train=False)
 
     Attributes:
@@ -51,11 +52,12 @@ class Backbone(nn.Module, kw_only=True):
                     epsilon=self.bn_epsilon, unbiased_variance=self.bn_unbiased_variance,
                     dtype=self.dtype, frozen=self.bn_frozen)
 
-    def run(self, stage: str, x, *, train: bool):
+    def run(self, stage: str, x: jax.Array, *, train: bool) -> jax.Array:
         """The output of one stage for an input float [N, H, W, C]."""
         return getattr(self, stage)(x, train=train)
 
-    def features(self, images, *, train: bool, upto: str | None = None) -> dict[str, Any]:
+    def features(self, images: jax.Array, *, train: bool, upto: str | None = None) -> dict[str,
+                 Any]:
         """Computes the feature maps of images.
 
         Args:
@@ -79,9 +81,9 @@ class Backbone(nn.Module, kw_only=True):
                 break
         return maps
 
-    def __call__(self, images, *, train: bool, upto: str | None = None) -> dict[str, Any]:
-        """See `features`."""
-        return self.features(images, train=train, upto=upto)
+    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+        """The outputs of the network: of a backbone alone, its `features`."""
+        return self.features(images, train=train)
 
 
 class WithHead(Backbone, kw_only=True):
@@ -96,15 +98,15 @@ class WithHead(Backbone, kw_only=True):
 
     num_classes: int = 1000
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.head = nn.Dense(self.num_classes, kernel_init=he_normal)
 
-    def classify(self, x):
+    def classify(self, x: jax.Array) -> jax.Array:
         """Class scores float32 [N, num_classes] of the last stage's output [N, h, w, channels]."""
         return self.head(average(x))
 
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Computes class scores, before the softmax.
 
         Args:
@@ -116,6 +118,6 @@ class WithHead(Backbone, kw_only=True):
         return self.classify(self.features(images, train=train)[self.stages[-1]])
 
 
-def average(x):
+def average(x: jax.Array) -> jax.Array:
     """The mean of feature maps [N, h, w, channels] over all positions: float32 [N, channels]."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from resnet_jax.models.depth import STREAM, drop_branch
@@ -36,7 +37,7 @@ class Shortcut(nn.Module):
     norm: ModuleDef | None
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features]."""
         changes = self.stride != 1 or x.shape[-1] != self.features
         if self.option == 'C' or (self.option in ('B', 'D') and changes):
@@ -77,7 +78,8 @@ class BasicBlock(nn.Module):
     preactivated = False  # see `resnet_jax.models.resnet_v2`
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, *, train: bool):
+    def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,
+                 train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features].
 
         For `drop_rate` see `drop_branch`.
@@ -124,7 +126,8 @@ class BottleneckBlock(nn.Module):
     preactivated = False
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, *, train: bool):
+    def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,
+                 train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features].
 
         For `drop_rate` see `drop_branch`.
@@ -172,7 +175,7 @@ class Stage(nn.Module):
     drop_rates: tuple[float, ...] | None = None
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features * expansion]."""
         rates = self.drop_rates
         run = functools.partial(_run, train=train)

@@ -6,6 +6,7 @@ All stages but the last are the trunk, and the mean of the last stage's output d
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from resnet_jax.models.backbone import average
@@ -53,10 +54,10 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         regions = self.settings.roi_batch + self.settings.context  # and the whole image
         return size * regions if last and size is not None else size
 
-    def trunk(self, images, *, train: bool):
+    def trunk(self, images: jax.Array, *, train: bool) -> jax.Array:
         return self.features(images, train=train, upto=self.shared)[self.shared]
 
-    def pool(self, features, regions, *, train: bool):
+    def pool(self, features: jax.Array, regions: jax.Array, *, train: bool) -> jax.Array:
         del train
         s, step = self.settings, 2 if self.skips_bins else 1
         bins = -(-s.roi_size // step)
@@ -65,11 +66,11 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
             features, regions, bins=s.roi_size, scale=1 / self.strides[0], points=s.roi_points,
             aligned=s.roi_aligned, step=step, chunk=max(1, min(chunk, 128)))
 
-    def describe(self, *pooled, train: bool):
+    def describe(self, *pooled: jax.Array, train: bool) -> jax.Array:
         maps = self.maps(*pooled, train=train)
         return self.described(maps, self.mask_scores(maps) if self.settings.cascade else None)
 
-    def described(self, maps, masks):
+    def described(self, maps: jax.Array, masks: jax.Array) -> jax.Array:
         """What the siblings see of maps; in a cascade, with that of the masked maps behind it.
 
         Args:
@@ -83,7 +84,7 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
             return _averaged(maps)
         return jnp.concatenate([_averaged(maps), _averaged(masked(maps, masks))], -1)
 
-    def maps(self, *pooled, train: bool):
+    def maps(self, *pooled: jax.Array, train: bool) -> jax.Array:
         """The last stage's output for every region, [N, R, h, w, channels]; see `describe`."""
         outputs = [self.run(self.stages[-1], x.reshape(-1, *x.shape[2:]), train=train)
                    for x in pooled]
@@ -94,10 +95,11 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
     def mask_size(self) -> int:
         return 2 * -(-self.settings.roi_size // 2)  # twice the last stage's output
 
-    def mask_maps(self, features, regions, *, train: bool):
+    def mask_maps(self, features: jax.Array, regions: jax.Array, *, train: bool) -> jax.Array:
         return self.maps(self.pool(features, regions, train=train), train=train)
 
-    def heads_and_masks(self, features, regions, classes, sizes, *, train: bool):
+    def heads_and_masks(self, features: jax.Array, regions: jax.Array, classes: jax.Array,
+                        sizes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         # The last stage runs once, for both.
         wanted = self.with_context(regions, sizes)
         maps = self.maps(self.pool(features, wanted, train=train), train=train)
@@ -106,7 +108,7 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         masks = self.mask_scores(maps if self.settings.cascade else maps[:, :most], classes)
         return (*self.siblings(self.described(maps, masks)), masks[:, :most])
 
-    def mask_scores(self, maps, classes=None):
+    def mask_scores(self, maps: jax.Array, classes: jax.Array | None = None) -> jax.Array:
         # A cascade's masks have no class.
         if not self.settings.cascade:
             return super().mask_scores(maps, classes)

@@ -11,7 +11,7 @@ import jax
 from resnet_jax.regions import boxes as boxes_lib
 
 
-def masked(maps, scores):
+def masked(maps: jax.Array, scores: jax.Array) -> jax.Array:
     """Features of regions times the probabilities of their masks (section 3.3, eq. 4).
 
     Args:
@@ -27,7 +27,8 @@ def masked(maps, scores):
     return maps * cells.mean((3, 5))[..., None].astype(maps.dtype)
 
 
-def corrected(scores, deltas, regions, sizes, weights):
+def corrected(scores: jax.Array, deltas: jax.Array, regions: jax.Array, sizes: jax.Array,
+              weights: tuple[float, float, float, float]) -> jax.Array:
     """The box of each region's most probable class, background aside.
 
     Gradients reach the deltas and the regions (section 3.4). Scales are limited whatever the

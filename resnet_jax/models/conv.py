@@ -18,7 +18,8 @@ CACHE_BYTES = 2**20  # size of a core's own (second-level) cache
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
-def conv2d(x, kernel, stride: int, num_devices: int = 1, groups: int = 1, dilation: int = 1):
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, num_devices: int = 1, groups: int = 1,
+           dilation: int = 1) -> jax.Array:
     """Convolution of NHWC images with an HWIO kernel of k x k, computed in the type of the images.
 
     The input is padded with k // 2 zeros above and left, and k - 1 - k // 2 below and right, which
@@ -187,7 +188,7 @@ class Conv(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """float [N, H, W, C] -> dtype [N, ceil(H / stride), ceil(W / stride), features].
 
         Raises:

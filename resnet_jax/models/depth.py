@@ -16,7 +16,8 @@ def rates(last: float, num_blocks: int) -> tuple[float, ...] | None:
     return tuple(last * i / max(num_blocks - 1, 1) for i in range(num_blocks)) if last else None
 
 
-def drop_branch(block: nn.Module, branch, rate, *, train: bool):
+def drop_branch(block: nn.Module, branch: jax.Array, rate: jax.Array | float | None, *,
+                train: bool) -> jax.Array:
     """Sets the branch to 0 in images drawn at random; the others are scaled by 1 / (1 - rate).
 
     Args:

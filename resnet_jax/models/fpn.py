@@ -7,11 +7,14 @@ pooled from the level that fits its area, and two dense layers describe it.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from resnet_jax.models.heads import Features
 from resnet_jax.models.rcnn import KINDS, FasterRCNN
 from resnet_jax.regions.pyramid import level_of, roi_align_levels
 
@@ -31,19 +34,20 @@ class FasterRCNNFPN(FasterRCNN, kw_only=True):
     def anchor_sizes(self) -> tuple[tuple[float, ...], ...]:
         return tuple((size,) for size in self.settings.anchor_sizes)
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.neck = FeaturePyramid(self.settings.neck_features, self.dtype)
         self.hidden = Hidden(self.settings.box_features, self.dtype)
 
-    def trunk(self, images, *, train: bool):
+    def trunk(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
         maps = self.features(images, train=train)
         return self.neck([maps[stage] for stage in self.stages[1:]])
 
-    def pool(self, features, regions, *, train: bool):
+    def pool(self, features: Features, regions: jax.Array, *, train: bool) -> jax.Array:
         return self.pooled(features, regions, self.settings.roi_size, train=train)
 
-    def pooled(self, features, regions, bins: int, *, train: bool):
+    def pooled(self, features: Features, regions: jax.Array, bins: int, *,
+               train: bool) -> jax.Array:
         """As `pool`, with this number of bins in each direction."""
         # The last level is for proposals only.
         s, strides = self.settings, self.strides[:-1]
@@ -53,7 +57,7 @@ class FasterRCNNFPN(FasterRCNN, kw_only=True):
             features[:-1], regions, levels, scales=tuple(1 / stride for stride in strides),
             bins=bins, points=s.roi_points, aligned=s.roi_aligned, gathered=not train)
 
-    def describe(self, *pooled, train: bool):
+    def describe(self, *pooled: jax.Array, train: bool) -> jax.Array:
         del train
         return functools.reduce(jnp.maximum, map(self.hidden, pooled))
 
@@ -61,7 +65,7 @@ class FasterRCNNFPN(FasterRCNN, kw_only=True):
     def mask_size(self) -> int:
         return 2 * MASK_BINS
 
-    def mask_maps(self, features, regions, *, train: bool):
+    def mask_maps(self, features: Features, regions: jax.Array, *, train: bool) -> jax.Array:
         return self.pooled(features, regions, MASK_BINS, train=train)
 
 
@@ -77,7 +81,7 @@ class FeaturePyramid(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, maps):
+    def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """The levels, the finest first.
 
         Args:
@@ -111,7 +115,7 @@ class Hidden(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[N, R, bins, bins, channels] -> float32 [N, R, features]."""
         dense = functools.partial(nn.DenseGeneral, self.features, dtype=self.dtype,
                                   kernel_init=uniform)

@@ -7,6 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# Of a trunk: an array [N, h, w, channels], or a tuple of one for each level.
+Features = Any
+
 
 class RegionProposalNetwork(nn.Module):
     """Scores and corrects every anchor: a 3x3 layer and two siblings (Faster R-CNN, section 3.1).
@@ -24,7 +27,7 @@ class RegionProposalNetwork(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, features):
+    def __call__(self, features: Features) -> tuple[jax.Array, jax.Array]:
         """The outputs for the features of a trunk, [N, h, w, channels] for each level.
 
         Returns:
@@ -59,7 +62,7 @@ class BoxHead(nn.Module):
     background_box: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """float32 [N, R, channels] -> scores [N, R, classes + 1], deltas [N, R, classes, 4]."""
         scores = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01),
                           name='score')(x)

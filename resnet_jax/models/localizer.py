@@ -71,16 +71,16 @@ class Localizer(ResNet, kw_only=True):
         """Pixels of the input between positions of the last feature map."""
         return (1 if self.stem_kind == 'cifar' else 4) * 2 ** (len(self.stage_sizes) - 1)
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         anchors = len(self.settings.anchor_sizes) * len(self.settings.anchor_ratios)
         self.localizer = Siblings(self.num_classes, anchors, self.settings.per_class)
 
-    def last_map(self, images, *, train: bool):
+    def last_map(self, images: jax.Array, *, train: bool) -> jax.Array:
         """The last feature map [N, h, w, channels] of images float [N, H, W, C], normalised."""
         return self.features(images, train=train)[self.stages[-1]]
 
-    def anchors(self, features):
+    def anchors(self, features: jax.Array) -> jax.Array:
         """All anchors of a feature map, float32 [h * w * A, 4], in pixels of the input.
 
         They are centred in the middle of the pixels that a position stands for, so that they cover
@@ -90,7 +90,7 @@ class Localizer(ResNet, kw_only=True):
         base = anchors_lib.base_anchors(s.anchor_sizes, s.anchor_ratios) + self.stride / 2
         return anchors_lib.grid(base, *features.shape[1:3], self.stride)
 
-    def locate(self, features, classes, frames) -> Found:
+    def locate(self, features: jax.Array, classes: jax.Array | None, frames: jax.Array) -> Found:
         """The best box of each class: that of the anchor with the highest score, corrected.
 
         Args:
@@ -103,7 +103,8 @@ class Localizer(ResNet, kw_only=True):
         boxes = self.corrected(features, deltas, best, frames)[:, :, 0]
         return Found(boxes, jnp.max(scores, -1))
 
-    def corrected(self, features, deltas, index, frames):
+    def corrected(self, features: jax.Array, deltas: jax.Array, index: jax.Array,
+                  frames: jax.Array) -> jax.Array:
         """The corrected boxes of some anchors, clipped to the images.
 
         Args:
@@ -118,7 +119,7 @@ class Localizer(ResNet, kw_only=True):
         deltas = jnp.take_along_axis(deltas, index[..., None], 2)
         return within(boxes_lib.decode(deltas, self.anchors(features)[index]), frames)
 
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """The outputs for all classes; see `WithHead` and `Siblings`.
 
         Args:
@@ -132,7 +133,7 @@ class Localizer(ResNet, kw_only=True):
         return {'classes': self.classify(features), 'scores': scores, 'deltas': deltas}
 
 
-def within(boxes, frames):
+def within(boxes: jax.Array, frames: jax.Array) -> jax.Array:
     """Clips boxes float32 [N, ..., 4] to a box for each image, float32 [N, 4]."""
     frames = frames.reshape(len(frames), *(1,) * (boxes.ndim - 2), 4)
     return jnp.clip(boxes, jnp.tile(frames[..., :2], 2), jnp.tile(frames[..., 2:], 2))
@@ -152,7 +153,7 @@ class Siblings(nn.Module):
     per_class: bool
 
     @nn.compact
-    def __call__(self, x, classes):
+    def __call__(self, x: jax.Array, classes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Applies the layers of some classes.
 
         Args:
@@ -185,7 +186,7 @@ class ClassLayer(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x, classes):
+    def __call__(self, x: jax.Array, classes: jax.Array | None) -> jax.Array:
         """[N, h, w, channels], int32 [N, T] or None for all -> float32 [N, T, h, w, F]."""
         channels = x.shape[-1]
         kernel = self.param('kernel', nn.initializers.normal(0.01),

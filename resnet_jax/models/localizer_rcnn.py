@@ -40,12 +40,12 @@ class LocalizerRCNN(Localizer, kw_only=True):
     is that the proposal network sees. So crops can have more detail than proposals need.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.rcnn = ResNetBackbone(**fields_of(self, ResNetBackbone))
         self.region = RegionSiblings(self.num_classes, self.settings.per_class)
 
-    def last_map(self, images, *, train: bool):
+    def last_map(self, images: jax.Array, *, train: bool) -> jax.Array:
         """The last feature map of the proposal network, of reduced images.
 
         Raises:
@@ -59,11 +59,11 @@ class LocalizerRCNN(Localizer, kw_only=True):
                 f'{self.stride}; set a larger data.image_size, or a smaller reduction.')
         return super().last_map(small, train=train)
 
-    def anchors(self, features):
+    def anchors(self, features: jax.Array) -> jax.Array:
         """See `Localizer.anchors`; in pixels of the input, before it is reduced."""
         return super().anchors(features) * self.settings.reduction
 
-    def propose(self, features, classes, frames):
+    def propose(self, features: jax.Array, classes: jax.Array, frames: jax.Array) -> jax.Array:
         """The boxes with the highest scores for each class, the best first.
 
         None is suppressed, since the paper mentions no suppression here.
@@ -79,7 +79,8 @@ class LocalizerRCNN(Localizer, kw_only=True):
         index = per_image(self, lambda scores: jax.lax.top_k(scores, number)[1])(scores)
         return self.corrected(features, deltas, index, frames)
 
-    def judge(self, crops, classes, *, train: bool):
+    def judge(self, crops: jax.Array, classes: jax.Array, *, train: bool) -> tuple[jax.Array,
+              jax.Array]:
         """The outputs of the second network for a class of each crop.
 
         Args:
@@ -95,7 +96,7 @@ class LocalizerRCNN(Localizer, kw_only=True):
         scores, deltas = self.region(self.describe(crops, train=train))
         return (scores * chosen).sum(1), (deltas * chosen[..., None]).sum(1)
 
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """The outputs for all classes, and those of the second network for the whole images.
 
         Args:
@@ -112,7 +113,7 @@ class LocalizerRCNN(Localizer, kw_only=True):
         return {**super().__call__(images, train=train), 'region_scores': scores,
                 'region_deltas': deltas}
 
-    def describe(self, crops, *, train: bool):
+    def describe(self, crops: jax.Array, *, train: bool) -> jax.Array:
         """What the siblings see of crops [M, S, S, C]: float32 [M, channels]."""
         return average(self.rcnn.features(crops, train=train)[self.rcnn.stages[-1]])
 
@@ -129,7 +130,7 @@ class RegionSiblings(nn.Module):
     per_class: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """float32 [M, channels] -> scores before the sigmoid [M, K], deltas [M, K, 4]."""
         scores = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01),
                           name='score')(x)
@@ -138,7 +139,7 @@ class RegionSiblings(nn.Module):
         return scores, jnp.broadcast_to(deltas.reshape(len(x), -1, 4), (*scores.shape, 4))
 
 
-def warp(images, boxes, size: int):
+def warp(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
     """Cuts boxes out of images and scales them to squares, whatever their shape.
 
     Each pixel is the mean of 2 x 2 bilinear samples. Outside of the image they are 0, the mean
@@ -156,7 +157,7 @@ def warp(images, boxes, size: int):
     return roi_align(images, boxes, bins=size, scale=1, points=2)
 
 
-def reduced(images, times: int):
+def reduced(images: jax.Array, times: int) -> jax.Array:
     """The mean over squares of some pixels: [N, H, W, C] -> [N, H // times, W // times, C].
 
     The pixels that are left over at the right and at the bottom are dropped.
@@ -168,12 +169,12 @@ def reduced(images, times: int):
     return images[:, :H * times, :W * times].reshape(N, H, times, W, times, C).mean((2, 4))
 
 
-def decode(deltas, boxes):
+def decode(deltas: jax.Array, boxes: jax.Array) -> jax.Array:
     """Corrects regions [..., 4] by the deltas of `LocalizerRCNN.judge`, [..., 4]."""
     return boxes_lib.decode(deltas, boxes, WEIGHTS)
 
 
-def encode(boxes, regions):
+def encode(boxes: jax.Array, regions: jax.Array) -> jax.Array:
     """The deltas that correct regions [..., 4] to boxes [..., 4]."""
     return boxes_lib.encode(boxes, regions, WEIGHTS)
 

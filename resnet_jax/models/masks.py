@@ -29,7 +29,7 @@ class MaskHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, channels] -> float32 [N, 2h, 2w, classes], before the sigmoid."""
         x = x.astype(self.dtype)
         for i in range(1, self.convolutions + 1):
@@ -53,7 +53,7 @@ class Doubled(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, channels] -> [N, 2h, 2w, features]."""
         kernel = self.param('kernel', _one_position, (2, 2, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -64,7 +64,7 @@ class Doubled(nn.Module):
         return y.reshape(n, 2 * h, 2 * w, self.features)
 
 
-def of_classes(scores, classes):
+def of_classes(scores: jax.Array, classes: jax.Array) -> jax.Array:
     """The mask of each region's own class.
 
     Args:

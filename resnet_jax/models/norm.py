@@ -13,7 +13,8 @@ AXES = (1, 2, 3)  # of a group, over which its statistics are taken: images, row
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_normalize(x, gamma, beta, size: int, epsilon: float):
+def batch_normalize(x: jax.Array, gamma: jax.Array, beta: jax.Array, size: int,
+                    epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises each group of images by its own mean and variance.
 
     The gradient is written out so that only x and the statistics are stored for it; in loops,
@@ -117,7 +118,7 @@ class BatchNorm(nn.Module):
     frozen: bool = False
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float [N, H, W, C] -> dtype [N, H, W, C].
 
         Args:

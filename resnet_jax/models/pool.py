@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def max_pool(x, size: int, stride: int, pad: tuple[int, int] = (0, 0)):
+def max_pool(x: jax.Array, size: int, stride: int, pad: tuple[int, int] = (0, 0)) -> jax.Array:
     """Max-pooling over windows of size x size pixels.
 
     The gradient goes to the first maximum of a window in row-major order, as in XLA and PyTorch. On
@@ -30,7 +30,7 @@ def max_pool(x, size: int, stride: int, pad: tuple[int, int] = (0, 0)):
         default=lambda x: _own(x, size, stride, pad, x.shape[1:3]))
 
 
-def average_pool(x):
+def average_pool(x: jax.Array) -> jax.Array:
     """The mean of every 2 x 2 pixels, and of what is left of them at an odd end.
 
     Args:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.models import detectors
 from resnet_jax.models.detectors import Settings
-from resnet_jax.models.heads import BoxHead, RegionProposalNetwork
+from resnet_jax.models.heads import BoxHead, Features, RegionProposalNetwork
 from resnet_jax.models.masks import MaskHead, of_classes
 from resnet_jax.models.resnet import ResNet, ResNetBackbone, fields_of, trunk_of
 from resnet_jax.regions import anchors as anchors_lib
@@ -88,7 +88,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """Cells of a mask in each direction."""
         raise NotImplementedError
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         s = self.settings
         self.rpn = RegionProposalNetwork(
@@ -98,7 +98,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
             classes = 1 if s.cascade else self.num_classes + s.background_box
             self.mask = MaskHead(classes, s.mask_features, s.mask_layers, self.dtype)
 
-    def trunk(self, images, *, train: bool):
+    def trunk(self, images: jax.Array, *, train: bool) -> Features:
         """The features that all regions share.
 
         Args:
@@ -111,7 +111,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """
         raise NotImplementedError
 
-    def pool(self, features, regions, *, train: bool):
+    def pool(self, features: Features, regions: jax.Array, *, train: bool) -> jax.Array:
         """The features of every region, pooled.
 
         Args:
@@ -122,7 +122,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """
         raise NotImplementedError
 
-    def describe(self, *pooled, train: bool):
+    def describe(self, *pooled: jax.Array, train: bool) -> jax.Array:
         """What the siblings see of every region.
 
         Args:
@@ -135,7 +135,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """
         raise NotImplementedError
 
-    def heads(self, features, regions, sizes, *, train: bool):
+    def heads(self, features: Features, regions: jax.Array, sizes: jax.Array, *,
+              train: bool) -> tuple[jax.Array, jax.Array]:
         """Classifies regions, and corrects their boxes.
 
         Args:
@@ -152,7 +153,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         return self.siblings(self.describe(
             self.pool(features, regions, train=train), train=train))
 
-    def mask_maps(self, features, regions, *, train: bool):
+    def mask_maps(self, features: Features, regions: jax.Array, *, train: bool) -> jax.Array:
         """What the mask branch sees of regions, [N, R, mask_size / 2, mask_size / 2, channels].
 
         Args:
@@ -160,7 +161,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         """
         raise NotImplementedError
 
-    def heads_and_masks(self, features, regions, classes, sizes, *, train: bool):
+    def heads_and_masks(self, features: Features, regions: jax.Array, classes: jax.Array,
+                        sizes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The outputs of `heads`, and masks of the first regions.
 
         Args:
@@ -175,7 +177,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         return (*self.heads(features, regions, sizes, train=train),
                 self.mask_scores(maps, classes))
 
-    def mask_scores(self, maps, classes):
+    def mask_scores(self, maps: jax.Array, classes: jax.Array) -> jax.Array:
         """Masks of regions for their own classes.
 
         Args:
@@ -188,7 +190,8 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         scores = self.mask(maps.reshape(-1, *maps.shape[2:]))
         return of_classes(scores.reshape(*maps.shape[:2], *scores.shape[1:]), classes)
 
-    def mask_probabilities(self, features, boxes, classes):
+    def mask_probabilities(self, features: Features, boxes: jax.Array,
+                           classes: jax.Array) -> jax.Array:
         """Masks of detections, whose features are pooled again from their boxes.
 
         Args:
@@ -201,21 +204,21 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         maps = self.mask_maps(features, boxes, train=False)
         return jax.nn.sigmoid(self.mask_scores(maps, classes))
 
-    def with_context(self, regions, sizes):
+    def with_context(self, regions: jax.Array, sizes: jax.Array) -> jax.Array:
         """The regions of `heads`, and, if the settings ask for context, the whole image behind."""
         if not self.settings.context:
             return regions
         whole = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], -1)
         return jnp.concatenate([regions, whole.astype(regions.dtype)[:, None]], 1)
 
-    def siblings(self, described):
+    def siblings(self, described: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The outputs of `heads` for the described regions of `with_context`."""
         if self.settings.context:
             own, whole = described[:, :-1], described[:, -1:]
             described = jnp.concatenate([own, jnp.broadcast_to(whole, own.shape)], -1)
         return self.box(described)
 
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """The outputs of all parts, with the whole image as the only region.
 
         Args:
@@ -239,7 +242,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         return dict(zip(names, (scores, deltas, *outputs), strict=False))
 
 
-def anchors_of(model: FasterRCNN, features) -> tuple[jax.Array, ...]:
+def anchors_of(model: FasterRCNN, features: Features) -> tuple[jax.Array, ...]:
     """The anchors of each level, float32 [height * width * A, 4], in pixels of the input.
 
     The paper's anchors include their last pixel; here they are one pixel wider and higher instead.
@@ -259,8 +262,8 @@ def anchors_of(model: FasterRCNN, features) -> tuple[jax.Array, ...]:
     return tuple(map(of_level, jax.tree.leaves(features), model.strides, model.anchor_sizes()))
 
 
-def propose(model: FasterRCNN, scores, deltas, anchors: Sequence[jax.Array], sizes, *,
-            train: bool) -> Proposals:
+def propose(model: FasterRCNN, scores: jax.Array, deltas: jax.Array, anchors: Sequence[jax.Array],
+            sizes: jax.Array, *, train: bool) -> Proposals:
     """Chooses regions from the outputs of the region proposal network. No gradient passes.
 
     The best anchors of each level are corrected, and suppressed within their level. The best boxes
@@ -299,13 +302,15 @@ def propose(model: FasterRCNN, scores, deltas, anchors: Sequence[jax.Array], siz
         jax.lax.stop_gradient(scores), jax.lax.stop_gradient(deltas), sizes))
 
 
-def decode(model: FasterRCNN, deltas, boxes, weights) -> jax.Array:
+def decode(model: FasterRCNN, deltas: jax.Array, boxes: jax.Array,
+           weights: tuple[float, float, float, float]) -> jax.Array:
     """Boxes from corrections, with the model's limit of scales; see `boxes.decode`."""
     limit = boxes_lib.MAX_LOG_SCALE if model.settings.clip_scales else None
     return boxes_lib.decode(deltas, boxes, weights, max_log_scale=limit)
 
 
-def predicted(model: FasterRCNN, scores, deltas, regions, sizes) -> tuple[jax.Array, jax.Array]:
+def predicted(model: FasterRCNN, scores: jax.Array, deltas: jax.Array, regions: jax.Array,
+              sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Probabilities and boxes of every class.
 
     Args:
@@ -321,7 +326,8 @@ def predicted(model: FasterRCNN, scores, deltas, regions, sizes) -> tuple[jax.Ar
     return jax.nn.softmax(scores)[..., :-1], boxes_lib.clip(boxes, sizes)
 
 
-def select(model: FasterRCNN, probabilities, boxes, valid) -> Detections:
+def select(model: FasterRCNN, probabilities: jax.Array, boxes: jax.Array,
+           valid: jax.Array) -> Detections:
     """Detections: suppression within each class, then the best of all.
 
     A box that is narrower or lower than `MIN_SIDE` is none, as in torchvision.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def relu(x):
+def relu(x: jax.Array) -> jax.Array:
     """ReLU for the end of an unrolled block; on GPU its gradient is computed from its output.
 
     XLA's own gradient would recompute the sum before the ReLU and read both summands, which costs

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.blocks import (
@@ -126,7 +127,7 @@ class ResNetBackbone(Backbone):
         del i
         return self.virtual_batch_size
 
-    def setup(self):
+    def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, num_devices=self.num_devices)
         norm = functools.partial(BatchNorm, **self.norm_fields())
         preactivated = self.block.preactivated
@@ -160,7 +161,7 @@ class ResNetBackbone(Backbone):
             fields['groups'] = self.groups
         return fields
 
-    def run(self, stage: str, x, *, train: bool):
+    def run(self, stage: str, x: jax.Array, *, train: bool) -> jax.Array:
         """See `Backbone.run`; what is activated in front of blocks is so behind the last one."""
         x = super().run(stage, x, train=train)
         if self.block.preactivated and stage == self.stages[-1]:

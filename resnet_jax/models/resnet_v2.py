@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from resnet_jax.models import resnet
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, ModuleDef
@@ -48,7 +49,8 @@ class PreActivationBlock(nn.Module):
     preactivated = True
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, *, train: bool):
+    def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,
+                 train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features].
 
         For `drop_rate` see `drop_branch`.
@@ -89,7 +91,8 @@ class PreActivationBottleneck(nn.Module):
     preactivated = True
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, *, train: bool):
+    def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,
+                 train: bool) -> jax.Array:
         """float [N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), 4 * features].
 
         For `drop_rate` see `drop_branch`.

@@ -3,6 +3,7 @@
 import functools
 
 import flax.linen as nn
+import jax
 
 from resnet_jax.models.blocks import ModuleDef
 from resnet_jax.models.pool import max_pool
@@ -33,7 +34,7 @@ class Stem(nn.Module):
     remat: str
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """'imagenet': [N, H, W, C] -> [N, H / 4, W / 4, features]; 'cifar': keeps H and W."""
         return remat(functools.partial(Stem._run, train=train), self.remat)(self, x)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.conv import Conv, he_normal
@@ -45,7 +46,7 @@ class VGGBackbone(Backbone):
     def stages(self) -> tuple[str, ...]:
         return (*(f'stage{i + 1}' for i in range(len(self.stage_sizes))), DENSE)
 
-    def setup(self):
+    def setup(self) -> None:
         for i, num_convs in enumerate(self.stage_sizes):
             for j in range(num_convs):
                 setattr(self, f'stage{i + 1}_conv{j + 1}', Conv(
@@ -58,7 +59,8 @@ class VGGBackbone(Backbone):
         self.dense2 = nn.Dense(self.width * 64, dtype=self.dtype, kernel_init=he_normal)
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def features(self, images, *, train: bool, upto: str | None = None) -> dict[str, Any]:
+    def features(self, images: jax.Array, *, train: bool, upto: str | None = None) -> dict[str,
+                 Any]:
         """See `Backbone.features`.
 
         Raises:
@@ -69,7 +71,7 @@ class VGGBackbone(Backbone):
                               f'{images.shape[1]} x {images.shape[2]}: set data.image_size.')
         return super().features(images, train=train, upto=upto)
 
-    def run(self, stage: str, x, *, train: bool):
+    def run(self, stage: str, x: jax.Array, *, train: bool) -> jax.Array:
         """Float [N, h, w, C] -> [N, h // 2, w // 2, …]; 'dense': [N, h - 6, w - 6, …]."""
         if stage == DENSE:
             return self._dense(x, train)

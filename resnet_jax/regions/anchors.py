@@ -1,10 +1,14 @@
 """Anchors: boxes of fixed sizes and shapes at every position of a feature map."""
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def base_anchors(sizes, ratios, rule: str = 'detectron2') -> np.ndarray:
+def base_anchors(sizes: Sequence[float], ratios: Sequence[float],
+                 rule: str = 'detectron2') -> np.ndarray:
     """The anchors of the first position. Networks trained with one rule do not work with another.
 
     Args:
@@ -41,7 +45,7 @@ def base_anchors(sizes, ratios, rule: str = 'detectron2') -> np.ndarray:
     raise ValueError(f"rule must be 'detectron2', 'torchvision' or 'paper', not {rule!r}")
 
 
-def grid(base, height: int, width: int, stride: int):
+def grid(base: jax.Array | np.ndarray, height: int, width: int, stride: int) -> jax.Array:
     """Anchors of all positions of a feature map.
 
     Args:

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 # Largest log of a scale that decoding applies: a box of 16 pixels grows to at most 1000
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
-def sides(boxes, plus_one: bool = False):
+def sides(boxes: jax.Array, plus_one: bool = False) -> jax.Array:
     """Widths and heights, which are negative where a box is inverted.
 
     Args:
@@ -23,7 +24,7 @@ def sides(boxes, plus_one: bool = False):
     return boxes[..., 2:] - boxes[..., :2] + float(plus_one)
 
 
-def area(boxes, plus_one: bool = False):
+def area(boxes: jax.Array, plus_one: bool = False) -> jax.Array:
     """Areas; an inverted box has none.
 
     Args:
@@ -37,7 +38,7 @@ def area(boxes, plus_one: bool = False):
     return width_height[..., 0] * width_height[..., 1]
 
 
-def iou(a, b, plus_one: bool = False):
+def iou(a: jax.Array, b: jax.Array, plus_one: bool = False) -> jax.Array:
     """Intersection over union of every pair; 0 where the union has no area or is not finite.
 
     Args:
@@ -53,7 +54,7 @@ def iou(a, b, plus_one: bool = False):
     return _ratio(inter, union)
 
 
-def ioa(a, b, plus_one: bool = False):
+def ioa(a: jax.Array, b: jax.Array, plus_one: bool = False) -> jax.Array:
     """Intersection of every pair over the area of a: how much of a lies in b.
 
     COCO measures the overlap with a crowd this way, because a crowd's box contains many objects.
@@ -69,7 +70,9 @@ def ioa(a, b, plus_one: bool = False):
     return _ratio(_intersection(a, b, plus_one), area(a, plus_one)[..., :, None])
 
 
-def encode(boxes, anchors, weights=(1.0, 1.0, 1.0, 1.0), plus_one: bool = False):
+def encode(boxes: jax.Array, anchors: jax.Array,
+           weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+           plus_one: bool = False) -> jax.Array:
     """Codes boxes relative to anchors: shifts of the centre and logs of scales, times weights.
 
     The regression targets of R. Girshick et al., "Rich feature hierarchies", 2014, appendix C, and
@@ -95,8 +98,9 @@ def encode(boxes, anchors, weights=(1.0, 1.0, 1.0, 1.0), plus_one: bool = False)
         weights, shift.dtype)
 
 
-def decode(deltas, anchors, weights=(1.0, 1.0, 1.0, 1.0),
-           max_log_scale: float | None = MAX_LOG_SCALE, plus_one: bool = False):
+def decode(deltas: jax.Array, anchors: jax.Array,
+           weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+           max_log_scale: float | None = MAX_LOG_SCALE, plus_one: bool = False) -> jax.Array:
     """Boxes from codes: the inverse of `encode`.
 
     With `plus_one` it is the exact inverse, as in the paper's MATLAB code. py-faster-rcnn returns
@@ -124,7 +128,7 @@ def decode(deltas, anchors, weights=(1.0, 1.0, 1.0, 1.0),
     return jnp.concatenate([centre - half, centre + half], -1)
 
 
-def clip(boxes, size, plus_one: bool = False):
+def clip(boxes: jax.Array, size: jax.Array, plus_one: bool = False) -> jax.Array:
     """Moves coordinates outside of the image to its edge.
 
     Args:
@@ -140,7 +144,7 @@ def clip(boxes, size, plus_one: bool = False):
     return jnp.clip(boxes, 0, _corner(size, boxes.ndim, plus_one).astype(boxes.dtype))
 
 
-def inside(boxes, size, plus_one: bool = False):
+def inside(boxes: jax.Array, size: jax.Array, plus_one: bool = False) -> jax.Array:
     """Whether boxes lie within their image; the paper's code trains no other anchors.
 
     Args:
@@ -157,7 +161,7 @@ def inside(boxes, size, plus_one: bool = False):
     return jnp.all((boxes >= 0) & (boxes <= corner), axis=-1)
 
 
-def as_float(x):
+def as_float(x: jax.Array) -> jax.Array:
     """x as float32, or in its own type if that is wider."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,12 +1,13 @@
 """Masks of objects, stored as crops relative to their boxes."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.regions.boxes import as_float
 
 
-def mask_targets(crops, boxes, regions, size: int):
+def mask_targets(crops: jax.Array, boxes: jax.Array, regions: jax.Array, size: int) -> jax.Array:
     """The share of every cell of a region that an object covers.
 
     The exact mean of the crop over each cell: the product with two matrices of overlaps. Outside of

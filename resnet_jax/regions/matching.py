@@ -1,12 +1,14 @@
 """Assigns ground truth to anchors and proposals."""
 
+import jax
 import jax.numpy as jnp
 
 POSITIVE, NEGATIVE, NEITHER = 1, 0, -1
 
 
-def match(iou, present, positive: float, negative: tuple[float, float], *,
-          best_of_each: bool = False, valid=None):
+def match(iou: jax.Array, present: jax.Array, positive: float, negative: tuple[float, float], *,
+          best_of_each: bool = False, valid: jax.Array | None = None) -> tuple[jax.Array,
+          jax.Array]:
     """Finds the best ground truth of every candidate, and labels the candidate by their overlap.
 
     S. Ren et al., "Faster R-CNN", 2015, section 3.1.2: positive is 0.7 and negative (0, 0.3) for
@@ -45,7 +47,8 @@ def match(iou, present, positive: float, negative: tuple[float, float], *,
     return jnp.argmax(iou, axis=-1).astype(jnp.int32), label.astype(jnp.int32)
 
 
-def exempt(label, ioa, ignored, threshold: float = 0.7):
+def exempt(label: jax.Array, ioa: jax.Array, ignored: jax.Array,
+           threshold: float = 0.7) -> jax.Array:
     """Makes negatives inside of ignored regions neither positive nor negative.
 
     A crowd contains objects without boxes of their own, so what lies in it is not background. The

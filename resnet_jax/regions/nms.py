@@ -24,8 +24,9 @@ class Kept(NamedTuple):
     valid: jax.Array
 
 
-def nms(boxes, scores, valid, threshold: float, number: int, *, before: int | None = None,
-        classes=None, plus_one: bool = False, block: int = BLOCK) -> Kept:
+def nms(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: float, number: int, *,
+        before: int | None = None, classes: jax.Array | None = None, plus_one: bool = False,
+        block: int = BLOCK) -> Kept:
     """Greedy non-maximum suppression: keeps a box unless a kept box of higher score overlaps it.
 
     Boxes with equal scores count in the order of their indices. Boxes are processed in blocks in
@@ -64,8 +65,9 @@ def nms(boxes, scores, valid, threshold: float, number: int, *, before: int | No
     return one(boxes, scores, valid, classes)
 
 
-def nms_by_class(boxes, scores, valid, threshold: float, number: int, *, least_score: float,
-                 before: int | None = None, plus_one: bool = False) -> Kept:
+def nms_by_class(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: float,
+                 number: int, *, least_score: float, before: int | None = None,
+                 plus_one: bool = False) -> Kept:
     """Suppression within each class, as for detections: the best of all classes are kept.
 
     Args:
@@ -93,7 +95,8 @@ def nms_by_class(boxes, scores, valid, threshold: float, number: int, *, least_s
                classes=flat(jnp.arange(classes)), plus_one=plus_one)
 
 
-def vote(kept, boxes, scores, valid, threshold: float = 0.5, plus_one: bool = False):
+def vote(kept: jax.Array, boxes: jax.Array, scores: jax.Array, valid: jax.Array,
+         threshold: float = 0.5, plus_one: bool = False) -> jax.Array:
     """Box voting: replaces kept boxes by means of the boxes around them, weighted by score.
 
     S. Gidaris and N. Komodakis, "Object detection via a multi-region and semantic

@@ -1,5 +1,7 @@
 """RoIAlign on several levels of features, of which each region has one."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from resnet_jax.regions.boxes import area, as_float
 from resnet_jax.regions.roi_align import roi_align
 
 
-def level_of(boxes, count: int, *, side: float = 224, level: int = 2):
+def level_of(boxes: jax.Array, count: int, *, side: float = 224, level: int = 2) -> jax.Array:
     """The level on which a region is pooled: one coarser for twice the side.
 
     T.-Y. Lin et al., "Feature Pyramid Networks", 2017, eq. 1, with torchvision's rounding.
@@ -26,8 +28,9 @@ def level_of(boxes, count: int, *, side: float = 224, level: int = 2):
     return jnp.clip(jnp.floor(level + jnp.log2(ratio) + 1e-6), 0, count - 1).astype(jnp.int32)
 
 
-def roi_align_levels(maps, boxes, levels, *, scales: tuple[float, ...],
-                     bins: int, points: int = 2, aligned: bool = True, gathered: bool = False):
+def roi_align_levels(maps: Sequence[jax.Array], boxes: jax.Array, levels: jax.Array, *,
+                     scales: tuple[float, ...], bins: int, points: int = 2, aligned: bool = True,
+                     gathered: bool = False) -> jax.Array:
     """`roi_align` of every region on its own level.
 
     Args:

@@ -1,5 +1,6 @@
 """RoIAlign as products with two interpolation matrices, so that its gradient needs no scatter."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -10,8 +11,8 @@ CHUNK = 16  # regions at a time; see docs/performance.md
 MAX_POINTS = 8  # in a bin and direction; enough for regions of 1792 pixels in 14 bins at stride 16
 
 
-def roi_align(features, boxes, *, bins: int, scale: float, points: int = 2, aligned: bool = True,
-              step: int = 1, chunk: int = CHUNK):
+def roi_align(features: jax.Array, boxes: jax.Array, *, bins: int, scale: float, points: int = 2,
+              aligned: bool = True, step: int = 1, chunk: int = CHUNK) -> jax.Array:
     """Average features in a grid of bins over every region.
 
     K. He et al., "Mask R-CNN", 2017, section 3, as in detectron2 and torchvision: bilinear
@@ -60,7 +61,8 @@ def roi_align(features, boxes, *, bins: int, scale: float, points: int = 2, alig
     return pooled.reshape(N, chunks * chunk, *pooled.shape[3:])[:, :R]
 
 
-def axis_weights(start, end, size: int, bins: int, *, points: int = 2, aligned: bool = True):
+def axis_weights(start: jax.Array, end: jax.Array, size: int, bins: int, *, points: int = 2,
+                 aligned: bool = True) -> jax.Array:
     """Matrices that average a row of features over the bins of intervals.
 
     Args:

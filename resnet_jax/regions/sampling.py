@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     negative: jax.Array
 
 
-def sample(key, label, number: int, fraction: float) -> Sample:
+def sample(key: jax.Array, label: jax.Array, number: int, fraction: float) -> Sample:
     """Draws positives without replacement, and fills up with negatives.
 
     Every set of the same size is equally likely, as with PyTorch's `randperm`. The numbers that
@@ -47,7 +47,7 @@ def sample(key, label, number: int, fraction: float) -> Sample:
     return one(key, label)
 
 
-def masks(drawn: Sample, size: int):
+def masks(drawn: Sample, size: int) -> tuple[jax.Array, jax.Array]:
     """A sample as masks of all candidates.
 
     A loss over all candidates that is weighted with these needs no gather of network outputs, whose

@@ -128,7 +128,7 @@ def lamb(o: ConfigDict, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6,
 OPTIMIZERS = {'sgd': sgd, 'lars': lars, 'lamb': lamb, 'adamw': adamw}
 
 
-def of_optax(o: ConfigDict, name: str, **arguments) -> list[optax.GradientTransformation]:
+def of_optax(o: ConfigDict, name: str, **arguments: Any) -> list[optax.GradientTransformation]:
     """An optimizer of optax or optax.contrib, by name.
 
     It gets `optimizer.weight_decay`; where it has no decay of its own, the decay is added to the
@@ -256,16 +256,16 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformation(transform.init, update)
 
 
-def is_stacked(path) -> bool:
+def is_stacked(path: tuple[Any, ...]) -> bool:
     """Whether the parameter at this path holds those of several blocks along its first axis."""
     return any(getattr(key, 'key', None) == STACKED for key in path)
 
 
-def weights_only(params) -> Any:
+def weights_only(params: Any) -> Any:
     """True for convolution and dense kernels; False for biases, gammas and betas."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
-def no_weights(params) -> Any:
+def no_weights(params: Any) -> Any:
     """True where `weights_only` is False."""
     return jax.tree.map(lambda is_weight: not is_weight, weights_only(params))

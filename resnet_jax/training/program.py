@@ -85,14 +85,16 @@ class Program:
         _warn_of_architecture(weights, self.config)
         return started
 
-    def train_step(self, train_state: TrainState, inputs: Any):
+    def train_step(self, train_state: TrainState, inputs: Any) -> tuple[TrainState,
+                   steps.StepReport]:
         """(state, inputs of the training pipeline) -> (state, report)."""
         batch = self.train_data.batch(inputs, train_state.step, train_state.normalization)
         return steps.train_step(
             train_state, batch, inputs['seed'], task=self.task, model=self.model,
             optimizer=self.optimizer, schedule=self.schedule, config=self.config)
 
-    def train_steps(self, train_state: TrainState, inputs: Sequence[Any], count: int):
+    def train_steps(self, train_state: TrainState, inputs: Sequence[Any],
+                    count: int) -> tuple[TrainState, steps.StepReport]:
         """Several training steps in a row: (state, reports stacked along a new first axis).
 
         Args:
@@ -120,7 +122,8 @@ class Program:
         return jax.jit(steps_in_a_row, donate_argnums=0,
                        out_shardings=(self.shardings, None)).lower(train_state, inputs)
 
-    def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array, sums: Any):
+    def eval_step(self, train_state: TrainState, inputs: Any, index: jax.Array,
+                  sums: Any) -> tuple[jax.Array, Any, Any]:
         """Adds the metrics of the batch of this index to the sums; see `Task.evaluate`.
 
         Returns:
@@ -135,7 +138,8 @@ class Program:
             self.model, train_state.eval_variables, batch, self.config)
         return metrics, None if outputs is None else (outputs, batch['mask'])
 
-    def batch_statistics(self, train_state: TrainState, inputs: Any, step: jax.Array):
+    def batch_statistics(self, train_state: TrainState, inputs: Any,
+                         step: jax.Array) -> tuple[jax.Array, Any]:
         """(step + 1, BN statistics of the training batch of this step)."""
         batch = self.train_data.batch(inputs, step, train_state.normalization)
         return step + 1, steps.batch_statistics(

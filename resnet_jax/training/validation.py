@@ -19,7 +19,7 @@ from resnet_jax.training.signals import StopRequest
 from resnet_jax.training.state import TrainState, recalibrate
 
 
-def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args) -> Callable:
+def compile_now(name: str, lower: Callable[..., jax.stages.Lowered], *args: Any) -> Callable:
     """Compiles ahead of time, so that no second compilation can slip in later; prints progress."""
     say(f'compiling the {name} …')  # takes minutes for 152 layers on a CPU
     start = time.perf_counter()

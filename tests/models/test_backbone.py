@@ -31,7 +31,7 @@ class Detector(nn.Module):
         nn.share_scope(self, self.backbone)
 
     def __call__(self, images):
-        regions = self.backbone(images, train=False, upto='stage3')['stage3']
+        regions = self.backbone.features(images, train=False, upto='stage3')['stage3']
         return average(self.backbone.stage4(regions, train=False))
 
 

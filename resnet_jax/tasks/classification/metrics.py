@@ -8,6 +8,8 @@ import optax
 from clu import metrics as clu_metrics
 from flax import struct
 
+from resnet_jax.data import Batch
+
 TOP_K = 5
 
 
@@ -24,7 +26,7 @@ class Metrics(clu_metrics.Collection):
     top5_error: clu_metrics.Average.from_output('top5_error')
 
     @classmethod
-    def of_batch(cls, logits, batch, losses) -> 'Metrics':
+    def of_batch(cls, logits: jax.Array, batch: Batch, losses: jax.Array) -> 'Metrics':
         """The metrics of one batch.
 
         Args:
@@ -57,7 +59,7 @@ class Metrics(clu_metrics.Collection):
         }
 
 
-def heavier_label(batch) -> jax.Array:
+def heavier_label(batch: Batch) -> jax.Array:
     """The label that an image is to be recognised by: int32 [N].
 
     Of an image that mixup or CutMix made, the one with the larger weight, or its own where both
@@ -72,7 +74,7 @@ def heavier_label(batch) -> jax.Array:
     return jnp.where(batch['mix_weight'] >= 0.5, batch['label'], batch['mix_label'])
 
 
-def label_ranks(logits, labels) -> jax.Array:
+def label_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many classes are ranked before the right one: int32 [N], 0 for a correct answer.
 
     Equal scores are ranked by class number, as argmax does; what is not a number is ranked first,
@@ -85,7 +87,7 @@ def label_ranks(logits, labels) -> jax.Array:
     return before.sum(1, dtype=jnp.int32)
 
 
-def targets(batch, classes: int, label_smoothing: float) -> jax.Array:
+def targets(batch: Batch, classes: int, label_smoothing: float) -> jax.Array:
     """What the scores of an image should say of each class: float32 [N, classes].
 
     Args:
@@ -102,7 +104,7 @@ def targets(batch, classes: int, label_smoothing: float) -> jax.Array:
     return optax.smooth_labels(own, label_smoothing)
 
 
-def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
     """Softmax cross-entropy, float32 [N].
 
     Args:
@@ -114,7 +116,8 @@ def cross_entropy(logits, labels, label_smoothing: float) -> jax.Array:
         logits, targets({'label': labels}, logits.shape[1], label_smoothing))
 
 
-def binary_cross_entropy(logits, targets, threshold: float | None) -> jax.Array:
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array,
+                         threshold: float | None) -> jax.Array:
     """Binary cross-entropy, averaged over the classes: float32 [N].
 
     R. Wightman et al., "ResNet strikes back", 2021, section 3.1. Timm's loss is the same.

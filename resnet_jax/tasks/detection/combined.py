@@ -92,7 +92,7 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
     return _with_masks(found, networks, firsts)
 
 
-def nearest_pair(regions, plan: Plan):
+def nearest_pair(regions: jax.Array, plan: Plan) -> jax.Array:
     """The two adjacent scales at which regions come closest to 224 x 224 pixels.
 
     "Networks on convolutional feature maps", to which the paper refers, takes two adjacent scales

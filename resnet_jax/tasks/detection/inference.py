@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.models import rcnn
+from resnet_jax.models.heads import Features
 from resnet_jax.models.rcnn import Detections, FasterRCNN, Proposals
 
 
-def blanked(images, sizes):
+def blanked(images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Images with zeros beyond their size.
 
     Args:
@@ -25,7 +26,8 @@ def blanked(images, sizes):
     return jnp.where(inside[..., None], images, 0)
 
 
-def detect(model: FasterRCNN, variables: Mapping[str, Any], images, sizes) -> Detections:
+def detect(model: FasterRCNN, variables: Mapping[str, Any], images: jax.Array,
+           sizes: jax.Array) -> Detections:
     """Detects objects.
 
     Args:
@@ -45,15 +47,15 @@ def detect(model: FasterRCNN, variables: Mapping[str, Any], images, sizes) -> De
     return found._replace(masks=masks(model, variables, features, found).astype(jnp.float16))
 
 
-def masks(model: FasterRCNN, variables: Mapping[str, Any], features,
+def masks(model: FasterRCNN, variables: Mapping[str, Any], features: Features,
           found: Detections) -> jax.Array:
     """Masks of detections, float32 [N, D, M, M]; see `FasterRCNN.mask_probabilities`."""
     return model.apply(variables, features, found.boxes, found.classes,
                        method='mask_probabilities')
 
 
-def propose(model: FasterRCNN, variables: Mapping[str, Any], images,
-            sizes) -> tuple[Any, Proposals]:
+def propose(model: FasterRCNN, variables: Mapping[str, Any], images: jax.Array,
+            sizes: jax.Array) -> tuple[Any, Proposals]:
     """The features of the trunk, and the proposals; see `detect`."""
     def run(module):
         features = module.trunk(images, train=False)
@@ -64,8 +66,8 @@ def propose(model: FasterRCNN, variables: Mapping[str, Any], images,
     return features, rcnn.propose(model, scores, deltas, anchors, sizes, train=False)
 
 
-def classify(model: FasterRCNN, variables: Mapping[str, Any], features, regions,
-             sizes) -> tuple[jax.Array, jax.Array]:
+def classify(model: FasterRCNN, variables: Mapping[str, Any], features: Features,
+             regions: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Probabilities and boxes of every class for every region; see `rcnn.predicted`.
 
     Args:
@@ -77,7 +79,8 @@ def classify(model: FasterRCNN, variables: Mapping[str, Any], features, regions,
     return rcnn.predicted(model, *outputs, regions, sizes)
 
 
-def in_rounds(number: int, classify: Callable, regions, valid):
+def in_rounds(number: int, classify: Callable, regions: jax.Array,
+              valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Classifies regions, and then the boxes that this corrected (MNC, section 4).
 
     Args:
@@ -97,7 +100,7 @@ def in_rounds(number: int, classify: Callable, regions, valid):
         (probabilities, boxes, valid), (*again, valid), strict=True))
 
 
-def best_boxes(probabilities, boxes):
+def best_boxes(probabilities: jax.Array, boxes: jax.Array) -> jax.Array:
     """The box of each region's most probable class, from which features are pooled again.
 
     Appendix B of the paper does not say which of a region's boxes are refined.
@@ -112,7 +115,7 @@ def best_boxes(probabilities, boxes):
     return jnp.take_along_axis(boxes, best, 2)[:, :, 0]
 
 
-def to_original(boxes, sizes, originals):
+def to_original(boxes: jax.Array, sizes: jax.Array, originals: jax.Array) -> jax.Array:
     """Moves boxes from canvases to the images as they were.
 
     Args:

@@ -45,7 +45,7 @@ class Regions(NamedTuple):
     masks: jax.Array | None = None
 
 
-def smooth_l1(x, beta: float):
+def smooth_l1(x: jax.Array, beta: float) -> jax.Array:
     """The smooth L1 loss of Fast R-CNN, eq. 3, divided by beta: linear beyond +-beta; L1 with 0."""
     if beta == 0:
         return jnp.abs(x)
@@ -53,7 +53,7 @@ def smooth_l1(x, beta: float):
     return jnp.where(size < beta, 0.5 * jnp.square(size) / beta, size - 0.5 * beta)
 
 
-def draw_anchors(s: Settings, anchors, batch: Batch) -> tuple[Sample, jax.Array]:
+def draw_anchors(s: Settings, anchors: jax.Array, batch: Batch) -> tuple[Sample, jax.Array]:
     """Draws the anchors of every image that are trained.
 
     Args:
@@ -75,8 +75,8 @@ def draw_anchors(s: Settings, anchors, batch: Batch) -> tuple[Sample, jax.Array]
     return sample(_keys(batch, ANCHORS), label, s.rpn_batch, s.rpn_positive), index
 
 
-def anchor_losses(s: Settings, scores, deltas, anchors, drawn: Sample, index, boxes,
-                  ) -> tuple[jax.Array, jax.Array]:
+def anchor_losses(s: Settings, scores: jax.Array, deltas: jax.Array, anchors: jax.Array,
+                  drawn: Sample, index: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The losses of the region proposal network.
 
     Args:
@@ -122,8 +122,8 @@ def draw_regions(s: Settings, proposals: Proposals, batch: Batch, num_classes: i
                          num_classes, mask_size)
 
 
-def corrected_regions(s: Settings, regions: Regions, boxes, batch: Batch, num_classes: int,
-                      mask_size: int) -> Regions:
+def corrected_regions(s: Settings, regions: Regions, boxes: jax.Array, batch: Batch,
+                      num_classes: int, mask_size: int) -> Regions:
     """Regions for stages 4 and 5 of a cascade: the same ones with their corrected boxes.
 
     They are matched with the objects again, and all of them are trained that are positive or
@@ -169,7 +169,8 @@ def most_positive(s: Settings) -> int:
     return max(1, int(s.roi_batch * s.roi_positive))
 
 
-def region_losses(s: Settings, scores, deltas, regions: Regions) -> tuple[jax.Array, jax.Array]:
+def region_losses(s: Settings, scores: jax.Array, deltas: jax.Array,
+                  regions: Regions) -> tuple[jax.Array, jax.Array]:
     """The losses of the last stage.
 
     Args:
@@ -191,7 +192,7 @@ def region_losses(s: Settings, scores, deltas, regions: Regions) -> tuple[jax.Ar
     return score / s.roi_batch, box / s.roi_batch
 
 
-def mask_loss(s: Settings, scores, regions: Regions) -> jax.Array:
+def mask_loss(s: Settings, scores: jax.Array, regions: Regions) -> jax.Array:
     """The loss of the mask branch (He et al., "Mask R-CNN", 2017, section 3).
 
     Args:

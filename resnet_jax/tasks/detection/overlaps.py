@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def iou(a, b) -> np.ndarray:
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair: float64 [m, n], 0 where the union has no area.
 
     Args:
@@ -13,7 +13,7 @@ def iou(a, b) -> np.ndarray:
     return _ratio(shared, _area(a)[:, None] + _area(b)[None] - shared)
 
 
-def ioa(a, b) -> np.ndarray:
+def ioa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection of every pair over the area of a: float64 [m, n], 0 where a has no area.
 
     Args:

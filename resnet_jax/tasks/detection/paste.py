@@ -1,6 +1,6 @@
 """Masks of detections in the pixels of their images: pasted and encoded on the host, in threads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,7 +32,7 @@ def paste_all(cells: np.ndarray, boxes: np.ndarray, size: Sequence[int]) -> list
             for own, box in zip(cells, boxes, strict=True)]
 
 
-def in_threads(function, *arguments: Sequence) -> list:
+def in_threads(function: Callable, *arguments: Sequence) -> list:
     """list(map(function, *arguments)); most of the time is spent in NumPy, without the lock."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(function, *arguments))

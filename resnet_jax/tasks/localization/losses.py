@@ -20,7 +20,7 @@ POSITIVES = 0.5  # their share
 BETA = 1 / 9  # where the smooth L1 loss becomes linear
 
 
-def draw(number: int, anchors, batch: Batch) -> tuple[Sample, jax.Array]:
+def draw(number: int, anchors: jax.Array, batch: Batch) -> tuple[Sample, jax.Array]:
     """Draws the anchors of every image that are trained.
 
     Args:
@@ -39,8 +39,8 @@ def draw(number: int, anchors, batch: Batch) -> tuple[Sample, jax.Array]:
     return sample(jax.random.wrap_key_data(batch['draws']), label, number, POSITIVES), index
 
 
-def anchor_losses(number: int, scores, deltas, anchors, drawn: Sample, index, boxes,
-                  ) -> tuple[jax.Array, jax.Array]:
+def anchor_losses(number: int, scores: jax.Array, deltas: jax.Array, anchors: jax.Array,
+                  drawn: Sample, index: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The losses of the drawn anchors, for the true class.
 
     Args:

@@ -14,7 +14,7 @@ SHOWN = {'localization_error': 'localization error', 'top5_localization_error': 
          'top5_error': 'top-5 class error'}
 
 
-def best_iou(boxes, truth, present) -> jax.Array:
+def best_iou(boxes: jax.Array, truth: jax.Array, present: jax.Array) -> jax.Array:
     """The largest IoU of each box with any box of the image.
 
     Args:
@@ -29,7 +29,8 @@ def best_iou(boxes, truth, present) -> jax.Array:
     return jnp.where(present[:, None], overlap, 0).max(-1)
 
 
-def sums(label, classes, own_iou, mask) -> dict[str, jax.Array]:
+def sums(label: jax.Array, classes: jax.Array, own_iou: jax.Array, mask: jax.Array) -> dict[str,
+         jax.Array]:
     """The sums over the images of a batch, from which `report` takes averages.
 
     An answer names five classes with a box each; it is right if one of them is the true class, with

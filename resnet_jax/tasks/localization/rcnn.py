@@ -24,7 +24,7 @@ POSITIVE = 0.5  # IoU from which a region is positive; others are negative
 BETA = 1.0  # where the smooth L1 loss becomes linear: that of Fast R-CNN
 
 
-def draw(proposals, batch: Batch) -> dict[str, jax.Array]:
+def draw(proposals: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Draws a region of every image from its proposals.
 
     Args:
@@ -55,7 +55,8 @@ def draw(proposals, batch: Batch) -> dict[str, jax.Array]:
             'trained': batch['present'].any(1)}
 
 
-def region_losses(scores, deltas, drawn: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def region_losses(scores: jax.Array, deltas: jax.Array,
+                  drawn: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The losses of the drawn regions, for the true class.
 
     Args:
@@ -74,7 +75,8 @@ def region_losses(scores, deltas, drawn: dict[str, jax.Array]) -> tuple[jax.Arra
             jnp.where(drawn['trained'] & positive, box, 0))
 
 
-def judged(model: LocalizerRCNN, variables: Any, images, features, classes, frames) -> Found:
+def judged(model: LocalizerRCNN, variables: Any, images: jax.Array, features: jax.Array,
+           classes: jax.Array, frames: jax.Array) -> Found:
     """The box of each class that the second network finds best, corrected by it.
 
     Args:
@@ -100,7 +102,7 @@ def judged(model: LocalizerRCNN, variables: Any, images, features, classes, fram
     return Found(within(boxes, frames), jnp.take_along_axis(scores, best, 0)[0])
 
 
-def replaced(found: Found, classes, better: Found) -> Found:
+def replaced(found: Found, classes: jax.Array, better: Found) -> Found:
     """The boxes of all classes, where those of some are replaced.
 
     Args:

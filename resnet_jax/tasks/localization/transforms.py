@@ -53,7 +53,7 @@ class WithBoxes(NamedTuple):
             'present': np.arange(self.max_objects) < len(given)}
 
 
-def frames_of(points) -> jax.Array:
+def frames_of(points: jax.Array) -> jax.Array:
     """Boxes float32 [N, 4] around two opposite corners float32 [N, 2, 2]."""
     return jnp.concatenate([points.min(1), points.max(1)], -1)
 
