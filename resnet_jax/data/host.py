@@ -5,7 +5,7 @@ step. No iterator has state that must be saved: a batch is a function of the ste
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -175,7 +175,7 @@ class Host:
             shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32, sharding=self._everywhere)
         return shapes
 
-    def inputs(self, start_step: int) -> Iterator[Any]:
+    def inputs(self, start_step: int) -> Generator[Any, None, None]:
         import grain
 
         rows = _local_rows(self._sharding, self.batch_size)

@@ -5,7 +5,7 @@ from the host during training.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ class Resident:
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(
             array.shape, array.dtype, sharding=self._everywhere), self._arrays)
 
-    def inputs(self, start_step: int) -> Iterator[Any]:
+    def inputs(self, start_step: int) -> Generator[Any, None, None]:
         while True:
             yield self._inputs
 

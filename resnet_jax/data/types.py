@@ -4,7 +4,7 @@ A tree is a dict of arrays and numbers, or of such dicts. In classification, the
 is `{'label': int32}`; another task has what it needs, such as `boxes` and `classes`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 Tree = Mapping[str, Any]
 Example = dict[str, Any]  # a tree: 'image' uint8 [H, W, C], and the target
 Batch = dict[str, Any]  # a tree of jax.Array, each [N, …]
-Normalization = dict[str, jax.Array]
+Normalization = Mapping[str, jax.Array | np.ndarray]  # 'mean' and 'std'
 
 
 class Item(NamedTuple):
@@ -62,6 +62,11 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Item: ...
 
 
+def num_classes(source: Source) -> int:
+    """The number of classes of a source; 0 if it has none."""
+    return getattr(source, 'num_classes', 0)
+
+
 class Pipeline(Protocol):
     """Batches of one split: the inputs sent to the devices, and the batch made from them there.
 
@@ -87,7 +92,7 @@ class Pipeline(Protocol):
     shares_inputs: bool
     skipped: int
 
-    def inputs(self, start_step: int) -> Iterator[Any]:
+    def inputs(self, start_step: int) -> Generator[Any, None, None]:
         """What the device needs for the batches of start_step, start_step + 1, …
 
         Endless in training; `num_batches` or endless in evaluation. Items are trees of arrays that

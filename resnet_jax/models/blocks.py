@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -53,16 +53,18 @@ class Shortcut(nn.Module):
         return x
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (figure 5, left).
+class Block(nn.Module):
+    """What all blocks have; `Stage` makes and calls them.
 
     Attributes:
-      features: filters of both convolutions.
-      stride: of the first convolution.
-      stride_in: unused here; see `BottleneckBlock`.
+      features: filters of a block of two 3x3 convolutions, or a quarter of those of a bottleneck.
+      stride: of the block.
+      stride_in: see `BottleneckBlock`.
+      conv, norm: make a convolution and a normalisation.
       shortcut: makes the `Shortcut`; None in a plain network.
-      last_scale_init: initialiser of the last gamma.
-      last_relu: of the sum; see `resnet_jax.models.relu`.
+      expansion: output channels over `features`.
+      preactivated: whether normalisation and ReLU come in front of the convolutions; see
+        `resnet_jax.models.resnet_v2`.
     """
 
     features: int
@@ -71,11 +73,25 @@ class BasicBlock(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     shortcut: ModuleDef | None
+
+    expansion: ClassVar[int]
+    preactivated: ClassVar[bool] = False
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions (figure 5, left).
+
+    Attributes:
+      features, stride, stride_in, conv, norm, shortcut: see `Block`; the first convolution has the
+        stride.
+      last_scale_init: initialiser of the last gamma.
+      last_relu: of the sum; see `resnet_jax.models.relu`.
+    """
+
     last_scale_init: nn.initializers.Initializer
     last_relu: Callable
 
-    expansion = 1  # output channels over `features`
-    preactivated = False  # see `resnet_jax.models.resnet_v2`
+    expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,
@@ -96,34 +112,25 @@ class BasicBlock(nn.Module):
         return self.last_relu(y + shortcut(x, train=train))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
     """1x1, 3x3 and 1x1 convolutions (figure 5, right).
 
     Attributes:
-      features: a quarter of the filters of the last convolution.
-      stride: of the first convolution, or of the second.
+      features, stride, conv, norm, shortcut: see `Block`.
       stride_in: 'v1': the first 1x1 convolution has the stride, as in the paper; 'v1.5': the 3x3
         convolution has it, as in torchvision.
-      shortcut: makes the `Shortcut`; None in a plain network.
       last_scale_init: initialiser of the last gamma.
       last_relu: of the sum; see `resnet_jax.models.relu`.
       inner: filters of the first two convolutions; None: `features`, as in the paper.
       groups: of the 3x3 convolution; see `resnet_jax.models.conv.conv2d`.
     """
 
-    features: int
-    stride: int
-    stride_in: str
-    conv: ModuleDef
-    norm: ModuleDef
-    shortcut: ModuleDef | None
     last_scale_init: nn.initializers.Initializer
     last_relu: Callable
     inner: int | None = None
     groups: int = 1
 
     expansion = 4
-    preactivated = False
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: jax.Array | float | None = None, *,

@@ -70,7 +70,7 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         maps = self.maps(*pooled, train=train)
         return self.described(maps, self.mask_scores(maps) if self.settings.cascade else None)
 
-    def described(self, maps: jax.Array, masks: jax.Array) -> jax.Array:
+    def described(self, maps: jax.Array, masks: jax.Array | None) -> jax.Array:
         """What the siblings see of maps; in a cascade, with that of the masked maps behind it.
 
         Args:
@@ -82,6 +82,7 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
         """
         if not self.settings.cascade:
             return _averaged(maps)
+        assert masks is not None
         return jnp.concatenate([_averaged(maps), _averaged(masked(maps, masks))], -1)
 
     def maps(self, *pooled: jax.Array, train: bool) -> jax.Array:
@@ -111,6 +112,7 @@ class FasterRCNNC4(FasterRCNN, kw_only=True):
     def mask_scores(self, maps: jax.Array, classes: jax.Array | None = None) -> jax.Array:
         # A cascade's masks have no class.
         if not self.settings.cascade:
+            assert classes is not None
             return super().mask_scores(maps, classes)
         scores = self.mask(maps.reshape(-1, *maps.shape[2:]))[..., 0]
         return scores.reshape(*maps.shape[:2], *scores.shape[1:])

@@ -113,7 +113,7 @@ PRESETS = {
         box_beta=1 / 9, mask_rounding=False),
 }
 # What differs in all presets for a feature pyramid, as in detectron2 and torchvision.
-PYRAMID = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7,
+PYRAMID: dict[str, Any] = {'rpn_features': 256, 'rpn_pre_nms': (2000, 1000), 'roi_size': 7,
            'mask_layers': 4}
 AT_LEAST_1 = ('rpn_features', 'rpn_batch', 'roi_batch', 'roi_size', 'neck_features',
               'box_features', 'mask_features', 'detections')
@@ -138,7 +138,7 @@ def settings(section: Mapping[str, Any], num_stages: int) -> Settings:
         raise ConfigError(f'model.detector.preset must be one of {", ".join(PRESETS)}, '
                           f'got {section["preset"]!r}.')
     names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: section[name] for name in names if section[name] is not None}
+    given: dict[str, Any] = {name: section[name] for name in names if section[name] is not None}
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in given.items()}
     preset = PRESETS[section['preset']]
@@ -180,12 +180,12 @@ def _problem(name: str, value: Any) -> str | None:
     if name == 'box_weights':
         good = _is_numbers(value) and len(value) == 4 and all(x > 0 for x in value)
         return None if good else 'four positive numbers'
-    for names, good, text in (
-            (AT_LEAST_1, lambda: value >= 1, 'at least 1'),
-            (SHARES, lambda: 0 <= value <= 1, 'from 0 to 1'),
-            (NOT_NEGATIVE, lambda: value >= 0, 'at least 0')):
-        if name in names and not good():
-            return text
+    if name in AT_LEAST_1:
+        return None if value >= 1 else 'at least 1'
+    if name in SHARES:
+        return None if 0 <= value <= 1 else 'from 0 to 1'
+    if name in NOT_NEGATIVE:
+        return None if value >= 0 else 'at least 0'
     return None
 
 

@@ -47,7 +47,8 @@ class RegionProposalNetwork(nn.Module):
                     delta(x).astype(wide).reshape(x.shape[0], -1, 4))
 
         levels = [outputs(x) for x in jax.tree.leaves(features)]
-        return tuple(jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True))
+        scores, deltas = (jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True))
+        return scores, deltas
 
 
 class BoxHead(nn.Module):

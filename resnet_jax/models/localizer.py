@@ -9,7 +9,7 @@ needs those of the true class alone, which is a thousandth of the work on ImageN
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,8 @@ class Localizer(ResNet, kw_only=True):
         """
         s = self.settings
         base = anchors_lib.base_anchors(s.anchor_sizes, s.anchor_ratios) + self.stride / 2
-        return anchors_lib.grid(base, *features.shape[1:3], self.stride)
+        height, width = features.shape[1:3]
+        return anchors_lib.grid(base, height, width, self.stride)
 
     def locate(self, features: jax.Array, classes: jax.Array | None, frames: jax.Array) -> Found:
         """The best box of each class: that of the anchor with the highest score, corrected.
@@ -119,7 +120,8 @@ class Localizer(ResNet, kw_only=True):
         deltas = jnp.take_along_axis(deltas, index[..., None], 2)
         return within(boxes_lib.decode(deltas, self.anchors(features)[index]), frames)
 
-    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(  # type: ignore[override]  # a classifier has scores alone
+            self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """The outputs for all classes; see `WithHead` and `Siblings`.
 
         Args:
@@ -215,7 +217,10 @@ def create(config: ConfigDict) -> Localizer:
     return of_kind(Localizer, config)
 
 
-def of_kind(kind: type[Localizer], config: ConfigDict) -> Localizer:
+Kind = TypeVar('Kind', bound=Localizer)
+
+
+def of_kind(kind: type[Kind], config: ConfigDict) -> Kind:
     """A network of `Localizer` or of a subclass; see `create`."""
     network = trunk_of(config.model, 'a localizer')
     return kind(**fields_of(network, ResNet), settings=_settings(config.model.localizer))

@@ -96,7 +96,8 @@ class LocalizerRCNN(Localizer, kw_only=True):
         scores, deltas = self.region(self.describe(crops, train=train))
         return (scores * chosen).sum(1), (deltas * chosen[..., None]).sum(1)
 
-    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(  # type: ignore[override]  # a classifier has scores alone
+            self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """The outputs for all classes, and those of the second network for the whole images.
 
         Args:

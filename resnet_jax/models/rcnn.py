@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from resnet_jax.models import detectors
+from resnet_jax.models.backbone import Backbone
 from resnet_jax.models.detectors import Settings
 from resnet_jax.models.heads import BoxHead, Features, RegionProposalNetwork
 from resnet_jax.models.masks import MaskHead, of_classes
@@ -233,6 +234,7 @@ class FasterRCNN(ResNetBackbone, kw_only=True):
         height, width = images.shape[1:3]
         sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(images), 1))
         regions = jnp.tile(jnp.array([[[0, 0, width, height]]], jnp.float32), (len(images), 1, 1))
+        outputs: tuple[jax.Array, ...]
         if self.settings.masks:
             classes = jnp.zeros(regions.shape[:2], jnp.int32)
             outputs = self.heads_and_masks(features, regions, classes, sizes, train=train)
@@ -257,7 +259,8 @@ def anchors_of(model: FasterRCNN, features: Features) -> tuple[jax.Array, ...]:
         base = anchors_lib.base_anchors(sizes, s.anchor_ratios, s.anchor_rule)
         if s.anchor_rule == 'paper':
             base = base + jnp.array([0, 0, 1, 1], jnp.float32)
-        return anchors_lib.grid(base, *x.shape[1:3], stride)
+        height, width = x.shape[1:3]
+        return anchors_lib.grid(base, height, width, stride)
 
     return tuple(map(of_level, jax.tree.leaves(features), model.strides, model.anchor_sizes()))
 
@@ -356,7 +359,7 @@ def select(model: FasterRCNN, probabilities: jax.Array, boxes: jax.Array,
     return per_image(model, choose)(probabilities, boxes, valid)
 
 
-def per_image(model: FasterRCNN, function: Callable) -> Callable:
+def per_image(model: Backbone, function: Callable) -> Callable:
     """Runs a function of single images on each device for its own images.
 
     Loops that end on a condition, as in suppression, would otherwise agree over all devices on

@@ -18,6 +18,7 @@ from resnet_jax.models.backbone import Backbone, WithHead
 from resnet_jax.models.blocks import (
     STACKED,
     BasicBlock,
+    Block,
     BottleneckBlock,
     Shortcut,
     Stage,
@@ -47,7 +48,7 @@ ARCHITECTURE = ('width', 'stem_width', 'deep_stem', 'bottleneck', 'bottleneck_wi
 
 
 def architecture(family: str, depth: int,
-                 bottleneck: bool = False) -> tuple[type[nn.Module], tuple[int, ...]]:
+                 bottleneck: bool = False) -> tuple[type[Block], tuple[int, ...]]:
     """The block, and the number of blocks in each stage.
 
     Args:
@@ -99,7 +100,7 @@ class ResNetBackbone(Backbone):
       unroll: see `Stage`.
     """
 
-    block: type[nn.Module]
+    block: type[Block]
     stage_sizes: tuple[int, ...]
     stem_kind: str = 'imagenet'
     stem_width: int | None = None
@@ -152,7 +153,7 @@ class ResNetBackbone(Backbone):
 
     def _block_fields(self, i: int) -> dict[str, Any]:
         """The fields of the blocks of the stage of this index that depend on their kind."""
-        fields = {'stride_in': self.stride_in}
+        fields: dict[str, Any] = {'stride_in': self.stride_in}
         if not self.block.preactivated:
             fields['last_scale_init'] = (nn.initializers.zeros if self.zero_init_last_gamma
                                          else nn.initializers.ones)
@@ -176,7 +177,7 @@ class ResNet(WithHead, ResNetBackbone):
     """
 
 
-def create(config: Mapping[str, Any], kind: str, block: type[nn.Module],
+def create(config: Mapping[str, Any], kind: str, block: type[Block],
            stage_sizes: tuple[int, ...]) -> ResNet:
     """The network of `config.model` with these blocks.
 
@@ -222,7 +223,7 @@ def trunk_of(section: Mapping[str, Any], what: str) -> ResNet:
     return network
 
 
-def _check(config: Mapping[str, Any], kind: str, block: type[nn.Module]) -> None:
+def _check(config: Mapping[str, Any], kind: str, block: type[Block]) -> None:
     for field in ('zero_init_last_gamma', 'stochastic_depth'):
         if config['plain'] and config[field]:
             raise ConfigError(f'model.{field} needs shortcuts: with model.plain the output of a '
@@ -253,7 +254,7 @@ def _create(config: Mapping[str, Any]) -> ResNet:
     return create(config, config['family'], *_architecture(config))
 
 
-def _architecture(config: Mapping[str, Any]) -> tuple[type[nn.Module], tuple[int, ...]]:
+def _architecture(config: Mapping[str, Any]) -> tuple[type[Block], tuple[int, ...]]:
     return architecture(config['family'].removesuffix('_v2'), config['depth'],
                         config['bottleneck'])
 

@@ -19,29 +19,21 @@ import flax.linen as nn
 import jax
 
 from resnet_jax.models import resnet
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, ModuleDef
+from resnet_jax.models.blocks import BasicBlock, Block, BottleneckBlock
 from resnet_jax.models.depth import drop_branch
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.registry import Family, register
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(Block):
     """Two 3x3 convolutions with pre-activation.
 
     Attributes:
-      features: filters of both convolutions.
-      stride: of the first convolution.
+      features, stride, conv, norm, shortcut: see `Block`; the first convolution has the stride.
       shared: whether the shortcut begins behind the first activation, and not in front of it.
-      stride_in, last_relu: unused here; see `BottleneckBlock`.
-      shortcut: makes the `Shortcut`; None in a plain network.
+      stride_in, last_relu: unused here.
     """
 
-    features: int
-    stride: int
-    stride_in: str
-    conv: ModuleDef
-    norm: ModuleDef
-    shortcut: ModuleDef | None
     last_relu: Callable
     shared: bool = False
 
@@ -67,7 +59,7 @@ class PreActivationBlock(nn.Module):
         return y + shortcut(carried, train=train)
 
 
-class PreActivationBottleneck(nn.Module):
+class PreActivationBottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions with pre-activation.
 
     Attributes:
@@ -76,12 +68,6 @@ class PreActivationBottleneck(nn.Module):
       features, stride, stride_in, shortcut, inner, groups: see `BottleneckBlock`.
     """
 
-    features: int
-    stride: int
-    stride_in: str
-    conv: ModuleDef
-    norm: ModuleDef
-    shortcut: ModuleDef | None
     last_relu: Callable
     inner: int | None = None
     groups: int = 1
@@ -113,12 +99,13 @@ class PreActivationBottleneck(nn.Module):
         return y + shortcut(carried, train=train)
 
 
-BLOCKS = {BasicBlock: PreActivationBlock, BottleneckBlock: PreActivationBottleneck}
+BLOCKS: dict[type[Block], type[Block]] = {
+    BasicBlock: PreActivationBlock, BottleneckBlock: PreActivationBottleneck}
 SHORTCUTS = ('A', 'B')
 
 
 def architecture(family: str, depth: int,
-                 bottleneck: bool = False) -> tuple[type[nn.Module], tuple[int, ...]]:
+                 bottleneck: bool = False) -> tuple[type[Block], tuple[int, ...]]:
     """As `resnet.architecture`, for the families 'imagenet_v2' and 'cifar_v2'."""
     kind = family.removesuffix('_v2')
     block, sizes = resnet.architecture(kind, depth, bottleneck)

@@ -40,6 +40,7 @@ class Stem(nn.Module):
 
     def _run(self, x, *, train):
         half = self.features // 2
+        layers: tuple[tuple[str, int, int, int], ...]
         if self.deep:
             layers = (('', half, 3, 2), ('2', half, 3, 1), ('3', self.features, 3, 1))
         else:

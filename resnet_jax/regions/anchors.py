@@ -26,12 +26,13 @@ def base_anchors(sizes: Sequence[float], ratios: Sequence[float],
     Returns:
       float32 [len(sizes) * len(ratios), 4], in pixels of the image.
     """
-    sizes, ratios = np.asarray(sizes, np.float64), np.asarray(ratios, np.float64)
+    scales, shapes = np.asarray(sizes, np.float64), np.asarray(ratios, np.float64)
+    width: np.ndarray
     if rule == 'detectron2':
-        size, ratio = (x.ravel() for x in np.meshgrid(sizes, ratios, indexing='ij'))
+        size, ratio = (x.ravel() for x in np.meshgrid(scales, shapes, indexing='ij'))
         width = size / np.sqrt(ratio)
         return _centred(width, width * ratio)
-    ratio, size = (x.ravel() for x in np.meshgrid(ratios, sizes, indexing='ij'))
+    ratio, size = (x.ravel() for x in np.meshgrid(shapes, scales, indexing='ij'))
     if rule == 'torchvision':
         # In float32, as there, in case a number lies so close to a half that it decides rounding.
         height = np.sqrt(ratio.astype(np.float32))

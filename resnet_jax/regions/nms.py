@@ -20,7 +20,7 @@ class Kept(NamedTuple):
       valid: bool [..., number].
     """
 
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
     valid: jax.Array
 
 

@@ -1,6 +1,7 @@
 """RoIAlign on several levels of features, of which each region has one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def roi_align_levels(maps: Sequence[jax.Array], boxes: jax.Array, levels: jax.Ar
     """
     if gathered and points:
         return _gathered(maps, boxes, levels, scales, bins, points, aligned)
-    pooled = 0
+    pooled: Any = 0
     for number, (features, scale) in enumerate(zip(maps, scales, strict=True)):
         own = (levels == number)[..., None, None, None]
         pooled += jnp.where(own, roi_align(

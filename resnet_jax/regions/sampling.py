@@ -19,7 +19,7 @@ class Sample(NamedTuple):
       negative: bool [..., number]; neither for padding.
     """
 
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
     positive: jax.Array
     negative: jax.Array
 

@@ -49,8 +49,8 @@ class Network:
                 f'input {height} x {width} x {self.config.data.channels})')
 
     @functools.cached_property
-    def model(self) -> nn.Module:
-        """The Flax module."""
+    def model(self) -> Any:
+        """The Flax module; see `Task.create_model`."""
         return get(self.config.task).create_model(self.config)
 
     @property
@@ -168,8 +168,8 @@ def _features_of(model: nn.Module, weights: tuple[Any, Any], images: jax.Array, 
                  stage: str | None) -> Any:
     variables, normalization = weights
     upto = model.stages[-1] if stage in (POOL, None) else stage
-    maps = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
-                       method='features')
+    maps: Any = model.apply(variables, normalized(images, normalization), train=False, upto=upto,
+                            method='features')
     if stage is None:
         return {**maps, POOL: average(maps[upto])}
     return average(maps[upto]) if stage == POOL else maps[stage]

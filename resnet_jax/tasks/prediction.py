@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,8 @@ def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
     Returns:
       The files, and what is wrong with the other arguments.
     """
-    files, failures = [], []
+    files: list[File] = []
+    failures: list[Exception] = []
     for argument in arguments:
         path = pathlib.Path(argument)
         if argument == STDIN:
@@ -79,7 +79,8 @@ def predictions(predictor: Predictor,
 def _answers(predictor: Predictor, loaded: Sequence[Any],
              size: int) -> dict[int, Answer | Exception]:
     """What is predicted of each image, by its place; errors stay as they are."""
-    answers = {row: image for row, image in enumerate(loaded) if isinstance(image, Exception)}
+    answers: dict[int, Answer | Exception] = {
+        row: image for row, image in enumerate(loaded) if isinstance(image, Exception)}
     shapes = {row: str(jax.tree.map(np.shape, image)) for row, image in enumerate(loaded)
               if row not in answers}
     for shape in sorted(set(shapes.values())):
@@ -107,7 +108,7 @@ def picture_folder(predictor: Predictor, folder: str | None) -> pathlib.Path | N
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--draw: cannot create the folder {folder}: '
-                        f'{os.strerror(error.errno)}.') from error
+                        f'{error.strerror}.') from error
     return path
 
 
@@ -127,6 +128,7 @@ def write_picture(predictor: Predictor, file: File, answer: Answer, folder: path
       UserError: the picture cannot be written.
     """
     item = _item(file)
+    assert predictor.draw is not None and isinstance(item.image, bytes)
     picture = predictor.draw(decode(item.image, item.name), answer)
     stem = pathlib.Path(file[0]).stem if file[1] is None else 'stdin'
     content = io.BytesIO()
@@ -148,6 +150,6 @@ def _load(file: File, predictor: Predictor) -> Any:
     try:
         return predictor.load(_item(file))
     except OSError as error:
-        return UserError(f'{name} cannot be read: {os.strerror(error.errno)}.')
+        return UserError(f'{name} cannot be read: {error.strerror}.')
     except UserError as error:
         return error

@@ -22,14 +22,15 @@ def losses(parts: Mapping[str, jax.Array], mask: jax.Array) -> dict[str, jax.Arr
       Each sum by name, their total as 'loss', and the number of images as 'count'; all [].
     """
     sums = {name: (part * mask).sum() for name, part in parts.items()}
-    return {'loss': sum(sums.values()), **sums, 'count': mask.sum()}
+    total: Any = sum(sums.values())
+    return {'loss': total, **sums, 'count': mask.sum()}
 
 
 def train_report(sums: Mapping[str, Any]) -> dict[str, float]:
     """The losses, averaged over the images of some steps; see `Task.train_report`."""
-    sums = jax.device_get(dict(sums))
-    count = np.float64(sums.pop('count'))
-    return {name: float(value / count) for name, value in sums.items()}
+    losses = jax.device_get(dict(sums))
+    count = np.float64(losses.pop('count'))
+    return {name: float(value / count) for name, value in losses.items()}
 
 
 def watched(sums: Mapping[str, jax.Array]) -> jax.Array:

@@ -191,8 +191,8 @@ class Task:
     test: Callable[..., Report] | None = None
     test_options: tuple[str, ...] = ()
     predictor: Callable[..., Predictor] | None = None
-    parts: Callable[[nn.Module, Any, Any], Sequence[Part]] | None = None
-    exports: Mapping[str, Callable[[Any, Mapping[str, Any]], bytes]] = (
+    parts: Callable[[Any, Any, Any], Sequence[Part]] | None = None
+    exports: Mapping[str, Callable[[Any, Mapping[str, Any]], bytes | bytearray]] = (
         dataclasses.field(default_factory=dict))
     heads: tuple[str, ...] = ('head',)
     started: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda variables: variables

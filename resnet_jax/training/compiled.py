@@ -62,7 +62,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     start = time.perf_counter()
     lowered = program.lower_train_steps(program.state, inputs, steps)
     try:
-        compiled = lowered.compile()
+        compiled: Any = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         result['memory'] |= _needed(str(error), program)
         return result
@@ -127,7 +127,7 @@ def check_memory(result: dict[str, Any]) -> None:
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes per device; donated arrays count once."""
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     memory = {
         'arguments': stats.argument_size_in_bytes,
         'outputs': stats.output_size_in_bytes - stats.alias_size_in_bytes,

@@ -70,7 +70,8 @@ def _whole(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> di
 
 def _in_parts(parts: Sequence[Part], variables: Any, frozen: Any) -> dict[str, Any]:
     """The costs of a network that runs in parts; see `summarize`."""
-    outputs, groups, total, flops, reached = [], {}, 0, 0, False
+    outputs, total, flops, reached = [], 0, 0, False
+    groups: dict[str, Any] = {}
     for part in parts:
         outputs += _named(part.name, jax.eval_shape(part.function, variables, part.inputs))
         count = multiply_adds(part.function, variables, part.inputs)
@@ -120,6 +121,7 @@ def multiply_adds(function: Callable, *args: Any) -> int:
 
 def _count(jaxpr: jex.core.Jaxpr) -> int:
     total = 0
+    eqn: Any  # the shapes of its variables are known, as all are arrays
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == 'conv_general_dilated':
             kernel = eqn.invars[1].aval.shape

@@ -101,7 +101,7 @@ class Meter:
 
     def __init__(self):
         self._elapsed = self._waited = 0.0
-        self._started = None
+        self._started = time.perf_counter()
         self._steps = 0
 
     def start(self) -> None:

@@ -80,7 +80,8 @@ def _try(optimizer: optax.GradientTransformationExtraArgs) -> None:
     _, after = jax.eval_shape(
         lambda g, s, p, rate: optimizer.update(g, s, p, learning_rate=rate),
         params, state, params, jax.ShapeDtypeStruct((), jnp.float32))
-    if jax.tree.structure(state) != jax.tree.structure(after):
+    before: Any = jax.tree.structure(state)
+    if before != jax.tree.structure(after):
         raise ValueError('its state changes form from step to step')
 
 
@@ -171,7 +172,7 @@ def of_optax(o: ConfigDict, name: str, **arguments: Any) -> list[optax.GradientT
 
 def _optax_optimizers() -> dict[str, Callable]:
     """The functions of optax and optax.contrib that take a learning rate, by name."""
-    found = {}
+    found: dict[str, Callable] = {}
     for module in (optax.contrib, optax):
         for name, value in inspect.getmembers(module, inspect.isfunction):
             if 'learning_rate' in inspect.signature(value).parameters and not name.startswith(

@@ -118,7 +118,8 @@ def linear_warmup(config: ConfigDict) -> Schedule:
 class ErrorWarmup(NamedTuple):
     warm: jax.Array  # bool: the watched number has been low enough
     total: jax.Array  # float32: its sum in this window
-    count: jax.Array  # int32: steps in this window
+    # int32: steps in this window; a tuple has a method of this name
+    count: jax.Array  # type: ignore[assignment]
 
 
 def error_warmup(config: ConfigDict) -> Schedule:

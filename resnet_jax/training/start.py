@@ -31,7 +31,7 @@ class Trained:
     metrics: dict[str, float]
 
     @property
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl: 'step', and what was logged or evaluated after this step."""
         return read_rows(self.workdir / 'metrics.jsonl')
 

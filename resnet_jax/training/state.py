@@ -18,8 +18,7 @@ from resnet_jax.training.schedules import Schedule
 MISFITS_LISTED = 6  # arrays that an error names
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a training run resumes from.
 
     Attributes:

@@ -70,7 +70,8 @@ class Evaluator:
         index, sums = program.no_sums()
         eval_step = jax.jit(program.eval_step, out_shardings=(
             program.everywhere, program.everywhere, None))
-        under_way, outputs = collections.deque(), []
+        under_way: collections.deque[Any] = collections.deque()
+        outputs: list[Any] = []
         with contextlib.closing(evaluation.inputs(0)) as feed:
             for _ in range(evaluation.num_batches):
                 if self._stop.asked():

@@ -32,7 +32,7 @@ from resnet_jax.weights.stored import warn_of_unknown, write_classes
 try:
     import fcntl
 except ImportError:  # not a POSIX system
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # File systems without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -239,13 +239,13 @@ class Record:
         newest.
         """
         known, steps = self._checkpoints.evaluations, self._checkpoints.steps
-        found = {row['step']: {tag: math.nan if value is None else value
+        found = {int(row['step']): {tag: math.nan if value is None else value
                                for tag, value in row.items() if tag != 'step'}
                  for row in rows if is_evaluation(row) and row['step'] in steps
                  and row['step'] not in known}
         ranks = {step: self._rank(values) for step, values in found.items()}
         return sorted(found.items(), key=lambda item: (
-            math.inf if ranks[item[0]] is None else ranks[item[0]]))
+            math.inf if (rank := ranks[item[0]]) is None else rank))
 
     def _read_recalibrated(self, program: Program) -> Any | None:
         try:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any, TextIO
 
 import jax
 
@@ -34,21 +35,22 @@ class MetricsWriter:
           evaluations: stored in the checkpoints, by step; missing rows are restored from them, and
             an evaluation of start_step that is not among them is dropped.
         """
-        self._file = self._board = None
+        self._file: TextIO | None = None
+        self._board: TensorBoard | None = None
         if jax.process_index() != 0:
             return
         path = workdir / 'metrics.jsonl'
         rows = _agreeing(rows, start_step, evaluations or {})
         write_whole(path, ''.join(json.dumps(row) + '\n' for row in rows))
         self._file = path.open('a')
-        self._board = TensorBoard(workdir, start_step)
+        self._board = board = TensorBoard(workdir, start_step)
         for row in rows:
             if row['step'] == start_step:  # only of its last step may points be missing
-                self._board.write(start_step, row)
+                board.write(start_step, row)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row: `step` and the values under their tags, null if not finite."""
-        if self._file is None:
+        if self._file is None or self._board is None:
             return
         self._board.write(step, values)
         self._file.write(json.dumps(_row(step, values)) + '\n')
@@ -101,7 +103,8 @@ def _protos() -> ModuleType:
     """
     absent = 'torch' not in sys.modules
     if absent:
-        sys.modules['torch'] = None  # importing it fails, as if it were not installed
+        # Importing it fails, as if it were not installed.
+        sys.modules['torch'] = None  # type: ignore[assignment]
     try:
         from tensorboardX import proto
         from tensorboardX.proto import event_pb2, summary_pb2  # noqa: F401, attributes of proto
@@ -126,9 +129,10 @@ def _row(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _agreeing(rows: Sequence[Mapping], start_step: int,
-              evaluations: Mapping[int, Mapping[str, float]]) -> list[dict]:
+              evaluations: Mapping[int, Mapping[str, float]]) -> list[Mapping]:
     """The rows up to a step, with the evaluations that are stored in checkpoints."""
-    kept, seen = [], set()
+    kept: list[Mapping] = []
+    seen = set()
     for row in rows:
         step = row['step']
         if is_evaluation(row):
@@ -145,12 +149,12 @@ def _agreeing(rows: Sequence[Mapping], start_step: int,
     return sorted(kept, key=lambda row: (row['step'], is_evaluation(row)))
 
 
-def is_evaluation(row: Mapping[str, float]) -> bool:
+def is_evaluation(row: Mapping[str, float | None]) -> bool:
     """Whether a row of metrics.jsonl is an evaluation."""
     return any(tag.startswith('eval/') for tag in row)
 
 
-def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, float | None]]:
+def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of the workdir's metrics.jsonl in process 0, and none in the other processes.
 
     Warns about lines that cannot be read.
@@ -165,12 +169,12 @@ def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, float | None]
     return rows
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; lines that cannot be read are left out."""
     return parse_rows(path)[0]
 
 
-def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
+def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of a metrics.jsonl, and how many of its lines cannot be read.
 
     An incomplete last line is not counted: its writing was interrupted, and it is measured again.
@@ -189,7 +193,7 @@ def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
     return (rows if row is None else [*rows, row]), unreadable
 
 
-def _parsed(line: bytes) -> dict[str, float] | None:
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:

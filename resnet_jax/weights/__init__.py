@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save
@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.config.stored import leaves
+from resnet_jax.data import Normalization
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
@@ -52,7 +53,7 @@ class Weights:
 
     config: Any
     variables: Mapping[str, Any]
-    normalization: Mapping[str, np.ndarray]
+    normalization: Normalization
     origin: str
     assumed: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
@@ -212,7 +213,20 @@ def _normalization(path: pathlib.Path, config, convention: bool, mean: Any,
             for part, value, default in (('mean', mean, MEAN), ('std', std, STD))}
 
 
-def to_torchvision(weights: Weights) -> bytes:
+class HasWeights(Protocol):
+    """What a network is written from: `Weights`, or what `resnet_jax.load` returns."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def variables(self) -> Mapping[str, Any]: ...
+
+    @property
+    def normalization(self) -> Normalization: ...
+
+
+def to_torchvision(weights: HasWeights) -> bytes:
     """The contents of a .safetensors file under torchvision's names.
 
     What names and shapes do not tell (the stride, the normalisation, the paper's options) goes into

@@ -52,9 +52,8 @@ def load(weights: Weights, path: pathlib.Path) -> Classifier:
     except models.ConfigError as error:
         raise UserError(f'the config.json of {path} describes no network: {error}') from error
     count = weights.config.model.num_classes
-    classes = stored.read_classes(path, count)
-    named = classes is not None
-    if not named:
-        classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
-    return Classifier(weights.config, weights.variables, weights.normalization, tuple(classes),
-                      named)
+    classes = names = stored.read_classes(path, count)
+    if classes is None:
+        classes = tuple(imagenet_classes() if count == 1000 else map(str, range(count)))
+    return Classifier(weights.config, weights.variables, weights.normalization, classes,
+                      names is not None)

@@ -71,11 +71,10 @@ def predict(networks: Sequence[Classifier], source: Source, views: Views, batch_
 
     def add(results: Iterable[tuple[np.ndarray, jax.Array]]) -> None:
         for rows, result in results:
-            result = np.asarray(result)[:len(rows)]
-            total[rows] = np.logaddexp(total[rows], result)
+            total[rows] = np.logaddexp(total[rows], np.asarray(result)[:len(rows)])
             counts[rows] += 1
 
-    pending = []
+    pending: list[tuple[np.ndarray, jax.Array]] = []
     for rows, images in _batches(source, mine, views, labels, batch_size, mesh.size,
                                  skip_unreadable):
         new = [(rows, run(images)) for run in runs]
@@ -170,5 +169,7 @@ def _from_all_processes(total: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
     missing = int(counts.max()) - len(labels)
     gathered = multihost_utils.process_allgather(
         (np.pad(total, ((0, missing), (0, 0))), np.pad(labels, (0, missing))))
-    return tuple(np.concatenate([rows[:count] for rows, count in zip(array, counts, strict=True)])
-                 for array in gathered)
+    total, labels = (
+        np.concatenate([rows[:count] for rows, count in zip(array, counts, strict=True)])
+        for array in gathered)
+    return total, labels

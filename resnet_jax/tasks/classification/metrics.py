@@ -21,9 +21,9 @@ class Metrics(clu_metrics.Collection):
     depend on the mesh or the batch size.
     """
 
-    loss: clu_metrics.Average.from_output('loss')
-    top1_error: clu_metrics.Average.from_output('top1_error')
-    top5_error: clu_metrics.Average.from_output('top5_error')
+    loss: clu_metrics.Average.from_output('loss')  # type: ignore[valid-type]
+    top1_error: clu_metrics.Average.from_output('top1_error')  # type: ignore[valid-type]
+    top5_error: clu_metrics.Average.from_output('top5_error')  # type: ignore[valid-type]
 
     @classmethod
     def of_batch(cls, logits: jax.Array, batch: Batch, losses: jax.Array) -> 'Metrics':

@@ -39,7 +39,7 @@ def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDic
         cannot be written.
     """
     source = data.create_eval_source(config)
-    check_networks(networks, paths, source.num_classes)
+    check_networks(networks, paths, data.num_classes(source))
     views = views_of(flags, config, networks[0])
     predictions = inference.predict(
         networks, source, views, flags['batch_size'] or BATCH_SIZE,
@@ -64,7 +64,7 @@ def class_names(networks: Sequence[Classifier], source: Source) -> Sequence[str]
     """
     names = [network.classes for network in networks if network.named]
     names.append(getattr(source, 'class_names', ()))
-    return next((n for n in names if len(n) == source.num_classes), networks[0].classes)
+    return next((n for n in names if len(n) == data.num_classes(source)), networks[0].classes)
 
 
 def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_classes: int) -> None:
@@ -117,7 +117,7 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
 def _text(scores: Scores, classes: Sequence[str], skipped: int) -> str:
     errors = {name: error for name, error in zip(classes, scores.class_error, strict=True)
               if error == error}
-    worst = sorted(errors, key=errors.get, reverse=True)[:WORST]
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:WORST]
     return (
         f'top-1 error {scores.top1_error:.2f} %  top-5 error {scores.top5_error:.2f} %  '
         f'loss {scores.loss:.4f}  calibration error {scores.calibration_error:.2f} %  '

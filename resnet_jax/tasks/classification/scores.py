@@ -30,7 +30,7 @@ class Scores(NamedTuple):
     calibration_error: float
     class_error: np.ndarray
     confusion: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
 
     def report(self) -> dict[str, float]:
         """The numbers under their TensorBoard tags."""

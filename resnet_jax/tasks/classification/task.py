@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, variables: Mapping[str, Any], batch: Batch,
              config: ConfigDict) -> tuple[Metrics, None]:
     """The plain cross-entropy and the errors of a batch; see `Task.evaluate`."""
     del config
-    logits = model.apply(variables, batch['image'], train=False)
+    logits: Any = model.apply(variables, batch['image'], train=False)
     return Metrics.of_batch(logits, batch, cross_entropy(logits, batch['label'], 0.0)), None
 
 
@@ -102,10 +102,10 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     """Raises UserError if the data and the network differ in their number of classes."""
-    known, (train, test) = config.model.num_classes, (
-        getattr(source, 'num_classes', 0) for source in (train, test))
-    if train != known or test > known:
-        raise UserError(f'{config.data.source} has {max(train, test)} classes, but '
+    known = config.model.num_classes
+    trained, tested = data.num_classes(train), data.num_classes(test)
+    if trained != known or tested > known:
+        raise UserError(f'{config.data.source} has {max(trained, tested)} classes, but '
                         f'model.num_classes is {known}.')
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.models import rcnn
 from resnet_jax.models.rcnn import Detections, FasterRCNN
@@ -33,8 +34,8 @@ class View(NamedTuple):
       size: int32 [N, 2], height and width of each image on its canvas.
     """
 
-    image: jax.Array
-    size: jax.Array
+    image: jax.Array | np.ndarray
+    size: jax.Array | np.ndarray
 
 
 class Plan(NamedTuple):
@@ -76,7 +77,8 @@ def detect(models: Sequence[FasterRCNN], plan: Plan, weights: Sequence[tuple[Any
                               strict=True)
 
     def classify(regions):
-        found = [_classify(*network, regions, views, plan) for network in networks]
+        found = [_classify(model, variables, maps, regions, views, plan)
+                 for model, variables, maps in networks]
         return tuple(sum(parts) / len(found) for parts in zip(*found, strict=True))
 
     regions, valid = (jnp.concatenate([getattr(part, name) for part in proposals], 1)
@@ -132,7 +134,8 @@ def _with_masks(found: Detections, networks, firsts) -> Detections:
         return found
     masks = [inference.masks(model, variables, first, found)
              for (model, variables, _), first in zip(networks, firsts, strict=True)]
-    return found._replace(masks=(sum(masks) / len(masks)).astype(jnp.float16))
+    total: Any = sum(masks)
+    return found._replace(masks=(total / len(masks)).astype(jnp.float16))
 
 
 def _classify(model, variables, maps, regions, views, plan) -> tuple[jax.Array, jax.Array]:
@@ -149,8 +152,8 @@ def _classify(model, variables, maps, regions, views, plan) -> tuple[jax.Array, 
             pooled = [_choose(pooled, smaller + step) for step in (0, 1)]
         return module.siblings(module.describe(*pooled, train=False))
 
-    outputs = nn.apply(run, model)(variables)
-    return rcnn.predicted(model, *outputs, regions, sizes)
+    scores, deltas = nn.apply(run, model)(variables)
+    return rcnn.predicted(model, scores, deltas, regions, sizes)
 
 
 def _choose(candidates: Sequence[jax.Array], index) -> jax.Array:

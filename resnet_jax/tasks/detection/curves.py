@@ -1,6 +1,7 @@
 """Precision and recall of detections, by PASCAL VOC's matching."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +34,8 @@ def precision_recall(truth: Sequence[Objects], found: Sequence[Found], num_class
     """
     judged = [_judge(objects, detections, iou)
               for objects, detections in zip(truth, found, strict=True)]
-    classes, scores, right = (np.concatenate(parts) if parts else np.zeros(0)
-                              for parts in (list(zip(*judged, strict=True)) or ([], [], [])))
+    columns: Any = list(zip(*judged, strict=True)) or ([], [], [])
+    classes, scores, right = (np.concatenate(parts) if parts else np.zeros(0) for parts in columns)
     curves = []
     for label, count in enumerate(count_objects(truth, num_classes)):
         own = classes == label

@@ -66,23 +66,24 @@ class Detector(Network):
         Raises:
           ValueError: an image is not uint8, or has another number of channels.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 3:
-            return self.predict([images])[0]
+        alone = isinstance(images, np.ndarray) and images.ndim == 3
+        if alone:
+            images = images[None]
         for image in images:
             if np.ndim(image) != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8 or (
                     image.shape[-1] < self.config.data.channels):
                 raise ValueError(f'images must be uint8 [H, W, {self.config.data.channels}], got '
                                  f'{getattr(image, "dtype", type(image))} {np.shape(image)}.')
         loaded = [self.load(Item(image, {}, f'image {i}')) for i, image in enumerate(images)]
-        found = dict.fromkeys(range(len(loaded)))
+        found: dict[int, Prediction] = {}
         for shape in {image['image'].shape for image in loaded}:
-            rows = [row for row in found if loaded[row]['image'].shape == shape]
+            rows = [i for i, image in enumerate(loaded) if image['image'].shape == shape]
             for start in range(0, len(rows), BATCH_SIZE):
                 part = rows[start:start + BATCH_SIZE]
                 batch = jax.tree.map(lambda *parts: np.stack(parts), *(loaded[i] for i in part))
                 found |= {i: _prediction(image, loaded[i]['original'])
                           for i, image in zip(part, self.find(batch), strict=True)}
-        return list(found.values())
+        return found[0] if alone else [found[i] for i in range(len(loaded))]
 
     def draw(self, image: np.ndarray, least_score: float = 0.5) -> Image.Image:
         """Detects objects in an image, uint8 [H, W, C], and draws them; notebooks show the result.
@@ -201,9 +202,9 @@ def predictor(networks: Sequence[Detector], flags: Mapping[str, Any]) -> Predict
 
 
 def _prediction(found: Found, size: np.ndarray) -> Prediction:
-    masks = found.masks
-    if masks is not None:
-        masks = np.array([decode(mask) for mask in masks], bool).reshape(-1, *size)
+    masks = None
+    if found.masks is not None:
+        masks = np.array([decode(mask) for mask in found.masks], bool).reshape(-1, *size)
     return Prediction(found.boxes, found.scores, found.classes, masks)
 
 

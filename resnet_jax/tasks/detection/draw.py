@@ -58,7 +58,8 @@ def draw(image: np.ndarray, prediction: Any, classes: Sequence[str],
 def color(index: int) -> tuple[int, int, int]:
     """The colour of a class, as far as possible from those of the classes before it."""
     hue = (0.02 + index * 0.618034) % 1  # golden-ratio steps spread over the circle
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 1.0))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _tag(pen: ImageDraw.ImageDraw, text: str, box: np.ndarray, size: tuple[int, int],

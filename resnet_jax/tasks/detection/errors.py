@@ -44,7 +44,7 @@ def breakdown(truth: Sequence[Objects], found: Sequence[Found], *,
     Raises:
       ValueError: if truth and found have different numbers of images.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for objects, detections in zip(truth, found, strict=True):
         counts.update(_kinds(objects, detections, least_score))
     return {kind: counts[kind] for kind in KINDS}
@@ -84,7 +84,7 @@ def _take(iou):
         return taken
     free = np.ones(iou.shape[1], bool)
     for i in np.flatnonzero(iou.max(1) >= FOREGROUND):
-        best = np.where(free, iou[i], -1).argmax()
+        best = np.argmax(np.where(free, iou[i], -1))
         if free[best] and iou[i, best] >= FOREGROUND:
             taken[i], free[best] = best, False
     return taken

@@ -1,7 +1,7 @@
 """Detection in batches of images on canvases; pure functions for use under jit."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 from resnet_jax.models import rcnn
 from resnet_jax.models.heads import Features
 from resnet_jax.models.rcnn import Detections, FasterRCNN, Proposals
+
+Array = TypeVar('Array', jax.Array, np.ndarray)
 
 
 def blanked(images: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -50,8 +52,9 @@ def detect(model: FasterRCNN, variables: Mapping[str, Any], images: jax.Array,
 def masks(model: FasterRCNN, variables: Mapping[str, Any], features: Features,
           found: Detections) -> jax.Array:
     """Masks of detections, float32 [N, D, M, M]; see `FasterRCNN.mask_probabilities`."""
-    return model.apply(variables, features, found.boxes, found.classes,
-                       method='mask_probabilities')
+    probabilities: Any = model.apply(variables, features, found.boxes, found.classes,
+                                     method='mask_probabilities')
+    return probabilities
 
 
 def propose(model: FasterRCNN, variables: Mapping[str, Any], images: jax.Array,
@@ -75,8 +78,9 @@ def classify(model: FasterRCNN, variables: Mapping[str, Any], features: Features
       features: of the trunk.
       regions: float32 [N, R, 4], in pixels of the canvas.
     """
-    outputs = model.apply(variables, features, regions, sizes, train=False, method='heads')
-    return rcnn.predicted(model, *outputs, regions, sizes)
+    outputs: Any = model.apply(variables, features, regions, sizes, train=False, method='heads')
+    scores, deltas = outputs
+    return rcnn.predicted(model, scores, deltas, regions, sizes)
 
 
 def in_rounds(number: int, classify: Callable, regions: jax.Array,
@@ -95,9 +99,9 @@ def in_rounds(number: int, classify: Callable, regions: jax.Array,
     probabilities, boxes = classify(regions)
     if number == 1:
         return probabilities, boxes, valid
-    again = classify(best_boxes(probabilities, boxes))
-    return tuple(jnp.concatenate(pair, 1) for pair in zip(
-        (probabilities, boxes, valid), (*again, valid), strict=True))
+    more_probabilities, more_boxes = classify(best_boxes(probabilities, boxes))
+    return (jnp.concatenate([probabilities, more_probabilities], 1),
+            jnp.concatenate([boxes, more_boxes], 1), jnp.concatenate([valid, valid], 1))
 
 
 def best_boxes(probabilities: jax.Array, boxes: jax.Array) -> jax.Array:
@@ -115,7 +119,7 @@ def best_boxes(probabilities: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.take_along_axis(boxes, best, 2)[:, :, 0]
 
 
-def to_original(boxes: jax.Array, sizes: jax.Array, originals: jax.Array) -> jax.Array:
+def to_original(boxes: Array, sizes: Array, originals: Array) -> Array:
     """Moves boxes from canvases to the images as they were.
 
     Args:

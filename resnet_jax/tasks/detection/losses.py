@@ -204,6 +204,7 @@ def mask_loss(s: Settings, scores: jax.Array, regions: Regions) -> jax.Array:
       The binary cross-entropy, averaged over the cells of a region, and summed over the positives;
       over the most positives that an image can have: float32 [N].
     """
+    assert regions.masks is not None
     losses = optax.sigmoid_binary_cross_entropy(scores, regions.masks.astype(scores.dtype))
     positive = regions.positive[:, :scores.shape[1]]
     return jnp.where(positive, losses.mean((2, 3)), 0).sum(1) / most_positive(s)

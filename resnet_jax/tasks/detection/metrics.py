@@ -62,7 +62,7 @@ def average_precision(truth: Sequence[Objects], found: Sequence[Found],
 
         areas = tuple(config.eval.object_areas)
         values = coco_ap(truth, found, classes, areas)
-        if any(x.masks is None for x in (*truth, *found)):
+        if any(x.masks is None for x in truth) or any(x.masks is None for x in found):
             return values
         of_masks = coco_ap(truth, found, classes, areas, of_masks=True)
         return values | {f'mask_{name}': value for name, value in of_masks.items()}

@@ -45,8 +45,8 @@ def _of_region(model: FasterRCNN, variables: Any, features: jax.ShapeDtypeStruct
     pooled = jax.ShapeDtypeStruct((1, bins, bins, features.shape[-1]), features.dtype)
     describe = _stage(model, last) if c4 else _method(
         model, lambda module, x: module.hidden(x[:, None])[:, 0])
-    part = Part(last, REGION, last, describe, pooled,
-                tuple(number + s.rounds * s.context for number in regions))  # the whole image
+    whole = s.rounds * s.context  # the whole image is one more
+    part = Part(last, REGION, last, describe, pooled, (regions[0] + whole, regions[1] + whole))
     output = _output(part, variables)
     described = jax.eval_shape(average, output) if c4 else output
 

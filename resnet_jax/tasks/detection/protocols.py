@@ -50,7 +50,7 @@ def test(networks: Sequence[Detector], paths: Sequence[str], config: ConfigDict,
     classes = class_names(networks, source)
     if write is not None and jax.process_index() == 0:
         write(tested, source, classes)
-    return _report(tested, classes, len(source), _with_classes(config, source.num_classes))
+    return _report(tested, classes, len(source), _with_classes(config, data.num_classes(source)))
 
 
 def find(networks: Sequence[Detector], paths: Sequence[str], source: Source, config: ConfigDict,
@@ -81,11 +81,11 @@ def check_networks(networks: Sequence[Detector], paths: Sequence[str], source: S
     if getattr(source, 'most_objects', None) is None:
         raise UserError('the data has no boxes, which an evaluation of detectors needs; see '
                         'data.source.')
-    first, numbers = networks[0], tuple(map(str, range(source.num_classes)))  # without names
+    first, numbers = networks[0], tuple(map(str, range(data.num_classes(source))))  # without names
     for network, path in zip(networks, paths, strict=True):
-        if network.config.model.num_classes != source.num_classes:
+        if network.config.model.num_classes != data.num_classes(source):
             raise UserError(f'{path} was trained on {network.config.model.num_classes} classes, '
-                            f'but the data has {source.num_classes}.')
+                            f'but the data has {data.num_classes(source)}.')
         if network.classes != first.classes and numbers not in (network.classes, first.classes):
             a, b = next((a, b) for a, b in zip(first.classes, network.classes, strict=True)
                         if a != b)
@@ -100,7 +100,7 @@ def check_networks(networks: Sequence[Detector], paths: Sequence[str], source: S
 def class_names(networks: Sequence[Detector], source: Source) -> Sequence[str]:
     """The names of the classes in label order: those of the data, or else of the network."""
     names = tuple(getattr(source, 'class_names', ()))
-    return names if len(names) == source.num_classes else networks[0].classes
+    return names if len(names) == data.num_classes(source) else networks[0].classes
 
 
 def planned(flags: Mapping[str, Any], config: ConfigDict,
@@ -142,12 +142,13 @@ def _numbers(texts: Sequence[str]) -> list[int]:
 
 def _scaled(canvas: Canvas, factor: float) -> Canvas:
     """A canvas on which images are larger by this factor."""
-    def scaled(length: int | None) -> int | None:
-        return None if length is None else max(1, round(length * factor))
+    def scaled(length: int) -> int:
+        return max(1, round(length * factor))
 
-    return canvas._replace(sizes=tuple(tuple(map(scaled, size)) for size in canvas.sizes),
-                           short_side=scaled(canvas.short_side),
-                           long_side=scaled(canvas.long_side))
+    return canvas._replace(
+        sizes=tuple((scaled(height), scaled(width)) for height, width in canvas.sizes),
+        short_side=canvas.short_side and scaled(canvas.short_side),
+        long_side=canvas.long_side and scaled(canvas.long_side))
 
 
 def _function(networks: Sequence[Detector], plan: Plan, mesh: Mesh) -> Callable:

@@ -61,7 +61,7 @@ def write_voc(folder: str | os.PathLike, split: str, class_names: Sequence[str],
       ValueError: if image_names and found have different lengths.
       OSError: if a file cannot be written.
     """
-    lines = [[] for _ in class_names]
+    lines: list[list[str]] = [[] for _ in class_names]
     for name, (boxes, classes, scores, _) in zip(image_names, found, strict=True):
         pixels = boxes.astype(np.float64) + np.array([1, 1, 0, 0])
         for label, score, box in zip(classes, scores, pixels, strict=True):

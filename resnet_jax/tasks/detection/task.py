@@ -64,12 +64,13 @@ def loss(model: FasterRCNN, variables: Mapping[str, Any], batch: Batch, key: jax
             else:
                 outputs = module.heads(features, boxes, batch['size'], train=True)
             with jax.named_scope('loss'):
-                return outputs, (*losses.region_losses(s, *outputs[:2], regions),
+                return outputs, (*losses.region_losses(s, outputs[0], outputs[1], regions),
                                  *(losses.mask_loss(s, mask, regions) for mask in outputs[2:]))
 
         outputs, parts = outputs_and_losses(regions, regions.boxes)
         if s.rounds == 2:
-            boxes = cascade.corrected(*outputs[:2], regions.boxes, batch['size'], s.box_weights)
+            boxes = cascade.corrected(outputs[0], outputs[1], regions.boxes, batch['size'],
+                                      s.box_weights)
             again = rcnn.per_image(module, lambda regions, boxes, rows: losses.corrected_regions(
                 s, regions, boxes, rows, module.num_classes, module.mask_size))(
                     regions, jax.lax.stop_gradient(boxes), rows)
@@ -142,8 +143,8 @@ def transforms(config: ConfigDict) -> dict[str, Any]:
 def check(config: ConfigDict, train: data.Source, test: data.Source) -> None:
     """Raises UserError if the data has other classes, or more objects than fit."""
     for source in (train, test):
-        if source.num_classes != config.model.num_classes:
-            raise UserError(f'{config.data.source} has {source.num_classes} classes, but '
+        if data.num_classes(source) != config.model.num_classes:
+            raise UserError(f'{config.data.source} has {data.num_classes(source)} classes, but '
                             f'model.num_classes is {config.model.num_classes}.')
         most = getattr(source, 'most_objects', 0)  # blank images have none
         if most > config.data.max_objects:

@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
       name: of its file without the suffix, or its number.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     views: tuple[View, ...]
     original: tuple[int, int]
     objects: Objects
@@ -59,7 +59,7 @@ class Tested(NamedTuple):
       found: in pixels of the image.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     objects: Objects
     found: Found
     id: int
@@ -93,7 +93,8 @@ def run(function: Callable, weights: Any, source: Source, canvases: Sequence[Can
     compiled = jax.jit(function)
     mine = range(jax.process_index(), len(source), jax.process_count())
     batch_size = min(batch_size, -(-max(1, len(mine)) // mesh.size) * mesh.size)
-    tested, progress = [], _Progress(len(mine))
+    tested: list[Tested] = []
+    progress = _Progress(len(mine))
     waiting: collections.deque[tuple[list[Loaded], Any]] = collections.deque()
 
     def finish():
@@ -177,8 +178,9 @@ def _load(item: Item, index: int, canvases: Sequence[Canvas]) -> Loaded:
             item = item._replace(image=decode(item.image, item.name))  # once for all scales
     return Loaded(
         index, tuple(View(*canvas.pixels(item)) for canvas in canvases), original,
-        Objects(*(np.asarray(target[part]) for part in ('boxes', 'classes', 'ignore', 'areas')),
-                target.get('masks')), int(target['id']), name)
+        Objects(**{part: np.asarray(target[part]) for part in (
+            'boxes', 'classes', 'ignore', 'areas')}, masks=target.get('masks')),
+        int(target['id']), name)
 
 
 class _Progress:

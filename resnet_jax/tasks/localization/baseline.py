@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_jax.data import Source
+from resnet_jax.data import Source, num_classes
 
 
 def mean_sizes(train: Source) -> np.ndarray | None:
@@ -16,13 +16,13 @@ def mean_sizes(train: Source) -> np.ndarray | None:
     Returns:
       float64 [classes, 2]; None for another kind of source.
     """
-    objects = getattr(train, 'objects', None)
+    objects, sizes = (getattr(train, name, None) for name in ('objects', 'sizes'))
     if objects is None:
         return None
-    images = np.repeat(np.asarray(train.sizes)[:, ::-1], objects.counts, 0)
+    images = np.repeat(np.asarray(sizes)[:, ::-1], objects.counts, 0)
     shares = (objects.boxes[:, 2:] - objects.boxes[:, :2]) / images
-    counts = np.bincount(objects.classes, minlength=train.num_classes)
-    return np.stack([np.bincount(objects.classes, side, train.num_classes) for side in shares.T],
+    counts = np.bincount(objects.classes, minlength=num_classes(train))
+    return np.stack([np.bincount(objects.classes, side, len(counts)) for side in shares.T],
                     1) / np.maximum(counts, 1)[:, None]
 
 

@@ -1,11 +1,15 @@
 """Errors of localization, as sums over images."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.regions import boxes as boxes_lib
+
+Array = jax.Array | np.ndarray
 
 LEAST_IOU = 0.5  # of ILSVRC: a box is right if its IoU with any box of the class is larger
 TOP_K = 5  # classes that an answer may name
@@ -29,8 +33,7 @@ def best_iou(boxes: jax.Array, truth: jax.Array, present: jax.Array) -> jax.Arra
     return jnp.where(present[:, None], overlap, 0).max(-1)
 
 
-def sums(label: jax.Array, classes: jax.Array, own_iou: jax.Array, mask: jax.Array) -> dict[str,
-         jax.Array]:
+def sums(label: Array, classes: Array, own_iou: Array, mask: Array) -> dict[str, Any]:
     """The sums over the images of a batch, from which `report` takes averages.
 
     An answer names five classes with a box each; it is right if one of them is the true class, with

@@ -41,9 +41,9 @@ class Prediction(NamedTuple):
     others the proposal network's.
     """
 
-    probabilities: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
+    probabilities: jax.Array | np.ndarray
+    boxes: jax.Array | np.ndarray
+    scores: jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -199,7 +199,7 @@ class _Drawn:
 def _answer(found: Prediction, classes: Sequence[str], top: int) -> Answer:
     guesses = [{**guess, 'box': [round(float(x), 2) for x in found.boxes[guess['index']]],
                 'score': float(found.scores[guess['index']])}
-               for guess in best(found.probabilities, classes, top)]
+               for guess in best(np.asarray(found.probabilities), classes, top)]
     return Answer({'classes': guesses}, [
         f'{100 * guess["probability"]:6.2f} %  {guess["name"]}  at '
         + ', '.join(f'{x:.1f}' for x in guess['box']) for guess in guesses])

@@ -87,12 +87,13 @@ def judged(model: LocalizerRCNN, variables: Any, images: jax.Array, features: ja
       frames: float32 [N, 4]: where the image lies on the input; boxes are clipped to it.
     """
     count, times = classes.shape
-    proposals = model.apply(variables, features, classes, frames, method='propose')
+    proposals: Any = model.apply(variables, features, classes, frames, method='propose')
 
     def judge(regions):  # float32 [N, T, 4], the proposals of one rank
         crops = models.warp(images, regions, model.settings.crop_size)
-        scores, deltas = model.apply(variables, crops.reshape(-1, *crops.shape[2:]),
-                                     classes.reshape(-1), train=False, method='judge')
+        outputs: Any = model.apply(variables, crops.reshape(-1, *crops.shape[2:]),
+                                   classes.reshape(-1), train=False, method='judge')
+        scores, deltas = outputs
         return (scores.reshape(count, times),
                 models.decode(deltas.reshape(count, times, 4), regions))
 

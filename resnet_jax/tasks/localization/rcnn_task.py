@@ -54,7 +54,7 @@ def loss(model: LocalizerRCNN, variables: Mapping[str, Any], batch: Batch, key: 
 
 
 def evaluate(model: LocalizerRCNN, variables: Mapping[str, Any], batch: Batch,
-             config: ConfigDict) -> tuple[dict[str, jax.Array], None]:
+             config: ConfigDict) -> tuple[dict[str, Any], None]:
     """The errors of a batch, of a single crop of each image; see `metrics.sums`.
 
     An answer is right if the true class is among the predicted ones and its box is right, so the

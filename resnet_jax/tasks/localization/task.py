@@ -58,7 +58,7 @@ def loss(model: Localizer, variables: Mapping[str, Any], batch: Batch, key: jax.
 
 
 def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
-             config: ConfigDict) -> tuple[dict[str, jax.Array], None]:
+             config: ConfigDict) -> tuple[dict[str, Any], None]:
     """The errors of a batch, of a single crop of each image; see `metrics.sums`."""
     del config
 
@@ -72,7 +72,7 @@ def evaluate(model: Localizer, variables: Mapping[str, Any], batch: Batch,
 
 
 def compared(model: Localizer, logits: jax.Array, boxes: jax.Array,
-             batch: Batch) -> dict[str, jax.Array]:
+             batch: Batch) -> dict[str, Any]:
     """The sums of `metrics.sums` for class scores [N, K] and boxes of the true class [N, 1, 4]."""
     most = min(metrics.TOP_K, model.num_classes)
     classes = per_image(model, lambda logits: jax.lax.top_k(logits, most)[1])(logits)

@@ -16,6 +16,7 @@ from resnet_jax import data
 from resnet_jax.data import Item, Source
 from resnet_jax.data.crops import Crop, resized
 from resnet_jax.data.decode import Region, UnreadableImageError
+from resnet_jax.data.sizes import pair
 from resnet_jax.data.skips import Skips
 from resnet_jax.data.transforms import cut, image_shape, with_channels
 from resnet_jax.errors import UserError
@@ -64,9 +65,9 @@ def test(networks: Sequence[Localizer], paths: Sequence[str], config: ConfigDict
     if len(networks) > 1:
         raise UserError('localizers are evaluated one at a time; give one --checkpoint.')
     network, source = networks[0], data.create_eval_source(config)
-    if source.num_classes != network.config.model.num_classes:
+    if data.num_classes(source) != network.config.model.num_classes:
         raise UserError(f'{paths[0]} was trained on {network.config.model.num_classes} classes, '
-                        f'but the data has {source.num_classes}.')
+                        f'but the data has {data.num_classes(source)}.')
     sizes = baseline.mean_sizes(data.create_source(config, 'train'))
     tested = run(network, source, _crops(network, flags), flags['batch_size'], sizes,
                  skip_unreadable=config.data.on_unreadable == 'skip')
@@ -140,9 +141,9 @@ def dense(item: Item, shorter: int) -> Crop:
     Overlaps do not depend on that.
     """
     height, width = image_shape(item)
-    size = tuple(side if side == shorter else max(shorter, round(side / STEP) * STEP)
-                 for side in resized(height, width, shorter))
-    return Crop(Region(0, 0, height, width, closed=True), size)
+    rows, columns = (side if side == shorter else max(shorter, round(side / STEP) * STEP)
+                     for side in resized(height, width, shorter))
+    return Crop(Region(0, 0, height, width, closed=True), (rows, columns))
 
 
 def _crops(network: Localizer, flags: Mapping[str, Any]) -> list[CropOf]:
@@ -153,7 +154,7 @@ def _crops(network: Localizer, flags: Mapping[str, Any]) -> list[CropOf]:
                         f'{protocol}.')
     if protocol == 'center_crop':
         return [network.transform.crop]
-    least = min(network.transform.size)
+    least = min(pair(network.transform.size))
     try:
         scales = [int(scale) for scale in flags['scales'] or (least, least * 3 // 2)]
     except ValueError as error:
@@ -166,7 +167,7 @@ def _crops(network: Localizer, flags: Mapping[str, Any]) -> list[CropOf]:
 
 def _view(network: Localizer, item: Item, crop: Crop) -> dict[str, np.ndarray]:
     pixels = with_channels(cut(item, crop, reduce=False), network.config.data.channels)
-    return {**loaded(item, crop, pixels), 'label': np.int32(item.target['label'])}
+    return {**loaded(item, crop, pixels), 'label': np.asarray(item.target['label'], np.int32)}
 
 
 def _on_mesh(network: Localizer, mesh: Mesh, batch_size: int) -> Callable[..., Prediction]:

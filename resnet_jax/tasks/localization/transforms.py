@@ -97,6 +97,9 @@ class Augment(NamedTuple):
 def transforms(config: ConfigDict) -> dict[str, Any]:
     """See `Task.transforms`."""
     most = config.data.max_objects
-    return {'train_transform': WithBoxes(transforms_lib.train_transform(config), most),
-            'eval_transform': WithBoxes(transforms_lib.eval_transform(config), most),
-            'augment': Augment(augmentation(config))}
+    # mypy does not see that named tuples can be called.
+    return {'train_transform': WithBoxes(
+                transforms_lib.train_transform(config), most),  # type: ignore[arg-type]
+            'eval_transform': WithBoxes(
+                transforms_lib.eval_transform(config), most),  # type: ignore[arg-type]
+            'augment': Augment(augmentation(config))}  # type: ignore[arg-type]
