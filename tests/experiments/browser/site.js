@@ -44,6 +44,8 @@ async function main() {
         await page.goto(site + name, {waitUntil: 'load'});
         await page.waitForTimeout(300);  // colours fade in
         one[theme] = await accessibility(page);
+        one[theme].background = await page.evaluate(
+          () => getComputedStyle(document.body).backgroundColor);
         for (const [size, viewport] of Object.entries(SIZES)) {
           await page.setViewportSize(viewport);
           if (screenshots) {
