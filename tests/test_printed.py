@@ -174,7 +174,7 @@ def test_every_printed_command_accepts_its_flags_its_config_and_the_fields(comma
     ('python -m resnet_jax.main --config=configs/digits_r20.py --config.modle.depth=8', 'model'),
     ('python -m resnet_jax.main --config=configs/digits_r2.py', 'no config file'),
     ('python -m resnet_jax.main --config=configs/digits_r20.py --config.model.depth=x', 'invalid'),
-    ('python -m resnet_jax.main --config=configs/digits_r20.py --config.batch_size=0', 'batch_size'),
+    ('python -m resnet_jax.main --config=configs/digits_r20.py --config.batch_size=0', 'batch'),
     ('python -m resnet_jax.evaluate --workdir=runs/x --protocol=tencrop', 'protocol'),
     ('python -m resnet_jax.convert --input=x', 'give --output=DIR'),
     ('python -m resnet_jax.export runs/x --output=y', 'unexpected argument'),

@@ -5,6 +5,7 @@ documents, in one folder, and read what those before them have written.
 """
 
 import pathlib
+import re
 import shlex
 
 import numpy as np
@@ -12,6 +13,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
+from resnet_jax.data.digits import digits
 from tests import xla_options
 from tests.data.data_helpers import photograph, write_folder
 from tests.tasks.localization import few_boxes
@@ -105,6 +107,9 @@ RUNS = (  # the command as it is printed; what makes it small
     ('python -m resnet_jax.evaluate --workdir=runs/tiny_loc_rcnn', ''),
     ('python -m resnet_jax.predict --checkpoint=runs/tiny_loc_rcnn --draw=pictures photo.jpg', ''),
     # One's own parts: docs/extending.md
+    ('python -m resnet_jax.data.check --source=npz_source --path=DIR', '--path=npz'),
+    (MAIN + 'digits_r20.py --workdir=runs/npz --config.data.source=npz_source '
+     '--config.data.path=DIR', CIFAR + '--config.data.path=npz'),
     ('python -m resnet_jax.main --config=tests/tasks/brightness_config.py '
      '--workdir=runs/brightness', '--config.num_steps=2'),
     ('python -m resnet_jax.evaluate --workdir=runs/brightness', ''),
@@ -130,6 +135,13 @@ def prepare(folder: pathlib.Path) -> None:
     for name in ('DIR', 'DATA', 'IMAGENET'):
         write_folder(folder / name, classes, images=2, splits=('train', 'val'))
     few_boxes.write(folder / 'boxes')
+    block, = re.findall(r'^```python\n(.*?)^```$', (ROOT / 'docs' / 'extending.md').read_text(),
+                        re.MULTILINE | re.DOTALL)
+    (folder / 'npz_source.py').write_text(block)
+    (folder / 'npz').mkdir()
+    for split in ('train', 'test'):
+        source = digits(split)
+        np.savez(folder / 'npz' / f'{split}.npz', images=source.images, labels=source.labels)
     fields = random_weights.fields()
     for name in ('resnet50', 'resnet101'):
         save_file(random_weights.tensors(fields), folder / f'{name}.safetensors')

@@ -92,8 +92,9 @@ def test_the_reference_has_the_public_functions_and_the_commands_their_flags(sit
     assert identifiers >= {
         'resnet_jax.load', 'resnet_jax.create', 'resnet_jax.errors.UserError',
         'resnet_jax.models.create', 'resnet_jax.models.registry.Family',
-        'resnet_jax.regions.nms.nms', 'resnet_jax.tasks.task.Task', 'resnet_jax.training.loop.train',
-        'resnet_jax.data.types.Source', 'resnet_jax.weights.read', 'resnet_jax.config.fields.default'}
+        'resnet_jax.regions.nms.nms', 'resnet_jax.tasks.task.Task',
+        'resnet_jax.training.loop.train', 'resnet_jax.data.types.Source',
+        'resnet_jax.weights.read', 'resnet_jax.config.fields.default'}
     commands = (site / 'reference' / 'commands.html').read_text()
     assert '--draw' in commands and '--protocol=center_crop|ten_crop' in commands
     # A doctest is code, not a quotation of a quotation.
@@ -113,7 +114,8 @@ def test_pages_are_accessible_in_light_and_dark(seen, page):
     for theme in ('light', 'dark'):
         found = seen['pages'][page][theme]
         assert found['passes'] > 20
-        assert [one for one in found['violations'] if one['impact'] in ('serious', 'critical')] == []
+        assert [one for one in found['violations']
+                if one['impact'] in ('serious', 'critical')] == []
     assert seen['pages'][page]['overflow'] == 0  # on a phone
     light, dark = (seen['pages'][page][theme]['background'] for theme in ('light', 'dark'))
     assert light == 'rgb(255, 255, 255)' and dark != light

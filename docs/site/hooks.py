@@ -13,14 +13,15 @@ import re
 
 import griffe
 import pymdownx.slugs
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / 'docs'
 # Sections of the README that are not part of the front page.
 SECTIONS = {
-    'start.md': ('Get started', ('Quick start', 'Trained networks', "The paper's figures and tables",
-                                 'GPUs and TPU pods')),
+    'start.md': ('Get started', ('Quick start', 'Trained networks',
+                                 "The paper's figures and tables", 'GPUs and TPU pods')),
     'networks.md': ('Networks', ('Networks',)),
     'layout.md': ('Layout', ('Layout',)),
 }
@@ -40,7 +41,7 @@ def on_files(files, config):
     for file in files.documentation_pages():
         path = pathlib.Path(file.abs_src_path)
         shown |= set(_outside(path.read_text(), path.parent))
-    for path in sorted(shown | {file for path in shown for file in path.glob('*.py')}):
+    for path in sorted(shown | {file for folder in shown for file in folder.glob('*.py')}):
         pages[_page_of(path)] = _shown(path)
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
@@ -130,6 +131,8 @@ def _readme():
     by_title = {text[3:].partition('\n')[0]: text for text in sections}
     pages = {}
     for page, (title, names) in SECTIONS.items():
+        for name in set(names) - set(by_title):
+            raise PluginError(f'README.md has no section {name!r}; correct SECTIONS in {__file__}')
         texts = [by_title.pop(name) for name in names]
         if len(texts) == 1:
             texts = [texts[0].partition('\n')[2]]
@@ -143,7 +146,8 @@ def _reference():
     pages = {'reference/commands.md': _commands(), 'reference/resnet_jax.md': ''.join(
         ['# resnet_jax\n\n', _module(package / '__init__.py'), _module(package / 'errors.py')])}
     for name in PACKAGES:
-        modules = sorted((package / name).glob('*.py'), key=lambda file: (file.stem != '__init__', file))
+        modules = sorted((package / name).glob('*.py'),
+                         key=lambda file: (file.stem != '__init__', file))
         pages[f'reference/{name}.md'] = (
             f'# {name}\n\n' + ''.join(_module(file) for file in modules))
     return pages
@@ -184,7 +188,7 @@ class Docstrings(griffe.Extension):
 
 
 def _with_code(text):
-    """A docstring, with fences around its doctests and around what is indented in its first part."""
+    """A docstring with fences around its doctests, and around what its first part indents."""
     description, *sections = re.split(r'^(?=(?:Args|Attributes|Returns|Raises|Yields):$)', text,
                                       flags=re.MULTILINE)
     paragraphs = re.split(r'\n{2,}', description)
