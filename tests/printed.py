@@ -10,6 +10,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHON = re.compile(r'(?:\.venv/bin/)?python[\d.]*$')
 LOOP = re.compile(r'^for (\w+) in ([\w ]+); do\n(.*?)^done', re.MULTILINE | re.DOTALL)
+BARE = re.compile(r'python3? -m \S+|(python3? -m resnet_jax|resnet-jax) \w+')  # only a name
 OPERATORS = re.compile(r'[;&|()]+$')
 REDIRECTIONS = re.compile(r'\d?[<>]+&?$')
 HERE_DOCUMENT = re.compile(r"<<'EOF'\n(?!#!).*?^EOF$", re.MULTILINE | re.DOTALL)  # not a script
@@ -97,8 +98,8 @@ def of_document(text: str) -> Iterator[tuple[str, ...]]:
     for span in re.findall(r'`([^`]+)`', prose):
         line = ' '.join(span.split())
         # Not the bare names of programs and modules, nor what an ellipsis cuts short.
-        if ' ' in line and line.startswith(PROGRAMS) and '…' not in line and not re.fullmatch(
-                r'python3? -m \S+', line):
+        if (' ' in line and line.startswith(PROGRAMS) and '…' not in line
+                and not BARE.fullmatch(line)):
             yield from of_lines(line)
 
 
@@ -108,8 +109,7 @@ def of_docstring(text: str) -> Iterator[tuple[str, ...]]:
     yield from of_lines('\n'.join(line.strip() for line in re.findall(r'^ +\S.*', lines, re.M)))
     for span in re.findall(r'`([^`]+)`', text):
         line = ' '.join(span.split())
-        if ' ' in line and line.startswith(('python', 'tfds', 'pip')) and not re.fullmatch(
-                r'python3? -m \S+', line):
+        if line.startswith(('python ', 'tfds ', 'pip ')) and not BARE.fullmatch(line):
             yield from of_lines(line)
 
 
@@ -160,6 +160,8 @@ def _normal(words: list[str]) -> Iterator[tuple[str, ...]]:
     words = [word for word in words if not re.fullmatch(r'\$\{?[@\d].*', word)]
     if not words or words[0] in SHELL or words[0] == 'EOF':
         return
+    if words[0] == 'resnet-jax':
+        words = ['python', '-m', 'resnet_jax', *words[1:]]
     name = 'python' if PYTHON.match(words[0]) else words[0].removeprefix('.venv/bin/')
     if re.match(r'[\w./-]+$', name):
         yield name, *words[1:]

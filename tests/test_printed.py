@@ -200,7 +200,8 @@ def test_every_field_that_is_set_in_the_documents_is_one_of_the_config():
 
 
 def test_commands_are_found_in_blocks_spans_loops_and_quotes():
-    text = ('Run `python -m resnet_jax.main --config=a.py` or `python -m resnet_jax.main`.\n\n'
+    text = ('Run `python -m resnet_jax.main --config=a.py`, `python -m resnet_jax.main` or\n'
+            '`resnet-jax train`, short for `resnet-jax train --config=a.py`.\n\n'
             '```bash\nfor name in a b; do\n  X=1 python3 -m experiments.$name --parallel=2 &\n'
             "done; wait\non_all 'cd x && .venv/bin/python -m resnet_jax.summary \\\n"
             "  --config=b.py > log'\nnew_tool --flag   # what it does\n```\n\n"
@@ -208,4 +209,4 @@ def test_commands_are_found_in_blocks_spans_loops_and_quotes():
     assert [' '.join(words) for words in printed.of_document(text)] == [
         'python -m experiments.a --parallel=2', 'python -m experiments.b --parallel=2',
         'python -m resnet_jax.summary --config=b.py', 'new_tool --flag', 'pip install -e .',
-        'python -m resnet_jax.main --config=a.py']
+        'python -m resnet_jax.main --config=a.py', 'python -m resnet_jax train --config=a.py']

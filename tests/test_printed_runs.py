@@ -25,7 +25,7 @@ SHORT = ('--config.num_steps=2 --config.mesh.data=1 --config.compilation_cache= 
          '--config.schedule.warmup=none --config.schedule.name=constant --config.data.cache= ')
 CIFAR = SHORT + '--config.model.depth=8 --config.model.width=4 --config.batch_size=64 '
 IMAGES = SHORT + ('--config.batch_size=4 --config.eval.batch_size=4 --config.data.image_size=32 '
-                  '--config.data.eval_resize=36 --config.model.virtual_batch_size=4 ')
+                  '--config.model.virtual_batch_size=4 ')
 SCENES = CIFAR + ('--config.batch_size=4 --config.eval.batch_size=64 '
                   '--config.model.virtual_batch_size=4 '
                   '--config.model.detector.rpn_features=8 '
