@@ -45,7 +45,8 @@ RUN_ELSEWHERE = {
     'python -m experiments.complexity( --ledger=.*)?': FIGURES + 'sizes_of_the_published_networks',
     'python -m experiments.detection': 'tests/experiments/test_detection.py::'
                                        'test_every_row_tests_its_networks_with_its_flags',
-    'python -m experiments.sweep .*': 'tests/experiments/test_sweep.py::test_',
+    'python -m experiments.sweep .*':
+        'tests/experiments/test_sweep.py::test_the_real_thing_stopped_while_it_trains',
     r'python experiments/benchmarks/train_step\.py .*':
         BENCHMARKS + 'train_step_gives_every_contender_as_many_passes_as_asked',
     r'python experiments/benchmarks/startup\.py .*':
@@ -56,30 +57,37 @@ RUN_ELSEWHERE = {
         BENCHMARKS + 'gpu_traffic_counts_kernels_or_says_what_is_missing',
     r'python experiments/benchmarks/detection\.py .*':
         BENCHMARKS + 'the_detector_and_torchvisions_compute_the_same',
-    r'python experiments/benchmarks/regions\.py .*': 'tests/regions/test_benchmark.py::test_',
+    r'python experiments/benchmarks/regions\.py .*':
+        'tests/regions/test_benchmark.py::'
+        'test_the_contenders_agree_and_each_is_measured_or_says_why_not',
     'python -m resnet_jax.compile .*':
         'tests/xla/test_compile.py::test_a_tpu_slice_is_compiled_for_without_a_tpu',
     'python -m resnet_jax.main .*init.resume_from.*':
         'tests/training/test_fork.py::test_a_fork_may_have_another_recipe',
-    'python -m resnet_jax.main --config=configs/bccd_r18.py .*':
-        'tests/tasks/detection/test_detection.py::test_',
+    r'python -m resnet_jax.main --config=configs/bccd_r18.py --config.data.path=DIR':
+        'tests/test_printed_runs.py::'
+        'test_the_commands_of_the_documents_run_one_after_the_other',
     'python -m resnet_jax.main --config=configs/voc_r50_c4.py .*':
         'tests/tasks/detection/test_commands.py::'
         'test_a_converted_classifier_is_the_start_of_a_detector',
     'python -m resnet_jax.main --config=configs/nuclei_r20.py .*':
-        'tests/tasks/detection/test_mask_branch.py::test_',
+        'tests/tasks/detection/test_mask_branch.py::'
+        'test_it_is_trained_evaluated_and_its_masks_predicted',
     r'python -m resnet_jax.convert --input=fasterrcnn_\S+ .*':
-        'tests/models/test_fpn_parity.py::test_',
+        'tests/weights/test_fpn_names.py::test_a_detector_goes_in_and_out_bit_for_bit',
     r'python -m resnet_jax.convert --input=model_final_\S+ .*':
-        'tests/models/test_detectron2_parity.py::test_',
+        'tests/weights/test_detectron2.py::'
+        'test_a_detector_is_read_with_all_that_inference_needs',
     'python -m resnet_jax.(predict|export) --checkpoint=weights/(fpn|mask) .*':
-        'tests/models/test_fpn_parity.py::test_',
+        'tests/models/test_fpn_parity.py::'
+        'test_it_detects_what_torchvision_detects_and_converts_both_ways_bit_for_bit',
     'python -m resnet_jax.data.prepare --source=voc .*--format=coco .*':
         'tests/data/test_prepare_objects.py::test_scenes_come_back_from_both_layouts_as_they_were',
     'python -m resnet_jax.data.check --source=voc --path=bccd .*':
         'tests/data/test_check_objects.py::test_check_reports_the_two_blood_cells_without_area',
     'python -m resnet_jax.main .*--num_processes=2 .*':
-        'tests/distributed/test_processes.py::test_',
+        'tests/distributed/test_processes.py::'
+        'test_two_processes_of_four_devices_have_the_losses_of_one_of_eight',
 }
 SERVICE = 'it needs a service or a machine that tests do not have'
 NOT_RUN = {  # normal form, or a regular expression for it: the reason
@@ -128,7 +136,7 @@ def test_the_register_has_nothing_that_is_not_printed():
 def test_the_tests_that_the_register_names_are_there(where):
     file, _, name = where.partition('::')
     found = re.findall(r'^def (test_\w+)', (ROOT / file).read_text(), re.MULTILINE)
-    assert found if name == 'test_' else name in found
+    assert name in found
 
 
 def test_what_ci_installs_and_runs_is_what_is_printed():

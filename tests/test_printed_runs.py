@@ -26,14 +26,13 @@ SHORT = ('--config.num_steps=2 --config.mesh.data=1 --config.compilation_cache= 
 CIFAR = SHORT + '--config.model.depth=8 --config.model.width=4 --config.batch_size=64 '
 IMAGES = SHORT + ('--config.batch_size=4 --config.eval.batch_size=4 --config.data.image_size=32 '
                   '--config.model.virtual_batch_size=4 ')
-SCENES = CIFAR + ('--config.batch_size=4 --config.eval.batch_size=64 '
-                  '--config.model.virtual_batch_size=4 '
-                  '--config.model.detector.rpn_features=8 '
-                  '--config.model.detector.rpn_pre_nms=(40,30) '
-                  '--config.model.detector.rpn_post_nms=(16,12) '
-                  '--config.model.detector.rpn_batch=16 --config.model.detector.roi_batch=8 '
-                  '--config.data.source=tests.tasks.detection.few_scenes '
-                  '--config.data.image_size=32 ')
+DETECTOR = ('--config.batch_size=4 --config.eval.batch_size=64 '
+            '--config.model.virtual_batch_size=4 --config.model.detector.rpn_features=8 '
+            '--config.model.detector.rpn_pre_nms=(40,30) '
+            '--config.model.detector.rpn_post_nms=(16,12) '
+            '--config.model.detector.rpn_batch=16 --config.model.detector.roi_batch=8 '
+            '--config.data.image_size=32 ')
+SCENES = CIFAR + DETECTOR + '--config.data.source=tests.tasks.detection.few_scenes '
 LOCAL = SHORT + ('--config.model.family=cifar --config.model.depth=8 --config.model.width=8 '
                  '--config.model.shortcut=A --config.model.num_classes=6 --config.batch_size=8 '
                  '--config.eval.batch_size=8 --config.model.virtual_batch_size=8 '
@@ -97,6 +96,11 @@ RUNS = (  # the command as it is printed; what makes it small
     ('python -m resnet_jax.data.prepare --source=scenes --format=voc --output=DIR',
      '--source=tests.tasks.detection.few_scenes --output=voc'),
     ('python -m resnet_jax.data.check --source=voc --path=DIR', '--path=voc'),
+    (MAIN + 'bccd_r18.py --workdir=runs/mine --config.data.path=DIR '
+     '--config.data.train_list=train --config.data.eval_list=val',
+     SHORT + DETECTOR + '--workdir=runs/voc --config.data.path=voc --config.data.eval_list=test '
+     '--config.model.width=8 --config.model.num_classes=10 '
+     '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4'),
     # Localizers: docs/localization.md
     (MAIN + 'tiny_loc_classifier.py --config.data.path=DIR', LOCAL + '--config.data.path=boxes'),
     (MAIN + 'tiny_loc.py --config.data.path=DIR --config.init.checkpoint=runs/tiny_loc_classifier',
