@@ -159,6 +159,7 @@ def _in_child(name: str, arguments: list[str]) -> int:
             sys.path.insert(0, str(pathlib.Path(name).parent))
             runpy.run_path(name, run_name='__main__')
         else:
+            sys.path.insert(0, os.getcwd())  # as `python -m` does
             runpy.run_module(name, run_name='__main__', alter_sys=True)
     except SystemExit as end:
         status = end.code or 0
