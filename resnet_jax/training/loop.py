@@ -15,8 +15,9 @@ from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.distributed import processes, sharding
 from resnet_jax.output import duration, say
-from resnet_jax.training import disk
+from resnet_jax.training import choices, disk
 from resnet_jax.training import workdir as workdir_lib
+from resnet_jax.training.choices import Machine
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.profiler import Profiler
 from resnet_jax.training.program import Program, build, completed
@@ -68,14 +69,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or SIGINT came; the state has been saved.
     """
     compilation_cache.use(config.compilation_cache)
-    config = completed(config)
     workdir_lib.check_path(workdir)
+    given, kept = config, {}
+    if begun := workdir_lib.begun(config, workdir):
+        config, kept = choices.as_begun(config, begun)
+    config = completed(config)
     workdir_lib.check_origin(config, workdir)
     mesh = sharding.create_mesh(config)
+    config, chosen = choices.choose(config, Machine.of(mesh))
+    if lines := choices.table(given, config, kept | chosen):
+        say(lines)
     processes.check_alike(config_lib.common_fields(config))
     with contextlib.ExitStack() as held:
-        known = workdir.is_dir()
-        if known:  # refused before the data is read, which may take long
+        is_there = workdir.is_dir()
+        if is_there:  # refused before the data is read, which may take long
             with disk.errors_of(workdir):
                 held.enter_context(workdir_lib.locked(workdir))
             workdir_lib.check_config(config, workdir)
@@ -85,7 +92,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         workdir_lib.make(workdir)
         with disk.errors_of(workdir), StopRequest() as stop:
             processes.check_shared(workdir)
-            if not known:
+            if not is_there:
                 held.enter_context(workdir_lib.locked(workdir))
             workdir_lib.check_data(program, workdir)
             workdir_lib.describe(program, workdir)
