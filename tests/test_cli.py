@@ -137,7 +137,8 @@ def test_help_says_what_the_command_does_and_lists_all_its_flags(results, name):
     assert (status, errors) == (0, '')
     assert re.match(r'[A-Z].*[.:]\n\n +python (-m )?' + re.escape(name), output), output
     listed = re.findall(r'^  --(?:\[no\])?(\w+)', output.split('\nFlags:\n')[1], re.MULTILINE)
-    assert listed == sorted([*FLAGS[name].split(), 'traceback'])
+    assert sorted(listed) == sorted([*FLAGS[name].split(), 'traceback'])
+    assert listed[0] in FIRST and listed[-1] not in FIRST
     assert 'absl' not in output and 'repeat this option' not in output
 
 

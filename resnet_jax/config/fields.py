@@ -65,9 +65,9 @@ def default() -> ConfigDict:
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
     config.num_steps = placeholder(int)
-    # Passes over the training images, where num_steps is not set. A run with num_epochs also chooses
-    # what is None among batch_size, eval.batch_size, eval.every_steps, data.image_size,
-    # schedule.learning_rate and schedule.warmup_steps, from the images and the machine, and prints
+    # Passes over the training images, where num_steps is not set. A run with num_epochs chooses what
+    # is None among batch_size, eval.batch_size, eval.every_steps, data.image_size,
+    # schedule.learning_rate and schedule.warmup_steps from the images and the machine, and prints
     # it; see resnet_jax/training/choices.py.
     config.num_epochs = placeholder(int)
     config.batch_size = placeholder(int)  # images per step, over all devices

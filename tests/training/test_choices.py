@@ -64,7 +64,7 @@ def test_an_evaluation_split_is_used_where_there_is_one(tmp_path):
 
 def test_nothing_is_chosen_without_epochs(images):
     config = own_images(images, num_epochs=None)
-    with pytest.raises(UserError, match='batch_size is not set; pass --config.batch_size='):
+    with pytest.raises(UserError, match=r'batch_size is not set; pass --config\.batch_size='):
         loop.train(config, images / 'never')
 
 
@@ -121,8 +121,8 @@ def test_a_run_says_what_it_chose_and_keeps_it_on_another_machine(images, tmp_pa
     out, first = train(config, tmp_path)
     assert ('chosen for this run; set any of them with --config.FIELD=VALUE:\n'
             '  model.num_classes             5  counted in the data\n'
-            '  data.eval_split         holdout  the data has no evaluation split; 12 training images '
-            'are held out\n'
+            '  data.eval_split         holdout  the data has no evaluation split; 12 training '
+            'images are held out\n'
             '  data.holdout                 12  a fifth of the training images, up to 5,000\n'
             '  batch_size                    8  for 48 training images on 1 x cpu\n') in out
     assert (first['num_steps'], first['eval']['every_steps']) == (6, 1)
@@ -139,10 +139,10 @@ def test_a_run_says_what_it_chose_and_keeps_it_on_another_machine(images, tmp_pa
 
 
 def test_a_fork_keeps_what_its_origin_chose(images, tmp_path, monkeypatch):
-    config = own_images(images, **TINY, **{'batch_size': 16})
+    config = own_images(images, **TINY, batch_size=16)
     train(config, tmp_path / 'origin')
     fork = own_images(images, **TINY, **{'init.resume_from': str(tmp_path / 'origin')})
-    out, stored = train(fork, tmp_path / 'fork')
+    _, stored = train(fork, tmp_path / 'fork')
     assert (stored['batch_size'], stored['num_steps']) == (16, 3)
     assert math.isclose(stored['schedule']['learning_rate'], 0.0125)
 
