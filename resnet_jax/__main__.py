@@ -1,4 +1,4 @@
-"""Trains, evaluates and uses residual networks; `resnet-jax` and `python -m resnet_jax` are the same.
+"""Trains and uses residual networks; `resnet-jax` and `python -m resnet_jax` are the same.
 
   python -m resnet_jax train --config=configs/digits_r20.py
   python -m resnet_jax train --config=configs/folder.py --config.data.path=DIR

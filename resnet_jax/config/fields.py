@@ -65,8 +65,8 @@ def default() -> ConfigDict:
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
     config.num_steps = placeholder(int)
-    # Passes over the training images, where num_steps is not set. A run with num_epochs chooses what
-    # is None among batch_size, eval.batch_size, eval.every_steps, data.image_size,
+    # Passes over the training images, where num_steps is not set. A run with num_epochs chooses
+    # what is None among batch_size, eval.batch_size, eval.every_steps, data.image_size,
     # schedule.learning_rate and schedule.warmup_steps from the images and the machine, and prints
     # it; see resnet_jax/training/choices.py.
     config.num_epochs = placeholder(int)
