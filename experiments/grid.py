@@ -106,19 +106,21 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
     from resnet_jax import config as config_lib
     from resnet_jax import data
     from resnet_jax.distributed import sharding
+    from resnet_jax.training import choices
     from resnet_jax.training.program import completed, create_model
 
     sources = set()
     for cell in cells:
         try:
-            config = completed(cell.config)
-            config_lib.check(config, sharding.mesh_shape(config, num_devices)[0])
+            shards = sharding.mesh_shape(cell.config, num_devices)[0]
+            config, _ = choices.choose(completed(cell.config), choices.Machine(shards, 'cpu'))
+            config_lib.check(config, shards)
             looped = ConfigDict(config)
             looped.model.unroll = False  # the same network, traced sooner
             create_model(looped)
             if (source := cell.config.data.to_json()) not in sources:
-                for split in ('train', 'test'):
-                    data.create_source(cell.config, split)
+                data.create_source(config, 'train')
+                data.create_eval_source(config)
             sources.add(source)
         except UserError as error:
             raise UserError(f'{cell.name}: {error}') from error

@@ -24,6 +24,7 @@ flags.disclaim_key_flags()  # a flag defined here belongs to the command that as
 # What a config file that is missing or wrong, or an override, may raise.
 CONFIG_ERRORS = (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError,
                  TypeError, ValueError)
+LAST = ('json', 'coordinator', 'num_processes', 'process_id', 'traceback')  # in --help
 HELP = ('-h', '-help', '--help', '--helpshort', '-?')
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -203,11 +204,17 @@ def give(what: str, module: str) -> str:
         f', for example: {" ".join(example[1].split())}' if example else '; see --help.')
 
 
-def help_text(main: Callable) -> str:
-    """Writes what --help prints: what the command does, and all of its flags."""
+def help_text(main: Callable, needs: Sequence[str] = ()) -> str:
+    """Writes what --help prints: what the command does, and all of its flags.
+
+    The flags that it needs come first, then the others in the order in which it defines them, and
+    those of LAST at the end.
+    """
     module = main.__module__
     lines = [sys.modules[module].__doc__.strip(), '', 'Flags:']
-    for one in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda one: one.name):
+    needed = [need[2:].partition('=')[0] for need in needs]
+    for one in sorted(flags.FLAGS.get_key_flags_for_module(module),
+                      key=lambda one: (one.name in LAST, one.name not in needed)):
         values = getattr(one.parser, 'enum_values', ())
         # absl puts the values before the help, and that a flag may be repeated behind it.
         facts = [' '.join(one.help.removeprefix(f'<{"|".join(values)}>: ').partition(
@@ -230,7 +237,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
     before_files = itertools.takewhile(lambda argument: argument != '--', argv[1:])
     if any(argument in HELP for argument in before_files):
         try:
-            print(help_text(main), flush=True)
+            print(help_text(main, needs), flush=True)
         except BrokenPipeError:  # as in `--help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

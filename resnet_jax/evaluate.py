@@ -26,7 +26,6 @@ from absl import flags
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
-CONFIG = cli.config_flag()
 WORKDIR = cli.flag(
     flags.DEFINE_string, 'workdir', None,
     'Folder of a run. Evaluates its latest checkpoint, on the data of --config if given, otherwise '
@@ -37,12 +36,7 @@ CHECKPOINT = cli.flag(
     'weights of the Hugging Face hub by name, such as hf:timm/resnet50.a1_in1k, which are '
     'downloaded and converted once. Several form an ensemble. The data is that of --config if '
     'given, otherwise that of the first checkpoint.')
-RECALIBRATE = cli.flag(
-    flags.DEFINE_integer, 'recalibrate_batches', 0,
-    'Number of training batches of --config over which the batch-norm statistics are averaged '
-    'first; 0: use those of the checkpoint.', lower_bound=0)
-JSON = cli.json_flag()
-PROCESSES = cli.process_flags()
+CONFIG = cli.config_flag()
 # For the test protocols of a task; other tasks refuse them.
 OPTIONS = (
     cli.flag(
@@ -84,6 +78,12 @@ OPTIONS = (
         '(classifiers) File to write the confusion matrix to, tab-separated: one row per true '
         'class, one column per predicted class.'),
 )
+RECALIBRATE = cli.flag(
+    flags.DEFINE_integer, 'recalibrate_batches', 0,
+    'Number of training batches of --config over which the batch-norm statistics are averaged '
+    'first; 0: use those of the checkpoint.', lower_bound=0)
+JSON = cli.json_flag()
+PROCESSES = cli.process_flags()
 
 
 def main(_) -> None:

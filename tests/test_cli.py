@@ -1,5 +1,6 @@
 """What every command does with --help, without flags, and with wrong ones."""
 
+import configparser
 import pathlib
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiments import complexity, look, packages, study
 from resnet_jax import cli
+from resnet_jax.__main__ import COMMANDS
 from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop
@@ -53,6 +55,11 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'startup.py': 'config json repeats',
     BENCHMARKS + 'train_step.py': 'config json pytorch repeats steps variant',
 }
+# What comes first in --help, of commands that most people use.
+FIRST = {'resnet_jax.main': 'config workdir', 'resnet_jax.evaluate': 'workdir checkpoint config',
+         'resnet_jax.predict': 'checkpoint top', 'resnet_jax.convert': 'input output',
+         'resnet_jax.export': 'output checkpoint', 'resnet_jax.data.check': 'source path',
+         'resnet_jax.data.prepare': 'output format', 'resnet_jax.summary': 'config parameters'}
 RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
                      'detection.py', 'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
@@ -85,6 +92,8 @@ MORE = {  # script or module, arguments, environment
                                           '--config.data.path=images', '--config.mesh.data=1'], {}),
     'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
     'no sweep': ('experiments.degradation', ['--dry_run'], {}),
+    'no such command': ('resnet_jax', ['trian'], {}),
+    'train --help': ('resnet_jax', ['train', '--help'], {}),
     'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
 }
 MISTAKES = {  # arguments of resnet_jax.main: what the sentence says
@@ -111,7 +120,8 @@ def results(tmp_path_factory, commands):
     for name, text in SCRIPTS.items():
         (folder / f'{name}.py').write_text(text)
     (write_folder(folder / 'images') / 'train' / 'a' / '0001.jpg').write_bytes(b'')
-    calls = {(name, args): (name, args.split(), {}) for args in ('--help', '')
+    listings = {('resnet_jax', args): ('resnet_jax', args.split(), {}) for args in ('', '--help')}
+    calls = listings | {(name, args): (name, args.split(), {}) for args in ('--help', '')
              for name in (FLAGS if args else NEEDY)} | MORE
     found = {}
     for call, (name, args, environment) in calls.items():
@@ -137,8 +147,29 @@ def test_help_says_what_the_command_does_and_lists_all_its_flags(results, name):
     assert (status, errors) == (0, '')
     assert re.match(r'[A-Z].*[.:]\n\n +python (-m )?' + re.escape(name), output), output
     listed = re.findall(r'^  --(?:\[no\])?(\w+)', output.split('\nFlags:\n')[1], re.MULTILINE)
-    assert listed == sorted([*FLAGS[name].split(), 'traceback'])
+    assert sorted(listed) == sorted([*FLAGS[name].split(), 'traceback'])
+    assert ' '.join(listed).startswith(FIRST.get(name, '')) and listed[-1] == 'traceback'
     assert 'absl' not in output and 'repeat this option' not in output
+
+
+def test_without_a_command_all_of_them_are_listed(results):
+    status, output, errors = results['resnet_jax', '']
+    assert (status, errors) == (0, '')
+    assert results['resnet_jax', '--help'] == [status, output, errors]
+    listed = re.findall(r'^  ([a-z]+)  +[A-Z]', output, re.MULTILINE)
+    assert listed == [*COMMANDS]
+    assert {f'resnet_jax.{module}' for module in COMMANDS.values()} == {
+        name for name in FLAGS if name.startswith('resnet_jax.')}
+    assert results['no such command'] == [
+        1, '', 'error: there is no command trian; did you mean train?\n']
+
+
+def test_a_command_by_its_short_name_is_the_module(results):
+    assert results['train --help'] == results['resnet_jax.main', '--help']
+    script = configparser.ConfigParser()
+    script.read(ROOT / 'setup.cfg')
+    assert script['options.entry_points']['console_scripts'].split() == [
+        'resnet-jax', '=', 'resnet_jax.__main__:main']
 
 
 @pytest.mark.parametrize('name', NEEDY)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / 'resnet_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-COMMANDS = ('main', 'evaluate', 'predict', 'summary', 'compile', 'convert', 'export',
+COMMANDS = ('__main__', 'main', 'evaluate', 'predict', 'summary', 'compile', 'convert', 'export',
             'data.check', 'data.prepare', 'data.command')
 
 # What each room may import, besides itself.

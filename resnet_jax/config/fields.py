@@ -4,7 +4,7 @@ The files in `configs/` start from `default()` and change a few fields. Any fiel
 command line with `--config.a.b=value`; `none` clears an optional one.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 # Fields that determine where and how long a run executes, but not what it computes at a given step;
@@ -65,6 +65,11 @@ def default() -> ConfigDict:
     # For initial parameters, order of the images and augmentation; below 2**32.
     config.seed = 0
     config.num_steps = placeholder(int)
+    # Passes over the training images, where num_steps is not set. A run with num_epochs chooses
+    # what is None among batch_size, eval.batch_size, eval.every_steps, data.image_size,
+    # schedule.learning_rate and schedule.warmup_steps from the images and the machine, and prints
+    # it; see resnet_jax/training/choices.py.
+    config.num_epochs = placeholder(int)
     config.batch_size = placeholder(int)  # images per step, over all devices
     # Training steps per compiled call; single steps if a log row, evaluation or checkpoint is due
     # sooner. Useful if launching a step takes as long as the step: small networks on a GPU.
@@ -156,7 +161,9 @@ def default() -> ConfigDict:
     # (data with boxes only) for boxes of no area, or 'skip': leave them out.
     data.bad_boxes = 'error'
     data.holdout = 0  # number of training images to hold out; always the same ones
-    data.eval_split = 'test'  # or 'holdout': the held-out training images
+    # Or 'holdout': the held-out training images; 'auto': 'test' where there is such a split,
+    # otherwise 'holdout', of a fifth of the training images if data.holdout is 0.
+    data.eval_split = 'test'
     data.pipeline = 'auto'  # or 'resident' on the devices, 'host'; 'auto' decides by size
     data.resident_bytes = 2**30  # ('auto' only) largest split that is copied to every device
     # The network's input: the side of a square, or (height, width). If not set, and init.checkpoint
@@ -232,7 +239,7 @@ def default() -> ConfigDict:
 
     schedule = config.schedule = ConfigDict()
     schedule.name = 'steps'  # or 'plateau', 'cosine', 'constant'
-    schedule.learning_rate = 0.1
+    schedule.learning_rate = FieldReference(0.1)
     schedule.boundaries = ()  # ('steps' only) where the learning rate is multiplied by factor
     schedule.factor = 0.1  # ('steps' and 'plateau' only)
     schedule.plateau_window = placeholder(int)  # steps over which the training error is averaged
@@ -240,14 +247,15 @@ def default() -> ConfigDict:
     schedule.plateau_threshold = 1e-2  # least improvement that counts, relative to the best error
     schedule.plateau_min_factor = 1e-3  # smallest product of all factors
     schedule.warmup = 'none'  # or 'linear', 'error'
-    schedule.warmup_steps = 0  # ('linear' only)
+    schedule.warmup_steps = FieldReference(0)  # ('linear' only)
     schedule.warmup_from = 0.0  # ('linear' only) learning rate from which it increases
     schedule.warmup_learning_rate = 0.01  # ('error' only) until the error is below warmup_error
     schedule.warmup_error = 80.0  # ('error' only) training error in percent
     schedule.warmup_window = 20  # ('error' only) steps over which the training error is averaged
 
     evaluation = config.eval = ConfigDict()
-    evaluation.every_steps = placeholder(int)  # None: at the end only
+    # None: at the end only; in a run with num_epochs, ten times.
+    evaluation.every_steps = placeholder(int)
     evaluation.batch_size = placeholder(int)  # images per step, capped at the size of the split
     # Training batches, at most one epoch, over which batch-norm statistics are averaged for the
     # last evaluation; 0: use the running averages.
@@ -282,6 +290,7 @@ def default() -> ConfigDict:
 
 # Fields that may be None in a run; all others must be set.
 OPTIONAL_FIELDS = (
+    'num_epochs',
     'model.stem_width', 'model.bottleneck_width', 'model.virtual_batch_size', 'data.eval_resize',
     'data.threads', 'data.eval_crop_share', 'data.eval_size', 'loss.target_threshold',
     'optimizer.clip_norm', 'optimizer.ema_decay',
@@ -303,7 +312,7 @@ CHOICES = {
 LEAST = {
     'seed': 0, 'model.width': 1, 'model.stem_width': 1, 'model.num_classes': 1,
     'model.bottleneck_width': 1, 'model.groups': 1,
-    'num_steps': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
+    'num_steps': 1, 'num_epochs': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
     'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
     'data.randaugment_noise': 0, 'data.mixup_alpha': 0, 'data.cutmix_alpha': 0,
@@ -331,7 +340,7 @@ POSITIVE = ('optimizer.clip_norm', 'schedule.learning_rate')
 # many images, threads or processes ends without an error message.
 STEPS, IMAGES, MOST_PIXELS = 2**31 - 1, 2**20, 2**14
 MOST = {
-    'seed': 2**32 - 1, 'num_steps': STEPS, 'steps_per_call': 10_000,
+    'seed': 2**32 - 1, 'num_steps': STEPS, 'num_epochs': STEPS, 'steps_per_call': 10_000,
     'batch_size': IMAGES, 'eval.batch_size': IMAGES, 'model.virtual_batch_size': IMAGES,
     'model.width': 2**14, 'model.stem_width': 2**14, 'model.num_classes': 2**24,
     'model.bottleneck_width': 2**16, 'model.groups': 2**16,

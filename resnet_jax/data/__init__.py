@@ -12,7 +12,13 @@ A new task passes its transforms to `create_pipelines`; a new source is entered 
 
 from typing import Any
 
-from resnet_jax.data.registry import SOURCES, count_classes, create_eval_source, create_source
+from resnet_jax.data.registry import (
+    SOURCES,
+    count_classes,
+    create_eval_source,
+    create_source,
+    eval_split,
+)
 from resnet_jax.data.sizes import image_size
 from resnet_jax.data.sources import check_unchanged
 from resnet_jax.data.types import (
@@ -26,7 +32,8 @@ from resnet_jax.data.types import (
 
 __all__ = ['SOURCES', 'Batch', 'Item', 'Normalization', 'Pipeline', 'Source',
            'blank_pipelines', 'check_config', 'check_unchanged', 'count_classes',
-           'create_eval_source', 'create_pipelines', 'create_source', 'image_size', 'num_classes']
+           'create_eval_source', 'create_pipelines', 'create_source', 'eval_split', 'image_size',
+           'num_classes']
 
 
 def __getattr__(name: str) -> Any:

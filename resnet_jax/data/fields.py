@@ -13,9 +13,9 @@ from resnet_jax.errors import UserError
 CHOICES = {
     'pipeline': ('auto', 'resident', 'host'),
     'train_crop': ('pad', 'random_resized', 'scale_jitter'),
-    'eval_split': ('test', 'holdout'), 'on_unreadable': ('error', 'skip'), 'normalization': KINDS,
-    'bad_boxes': ('error', 'skip'), 'eval_filter': tuple(FILTERS),
-    'train_filter': (*FILTERS, 'random'),
+    'eval_split': ('test', 'holdout', 'auto'), 'on_unreadable': ('error', 'skip'),
+    'normalization': KINDS, 'bad_boxes': ('error', 'skip'),
+    'eval_filter': tuple(FILTERS), 'train_filter': (*FILTERS, 'random'),
 }
 # Pairs of numbers: what they are, and the most that they may be.
 PAIRS = {'crop_scale': ('shares of the area, above 0 and at most 1', 1),

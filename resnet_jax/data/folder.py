@@ -1,7 +1,8 @@
 """Reads image folders: `root/split/class/image`, and ImageNet's flat validation folder.
 
-The classes are the subfolders of the training split, sorted by name unless a class list gives
-another order. Images are sorted by name within a class.
+A folder `root/class/image` without splits is a training split. The classes are the subfolders of
+the training split, sorted by name unless a class list gives another order. Images are sorted by
+name within a class.
 """
 
 import os
@@ -79,6 +80,12 @@ def create(config: ConfigDict, split: str) -> Folder:
 def count_classes(config: ConfigDict) -> int:
     """Counts the classes without listing the images."""
     return len(class_names(config.data.path, config.data.class_list))
+
+
+def has_test(config: ConfigDict) -> bool:
+    """Whether there is an evaluation split; also true where there is no folder at all."""
+    root = pathlib.Path(config.data.path).expanduser()
+    return not root.is_dir() or any((root / name).is_dir() for name in SPLIT_NAMES['test'])
 
 
 def example_target(config: ConfigDict) -> Tree:
@@ -189,8 +196,8 @@ def _flat(folder: pathlib.Path, classes: Sequence[str], label_file: str) -> Fold
 
 def _split_folder(path: str, split: str) -> pathlib.Path:
     root = pathlib.Path(path).expanduser()
-    how = ('unpack the images as split/class/image, or prepare a TFDS dataset with `python -m '
-           'resnet_jax.data.prepare`.')
+    how = ('unpack the images as split/class/image or class/image, or prepare a TFDS dataset with '
+           '`python -m resnet_jax.data.prepare`.')
     if not path:
         raise UserError(f'data.path is not set; pass the folder of the dataset: {how}')
     if not root.is_dir():
@@ -199,10 +206,20 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
             return root / name
-    if split == 'test' and (root / 'train').is_dir():
-        how = ('move some images of each class there, or hold out N training images with '
-               '--config.data.eval_split=holdout --config.data.holdout=N.')
+    if split == 'train' and _holds_classes(root):
+        return root
+    if split == 'test':
+        how = ('move some images of each class there, or hold out training images with '
+               '--config.data.eval_split=auto.')
     raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}: ' + how)
+
+
+def _holds_classes(root: pathlib.Path) -> bool:
+    """Whether a folder has no splits, but classes: every folder in it holds images."""
+    folders = _class_folders(root)
+    splits = {name for names in SPLIT_NAMES.values() for name in names}
+    return bool(folders) and splits.isdisjoint(folders) and all(
+        _images(root, name) for name in folders)
 
 
 def _class_folders(folder: pathlib.Path) -> list[str]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data import blank, cache, decode, fields, normalization, sources, transforms
 from resnet_jax.data.augment import augmentation
 from resnet_jax.data.host import Host
-from resnet_jax.data.registry import create_source
+from resnet_jax.data.registry import create_source, eval_split
 from resnet_jax.data.resident import Resident
 from resnet_jax.data.sizes import image_size, text
 from resnet_jax.data.sources import ArraySource
@@ -105,13 +105,13 @@ def blank_pipelines(config: ConfigDict, mesh: Mesh, *,
 def _splits(config: ConfigDict,
             create: Callable[[ConfigDict, str], Source]) -> tuple[Source, Source]:
     """The images to train on and those to evaluate on; some of the former may be held out."""
-    data = config.data
+    split, count = eval_split(config)
     train_source = create(config, 'train')
-    if data.eval_split == 'holdout':
-        test_source = sources.hold_out(train_source, data.holdout, True)
+    if split == 'holdout':
+        test_source = sources.hold_out(train_source, count, True)
     else:
         test_source = create(config, 'test')
-    return sources.hold_out(train_source, data.holdout, False), test_source
+    return sources.hold_out(train_source, count, False), test_source
 
 
 def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source: Source,

@@ -15,6 +15,7 @@ fields of the config are wrong or data is missing. It may also have
     count_classes(config) -> int | None
                                     the number of classes, found without opening the split; None
                                     where the config chooses it
+    has_test(config) -> bool        whether there is a split 'test', where there may be none
 """
 
 from types import ModuleType
@@ -22,7 +23,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.data.sources import hold_out
+from resnet_jax.data.sources import hold_out, share_to_hold_out
 from resnet_jax.data.types import Source
 from resnet_jax.errors import UserError
 
@@ -79,9 +80,27 @@ def create_eval_source(config: ConfigDict) -> Source:
     Raises:
       UserError: as `create_source`.
     """
-    if config.data.eval_split == 'holdout':
-        return hold_out(create_source(config, 'train'), config.data.holdout, True)
+    split, count = eval_split(config)
+    if split == 'holdout':
+        return hold_out(create_source(config, 'train'), count, True)
     return create_source(config, 'test')
+
+
+def eval_split(config: ConfigDict) -> tuple[str, int]:
+    """What `config.data` says of the evaluation split; 'auto' looks at the data.
+
+    Returns:
+      'test' or 'holdout', and the number of training images to hold out.
+
+    Raises:
+      UserError: as `create_source`.
+    """
+    data = config.data
+    if data.eval_split != 'auto':
+        return data.eval_split, data.holdout
+    if getattr(find(data.source), 'has_test', lambda _: True)(config):
+        return 'test', data.holdout
+    return 'holdout', data.holdout or share_to_hold_out(len(create_source(config, 'train')))
 
 
 def count_classes(config: ConfigDict) -> int | None:

@@ -108,6 +108,11 @@ def cache_key(source: Source) -> str:
 HOLDOUT_SEED = 1512_03385  # of the one permutation whose end is held out
 
 
+def share_to_hold_out(num_images: int) -> int:
+    """How many of the training images are held out where nobody says so: a fifth, up to 5,000."""
+    return max(1, min(num_images // 5, 5_000))
+
+
 def hold_out(source: Source, num_images: int, held_out: bool) -> Source:
     """The training images without the held-out ones, or these (section 4.2: 45k and 5k).
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax import tasks
 from resnet_jax.data import image_size
 from resnet_jax.tasks import Part
-from resnet_jax.training import optimizers
+from resnet_jax.training import choices, optimizers
 from resnet_jax.training.program import completed, create_model
 
 FLOPS_A_MULTIPLY_ADD = 2  # a multiplication and an addition
@@ -37,7 +37,7 @@ def summarize(config: ConfigDict) -> dict[str, Any]:
     Raises:
       UserError: a field of the config is wrong.
     """
-    config = completed(config)
+    config, _ = choices.choose(completed(config))
     model, variables, images = shapes(config)
     frozen = optimizers.frozen(variables['params'], config.init.freeze)
     parts = tasks.get(config.task).parts

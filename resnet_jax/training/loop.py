@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.distributed import processes, sharding
-from resnet_jax.output import duration, say
-from resnet_jax.training import disk
+from resnet_jax.output import LiveLine, duration, say
+from resnet_jax.training import choices, disk
 from resnet_jax.training import workdir as workdir_lib
+from resnet_jax.training.choices import Machine
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.profiler import Profiler
 from resnet_jax.training.program import Program, build, completed
@@ -31,8 +32,9 @@ from resnet_jax.training.validation import (
 from resnet_jax.training.workdir import Record
 from resnet_jax.xla import backend, compilation_cache
 
-# Training time between two lines on the terminal, where the log has none for longer.
-PROGRESS_SECONDS = 10
+# Training time between two lines of the output, where the log has none for longer, and between two
+# updates of the live line of a terminal.
+PROGRESS_SECONDS, LIVE_SECONDS = 10, 1
 
 
 class Stopped(Exception):  # noqa: N818
@@ -68,14 +70,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or SIGINT came; the state has been saved.
     """
     compilation_cache.use(config.compilation_cache)
-    config = completed(config)
     workdir_lib.check_path(workdir)
+    given, kept = config, {}
+    if begun := workdir_lib.begun(config, workdir):
+        config, kept = choices.as_begun(config, begun)
+    config = completed(config)
     workdir_lib.check_origin(config, workdir)
     mesh = sharding.create_mesh(config)
+    config, chosen = choices.choose(config, Machine.of(mesh))
+    if lines := choices.table(given, config, kept | chosen):
+        say(lines)
     processes.check_alike(config_lib.common_fields(config))
     with contextlib.ExitStack() as held:
-        known = workdir.is_dir()
-        if known:  # refused before the data is read, which may take long
+        is_there = workdir.is_dir()
+        if is_there:  # refused before the data is read, which may take long
             with disk.errors_of(workdir):
                 held.enter_context(workdir_lib.locked(workdir))
             workdir_lib.check_config(config, workdir)
@@ -85,7 +93,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         workdir_lib.make(workdir)
         with disk.errors_of(workdir), StopRequest() as stop:
             processes.check_shared(workdir)
-            if not known:
+            if not is_there:
                 held.enter_context(workdir_lib.locked(workdir))
             workdir_lib.check_data(program, workdir)
             workdir_lib.describe(program, workdir)
@@ -116,6 +124,7 @@ class Run:
         self.stop = stop
         self.record = Record(program, workdir)
         self.evaluator = Evaluator(program, stop)
+        self.live: LiveLine | None = None
 
     def to_the_end(self) -> dict[str, float]:
         """Restores or creates the state, and trains; see `train`."""
@@ -154,13 +163,20 @@ class Run:
                 step not in self.record.evaluations):  # it was stopped before or while evaluating
             self._evaluate(state, step, self.record.recalibrated)
         if step < self.config.num_steps and not self.stop.agreed:
-            with contextlib.closing(self.program.train_data.inputs(step)) as feed:
-                try:
-                    state, step = self._steps(state, feed, profiler)
-                finally:
-                    profiler.close()
+            with contextlib.closing(self.program.train_data.inputs(step)) as feed, \
+                    contextlib.closing(profiler), self._live_line(step):
+                state, step = self._steps(state, feed, profiler)
         if (number := self.stop.agreed) and not self._is_finished(step):
             self._stop(state, step, number)
+
+    @contextlib.contextmanager
+    def _live_line(self, step: int) -> Iterator[None]:
+        if not LiveLine.is_possible():
+            yield
+            return
+        self.live = LiveLine(self.config.num_steps, step)
+        with contextlib.closing(self.live):
+            yield
 
     def _steps(self, state: TrainState, feed: Iterator[Any],
                profiler: Profiler) -> tuple[TrainState, int]:
@@ -169,6 +185,7 @@ class Run:
         inputs = self._inputs(feed, count)
         train_steps = {}  # by the shapes of their inputs and their number
         log, shown = StepLog(config, self.program.task, step), None
+        pause = LIVE_SECONDS if self.live else PROGRESS_SECONDS
         log.meter.start()
         while count and not self.stop.asked():
             if (kind := (shapes_of(inputs), count)) not in train_steps:
@@ -186,7 +203,7 @@ class Run:
                 log.meter.waited(time.perf_counter() - asked, done)
             profiler.after(step, reports)
             due = self._is_due(step, config.log.every_steps)
-            if due or shown is None or time.monotonic() - shown > PROGRESS_SECONDS:
+            if due or shown is None or time.monotonic() - shown > pause:
                 self._report(log, step, due)
                 shown = time.monotonic()
             self._save_and_evaluate(state, step, log)
@@ -218,7 +235,7 @@ class Run:
                       'command again to resume.', number)
 
     def _report(self, log: StepLog, step: int, due: bool) -> None:
-        """Prints a line and writes a row of the log, if one is due."""
+        """Shows where the run is, and writes a row of the log, if one is due."""
         log.settle(self.record.written_step)
         row, skipped = log.row(), 0
         if due:
@@ -227,12 +244,15 @@ class Run:
                 row['train/skipped_images'] = skipped
             self.record.log(step, row)
         left = (self.config.num_steps - step) * self.config.batch_size
-        say(f'step {step:>7,}/{self.config.num_steps:,}  {self._line("train", row)}  '
-            f'lr {row["train/learning_rate"]:.3g}  '
-            f'{row["train/images_per_second"]:,.0f} images/s  '
-            f'waiting for data {100 * row["train/data_wait_fraction"]:.1f} %  '
-            f'ETA {duration(left / row["train/images_per_second"])}'
-            + (f'  skipped {skipped:,} unreadable images' if skipped else ''))
+        left = duration(left / row['train/images_per_second'])
+        text = (f'{self._line("train", row)}  lr {row["train/learning_rate"]:.3g}  '
+                f'{row["train/images_per_second"]:,.0f} images/s  '
+                f'waiting for data {100 * row["train/data_wait_fraction"]:.1f} %')
+        more = f'  skipped {skipped:,} unreadable images' if skipped else ''
+        if self.live:
+            self.live.show(step, f'{left} left  {text}{more}')
+        else:
+            say(f'step {step:>7,}/{self.config.num_steps:,}  {text}  ETA {left}{more}')
 
     def _save_and_evaluate(self, state: TrainState, step: int, log: StepLog) -> None:
         """Does what is due after a step; saving comes first, so that no later error loses it."""

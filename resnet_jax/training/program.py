@@ -23,8 +23,9 @@ from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.output import say, warn
 from resnet_jax.tasks import Task
-from resnet_jax.training import optimizers, schedules, state
+from resnet_jax.training import choices, optimizers, schedules, state
 from resnet_jax.training import step as steps
+from resnet_jax.training.choices import Machine
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import Weights, stored
 
@@ -232,7 +233,8 @@ def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:
     Raises:
       UserError: a field of the config is wrong, or the data is not there.
     """
-    task, config = tasks.get(config.task), completed(config)
+    task = tasks.get(config.task)
+    config, _ = choices.choose(completed(config), Machine.of(mesh))
     config_lib.check(config, mesh.shape['data'])
     model = create_model(config).clone(num_devices=mesh.size, mesh=mesh)
     if config.eval.recalibrate_batches and not models.family_of(config.model).normalises(

@@ -27,7 +27,7 @@ from resnet_jax.weights import hub
 from resnet_jax.weights.checkpoint import Damaged, locate, steps_in
 from resnet_jax.weights.checkpoints import Checkpoints
 from resnet_jax.weights.stored import locate as locate_weights
-from resnet_jax.weights.stored import warn_of_unknown, write_classes
+from resnet_jax.weights.stored import read_config, warn_of_unknown, write_classes
 
 try:
     import fcntl
@@ -128,6 +128,16 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f'{workdir} was trained with a different config ({"; ".join(changed)}). '
                         'Use another --workdir, or the original config to resume.')
     warn_of_unknown(path, config_lib.upgrade(stored)[1])
+
+
+def begun(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
+    """The config that a run with `num_epochs` began with, here or, of a fork, at its origin."""
+    if config.num_epochs is None:
+        return None
+    if _has_checkpoints(workdir):
+        return read_config(workdir)
+    origin = config.init.resume_from
+    return read_config(locate(pathlib.Path(origin)).parent.parent) if origin else None
 
 
 def check_data(program: Program, workdir: pathlib.Path) -> None:

@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     config.update_from_flattened_dict({
         **SHORT, 'data.path': str(images), 'model.width': 4, 'model.family': 'cifar',
         'model.depth': 8, 'model.shortcut': 'A', 'data.image_size': SIZE, 'data.eval_resize': 28,
-        'data.on_unreadable': 'skip'})
+        'data.eval_crop_share': None, 'data.on_unreadable': 'skip'})
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         values = loop.train(config, root / 'run')
@@ -159,7 +159,8 @@ def test_images_that_are_skipped_are_counted_in_each_row_and_line_of_the_log(run
 def test_a_missing_evaluation_split_says_how_to_hold_out_images(tmp_path):
     config = folder.get_config()
     config.data.path = str(write_folder(tmp_path, images=2, splits=('train',)))
+    config.data.eval_split = 'test'
     with pytest.raises(UserError, match=(
             r'has no folder test or val or validation or valid: move some images of each class '
-            r'there, or hold out N training images with --config.data.eval_split=holdout')):
+            r'there, or hold out training images with --config.data.eval_split=auto')):
         loop.train(config, tmp_path / 'run')
