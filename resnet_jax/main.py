@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from resnet_jax import cli
+from resnet_jax.config import derived_table
 from resnet_jax.errors import UserError
 from resnet_jax.xla import flags as xla_flags
 
@@ -36,7 +37,7 @@ def main(_) -> None:
     cpu.compute_in_main_thread()
     with processes.job(*(flag.value for flag in PROCESSES)):
         cpu.keep_memory()
-        say(f'workdir: {workdir}')
+        say('\n'.join(filter(None, (derived_table(config), f'workdir: {workdir}'))))
         try:
             loop.train(config, workdir)
         except UnreadableImageError as error:

@@ -1,6 +1,7 @@
 """The config of a run: its fields, their check, and the configs stored beside checkpoints."""
 
 from resnet_jax.config.checks import check, check_ranges
+from resnet_jax.config.derived import derived_table
 from resnet_jax.config.fields import (
     BEFORE,
     EXECUTION_FIELDS,
@@ -13,5 +14,5 @@ from resnet_jax.config.modules import find_module, is_module
 from resnet_jax.config.stored import common_fields, differences, from_stored, given, leaves, upgrade
 
 __all__ = ['BEFORE', 'EXECUTION_FIELDS', 'LOCAL_FIELDS', 'MEANINGLESS_WITHOUT', 'RENAMED', 'check',
-           'check_ranges', 'common_fields', 'default', 'differences', 'find_module', 'from_stored',
-           'given', 'is_module', 'leaves', 'upgrade']
+           'check_ranges', 'common_fields', 'default', 'derived_table', 'differences',
+           'find_module', 'from_stored', 'given', 'is_module', 'leaves', 'upgrade']

@@ -77,6 +77,25 @@ def spans_devices(config: ConfigDict, shards: int) -> bool:
             and not (size and images % size == 0))
 
 
+def spanning(config: ConfigDict, shards: int, device: str = 'device') -> str | None:
+    """What batch statistics over several devices cost, and how to avoid it; None: they are not.
+
+    Args:
+      config, shards: see `spans_devices`.
+      device: what a device is called.
+    """
+    if not spans_devices(config, shards):
+        return None
+    size, part = (config.model.virtual_batch_size,
+                  config.batch_size // config.optimizer.accumulation_steps)
+    images = part // shards
+    best = max(n for n in range(1, min(size or images, images) + 1) if images % n == 0)
+    named = 'the whole batch' if size is None or size >= part else f'{size} images'
+    return (f'batch-norm statistics are taken over {named}, but a {device} has only {images} at a '
+            'time, so every layer communicates. '
+            f'--config.model.virtual_batch_size={best} would avoid this.')
+
+
 def is_local(config: ConfigDict, shards: int) -> bool:
     """Whether the devices need not communicate within a part of a batch."""
     mesh, images = config.mesh, config.batch_size // config.optimizer.accumulation_steps // shards

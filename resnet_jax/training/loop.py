@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.distributed import processes, sharding
-from resnet_jax.output import duration, say
-from resnet_jax.training import disk
+from resnet_jax.output import duration, say, warn
+from resnet_jax.training import accumulation, disk
 from resnet_jax.training import workdir as workdir_lib
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.profiler import Profiler
@@ -141,6 +141,8 @@ class Run:
             f'{config.data.source}: {program.train_data.num_images:,} training and '
             f'{program.eval_data.num_images:,} test images; '
             f'{program.mesh.size} x {device}, mesh {dict(program.mesh.shape)}')
+        if spanning := accumulation.spanning(config, program.mesh.shape['data']):
+            warn(spanning)
 
     def _initial_state(self) -> TrainState:
         if self.record.start_step:
