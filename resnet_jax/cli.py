@@ -120,8 +120,12 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
 
 
 def config_name() -> str:
-    """The name of the --config file without folder and suffix, such as 'digits_r20'."""
-    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+    """The name of the --config file without folder and suffix, such as 'digits_r20'.
+
+    What the file is given after a colon follows: 'imagenet_pod_r152_v5e-256'.
+    """
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    return '_'.join([pathlib.Path(path).stem, *filter(None, re.split(r'[^\w.-]+', argument))])
 
 
 def workdir(default: str | None = None) -> pathlib.Path:
@@ -251,6 +255,8 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
         problem = _config_problem(argv) if 'config' in flags.FLAGS else None
         fail(problem or f'there is no flag --{error.flagname}'
              + _hint(f'--{close[0]}' if close else None))
+    except UserError as error:  # of a config file
+        fail(str(error))
     except CONFIG_ERRORS as error:
         problem = _config_problem(argv)
         if problem is None and not isinstance(error, flags.Error):
@@ -288,7 +294,8 @@ def _config_problem(argv: Sequence[str]) -> str | None:
         if any(name.startswith('config.') for name in values):
             return 'fields of the config can only be set after --config=FILE.'
         return None
-    path = pathlib.Path(values['config'])
+    name, _, argument = values['config'].partition(':')
+    path = pathlib.Path(name)
     if not path.is_file():
         return _no_config(path)
     no_config = f'{path} is not a config file, which is a Python file with a function get_config()'
@@ -296,7 +303,7 @@ def _config_problem(argv: Sequence[str]) -> str | None:
         file = runpy.run_path(str(path))
         if 'get_config' not in file:
             return f'{no_config}.'
-        known = leaves(file['get_config']())
+        known = leaves(file['get_config'](*filter(None, [argument])))
     except (ImportError, SyntaxError) as error:
         return f'{no_config} ({type(error).__name__}: {error}).'
     except Exception:  # a mistake in the file, which the caller shows with its traceback

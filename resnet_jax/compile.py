@@ -6,7 +6,8 @@
 Memory and the bytes of the collectives are per device; FLOPs, bytes and times are for a whole step.
 Neither the data nor an accelerator is needed; for TPU slices, install libtpu with
 `pip install -e '.[tpu]'`. Large networks take minutes. --json prints one JSON object. The exit
-status is 1 if the step does not fit in memory.
+status is 1 if the step does not fit in memory. --sweep=v5e:4x4,8x8,16x16 predicts images per second
+and efficiency on several slices.
 """
 
 import json
@@ -16,27 +17,41 @@ import jax
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.training import compiled
+from resnet_jax.config import derived_table
+from resnet_jax.errors import UserError
+from resnet_jax.training import compiled, scaling
 from resnet_jax.xla import topologies
 
 CONFIG = cli.config_flag()
 JSON = cli.json_flag()
 TOPOLOGY = cli.flag(
     flags.DEFINE_string, 'topology', None,
-    'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, or simulated ones such as '
-    'cpu:8.')
+    'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, GPUs such as h100:16, or '
+    'simulated devices such as cpu:8. By default, the topology of the config.')
+SWEEP = cli.flag(
+    flags.DEFINE_list, 'sweep', None,
+    'Topologies whose images per second are predicted, such as v5e:4x4,8x8,16x16. The step is '
+    'compiled for the first one, with the batch of the config. 2*16x16 stands for two slices.')
 
 
 def main(_) -> None:
+    config = CONFIG.value
+    names = scaling.expand(SWEEP.value or [TOPOLOGY.value or config.topology])
+    if not all(names):
+        raise UserError(cli.give('--topology=NAME', __name__))
     jax.config.update('jax_platforms', 'cpu')  # before JAX looks for accelerators to take
     jax.config.update('jax_enable_compilation_cache', False)  # to compile is the point
-    devices = topologies.create(TOPOLOGY.value)
-    print(f'compiling for {len(devices.devices)} x {devices.devices[0].device_kind} …',
-          file=sys.stderr, flush=True)
-    result = compiled.report(CONFIG.value, devices)
+    if not JSON.value and (text := derived_table(config)):
+        print(text, end='\n\n')
+    print(f'compiling for {names[0]} …', file=sys.stderr, flush=True)
+    if SWEEP.value:
+        result = scaling.sweep(config, names)
+        print(json.dumps(result) if JSON.value else scaling.table(result), flush=True)
+        return
+    result = compiled.report(config, topologies.create(names[0]))
     print(json.dumps(result) if JSON.value else compiled.table(result), flush=True)
     compiled.check_memory(result)
 
 
 if __name__ == '__main__':
-    cli.run(main, needs=['--config=FILE', '--topology=NAME'])
+    cli.run(main, needs=['--config=FILE'])

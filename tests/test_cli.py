@@ -29,7 +29,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
                            'protocol recalibrate_batches refine resize scales workdir',
     'resnet_jax.predict': 'checkpoint draw json min_score top',
     'resnet_jax.summary': 'config json parameters',
-    'resnet_jax.compile': 'config json topology',
+    'resnet_jax.compile': 'config json sweep topology',
     'resnet_jax.convert': 'bn_epsilon classes family input mean output std stride_in',
     'resnet_jax.export': 'checkpoint image_size output',
     'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
@@ -44,6 +44,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.detection': FIGURE + 'scales',
     'experiments.detection_errors': 'checkpoint config least_score output',
     'experiments.gallery': 'columns output width',
+    'experiments.scaling': 'output',
     'experiments.look': 'config images output plain train_images',
     BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',

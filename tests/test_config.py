@@ -43,7 +43,8 @@ def test_every_config_is_complete_and_says_how_to_run_it(path):
     models.create(config.model)
     optimizers.create(config)
     schedules.create(config)
-    command = rf'python -m (resnet_jax\.main|experiments\.\w+) --config=configs/{path.stem}\.py\s'
+    command = (r'python -m (resnet_jax\.main|experiments\.\w+) '
+               rf'--config=configs/{path.stem}\.py[:\s]')
     assert re.search(command, runpy.run_path(str(path))['__doc__'])
 
 

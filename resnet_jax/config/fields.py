@@ -13,7 +13,7 @@ EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat', 'init.checkpoint',
     'init.resume_from', 'data.path', 'data.pipeline', 'data.resident_bytes', 'data.on_unreadable',
     'data.workers', 'data.threads', 'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval',
-    'checkpoint', 'log', 'profile', 'mesh', 'compilation_cache',
+    'checkpoint', 'log', 'profile', 'mesh', 'compilation_cache', 'topology', 'derived',
 )
 
 # Fields that may differ between the processes of a job, which have their own disks and cores.
@@ -285,6 +285,10 @@ def default() -> ConfigDict:
 
     # Folder for compiled programs, shared by all runs and kept below 2 GiB; '': no cache.
     config.compilation_cache = '~/.cache/resnet_jax/xla'
+
+    # Of config files that take a number of chips, such as configs/imagenet_pod.py.
+    config.topology = ''  # that `compile` assumes, such as 'v5e:16x16'
+    config.derived = ()  # (field, value, where it comes from), printed before a run
     return config.lock()  # a misspelt field in a config file is an error
 
 
@@ -367,4 +371,4 @@ OF_DATA = ('data.source', 'data.eval_split', 'data.pipeline', 'data.train_crop',
 # Files, folders and names: what is missing is reported where it is looked up.
 FREE = ('task', 'optimizer.name', 'init.checkpoint', 'init.resume_from', 'data.path',
         'data.tfds_name', 'data.class_list', 'data.label_file', 'data.train_list',
-        'data.eval_list', 'data.cache', 'compilation_cache')
+        'data.eval_list', 'data.cache', 'compilation_cache', 'topology', 'derived')

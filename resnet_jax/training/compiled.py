@@ -11,12 +11,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import models
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.training import accumulation
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import Program, build
-from resnet_jax.xla import hlo
+from resnet_jax.xla import hlo, networks
 from resnet_jax.xla.topologies import Topology
 
 GIB, MIB = 2**30, 2**20
@@ -41,12 +41,14 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
       'collectives': by name, 'count' per step and 'bytes' of their results per device, rounded up
       if those of a call are not a multiple. 'compile_seconds'. 'roofline_seconds': the longer of
       the times that FLOPs and bytes take at the published peaks. 'mfu': the model's FLOPs divided
-      by what the peak allows in that time. 'notes': sentences.
+      by what the peak allows in that time. 'communication_seconds': of the collectives, see
+      `networks.seconds`. 'images_per_second': if nothing overlaps the collectives, as a step then
+      takes the sum of both times. 'notes': sentences.
 
     Raises:
       UserError: a field of the config is wrong, or does not fit the devices.
     """
-    program = build(config, sharding.create_mesh(config, devices.devices), blank=True)
+    program = build(config, sharding.create_mesh(config, list(devices.devices)), blank=True)
     count = program.mesh.size
     memory = dict.fromkeys(('arguments', 'outputs', 'temporaries', 'code', 'total'))
     result = {
@@ -55,8 +57,13 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
         'memory': memory | {'capacity': devices.memory}, 'fits': False, 'flops': None,
         'model_flops': config.batch_size * summarize(config)['train_flops'],
         'bytes': None, 'collectives': None, 'compile_seconds': None, 'roofline_seconds': None,
-        'mfu': None, 'notes': list(_batch_norm_notes(program, devices.device)),
+        'mfu': None, 'communication_seconds': None, 'images_per_second': None, 'notes': [],
     }
+    if spanning := accumulation.spanning(config, program.mesh.shape['data'], devices.device):
+        result['notes'].append(spanning)
+    if devices.device == 'GPU':
+        result['notes'].append('compiled for simulated CPU devices: the FLOPs and the collectives '
+                               'are those of GPUs too, the memory and the bytes are not.')
     steps, pipeline = config.steps_per_call, program.train_data
     inputs = (pipeline.input_shapes,) * (1 if pipeline.shares_inputs else steps)
     start = time.perf_counter()
@@ -80,7 +87,7 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     if module.open_loops:
         result['notes'].append(f'loops that end on a condition, counted as one iteration: '
                                f'{module.open_loops}.')
-    return result | _roofline(result, devices)
+    return result | _roofline(result, devices, config.batch_size)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -111,6 +118,10 @@ def table(result: dict[str, Any]) -> str:
         else:
             lines.append(f'  roofline          {1000 * result["roofline_seconds"]:.2f} ms, '
                          f'{result["mfu"]:.1%} of the peak FLOPs (MFU)')
+        if result['communication_seconds'] is not None:
+            lines += [f'  communication     {1000 * result["communication_seconds"]:.2f} ms',
+                      f'  images per second {result["images_per_second"]:,.0f}, if communication '
+                      'overlaps with nothing']
     return '\n'.join([*lines, '', *(f'note: {note}' for note in result['notes'])]).rstrip()
 
 
@@ -137,13 +148,17 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     return memory | {'total': sum(memory.values())}
 
 
-def _roofline(result: dict[str, Any], devices: Topology) -> dict[str, float]:
-    """The time that arithmetic or memory takes, whichever is longer, and the peak's utilisation."""
+def _roofline(result: dict[str, Any], devices: Topology, batch_size: int) -> dict[str, float]:
+    """The time that arithmetic or memory takes, whichever is longer, and that of the collectives.
+    """
     if devices.peak is None:
         return {}
     peak, bandwidth = (x * result['devices'] for x in (devices.peak, devices.bandwidth))
     seconds = max(result['flops'] / peak, result['bytes'] / bandwidth)
-    return {'roofline_seconds': seconds, 'mfu': result['model_flops'] / (seconds * peak)}
+    communication = networks.total_seconds(result['collectives'], devices.network)
+    return {'roofline_seconds': seconds, 'mfu': result['model_flops'] / (seconds * peak),
+            'communication_seconds': communication,
+            'images_per_second': batch_size / (seconds + communication)}
 
 
 def _needed(message: str, program: Program) -> dict[str, int]:
@@ -167,20 +182,3 @@ def _needed(message: str, program: Program) -> dict[str, int]:
 
 def _bytes(number: str, unit: str) -> int:
     return round(float(number) * 1024**' KMGT'.index(unit or ' '))
-
-
-def _batch_norm_notes(program: Program, device: str) -> list[str]:
-    """Whether batch statistics need communication, and how to avoid it."""
-    config, shards = program.config, program.mesh.shape['data']
-    size = config.model.virtual_batch_size
-    images = config.batch_size // config.optimizer.accumulation_steps // shards
-    normalised = models.family_of(config.model).normalises(config.model)
-    if shards == 1 or not normalised or config.init.freeze_bn or (size and images % size == 0):
-        return []
-    most = min(size or images, images)
-    best = max(n for n in range(1, most + 1) if images % n == 0)
-    parts = config.batch_size // config.optimizer.accumulation_steps
-    named = 'the whole batch' if size is None or size >= parts else f'{size} images'
-    return [f'batch-norm statistics are taken over {named}, but a {device} has only {images} at a '
-            'time, so every layer communicates. '
-            f'--config.model.virtual_batch_size={best} would avoid this.']

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from resnet_jax import config as config_lib
 from resnet_jax import models
 from resnet_jax.distributed import processes, sharding
-from resnet_jax.output import LiveLine, duration, say
-from resnet_jax.training import choices, disk
+from resnet_jax.output import LiveLine, duration, say, warn
+from resnet_jax.training import accumulation, choices, disk
 from resnet_jax.training import workdir as workdir_lib
 from resnet_jax.training.choices import Machine
 from resnet_jax.training.log import StepLog
@@ -150,6 +150,8 @@ class Run:
             f'{config.data.source}: {program.train_data.num_images:,} training and '
             f'{program.eval_data.num_images:,} test images; '
             f'{program.mesh.size} x {device}, mesh {dict(program.mesh.shape)}')
+        if spanning := accumulation.spanning(config, program.mesh.shape['data']):
+            warn(spanning)
 
     def _initial_state(self) -> TrainState:
         if self.record.start_step:

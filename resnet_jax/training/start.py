@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Trained:
       UserError, loop.Stopped: see `loop.train`.
     """
     cpu.keep_memory()
-    say(f'workdir: {workdir}')
+    say('\n'.join(filter(None, (config_lib.derived_table(config), f'workdir: {workdir}'))))
     try:
         return Trained(workdir, loop.train(config, workdir))
     except UnreadableImageError as error:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import Batch
 from resnet_jax.tasks import Task
+from resnet_jax.training import accumulation
 from resnet_jax.training.optimizers import stop_frozen
 from resnet_jax.training.schedules import Schedule
 from resnet_jax.training.state import TrainState
@@ -58,23 +59,21 @@ def train_step(state: TrainState, batch: Batch, seed: jax.Array, *, task: Task, 
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     key = jax.random.fold_in(key, DROPOUT)
 
-    def loss(params, part, key):
+    def loss(params, network, part, key):
         params = stop_frozen(params, config.init.freeze)
         total, batch_stats, metrics = task.loss(
-            model, {**state.variables, 'params': params}, part, key, config)
+            network, {**state.variables, 'params': params}, part, key, config)
         return total, (batch_stats, metrics)
 
-    def gradient(part, key):
-        grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params, part, key)
+    def gradient(network, part, key):
+        grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
+            state.params, network, part, key)
         return grads, batch_stats, metrics
 
-    accumulation = config.optimizer.accumulation_steps
-    if accumulation == 1:
-        grads, batch_stats, metrics = gradient(batch, key)
+    if config.optimizer.accumulation_steps == 1:
+        grads, batch_stats, metrics = gradient(model, batch, key)
     else:
-        grads, batch_stats, metrics = _accumulate(
-            gradient, batch, key, accumulation,
-            min(config.model.virtual_batch_size or 1, len(batch['mask']) // accumulation))
+        grads, batch_stats, metrics = accumulation.accumulate(gradient, model, batch, key, config)
 
     # The gradient of the sum becomes that of the mean here, so that devices add up the number of
     # images, which divides it, in the same go as the gradients.
@@ -115,37 +114,6 @@ def ema_decay(decay: float, warmup: bool, step: jax.Array) -> float | jax.Array:
         return decay
     done = step.astype(jnp.float32)
     return jnp.minimum(decay, (1 + done) / (10 + done))
-
-
-def _accumulate(gradient, batch: Batch, key, parts: int, unit: int) -> tuple[Any, Any, Any]:
-    """The same sums over the batch, in parts that follow one another.
-
-    Virtual batches stay whole, so that the result is that of the whole batch: every part starts
-    from the same running statistics, and theirs are averaged.
-
-    Args:
-      gradient: (part of the batch, key) -> gradients, running statistics and metrics.
-      batch: see `train_step`.
-      key: of the step; each part has a key of its own.
-      parts: how many.
-      unit: images that stay together. They are dealt out in turn, so that every device has its
-        share of each part, and which images make up a part does not depend on the mesh.
-    """
-    def split(x):
-        # [N] -> [N / (parts * unit), parts, unit] -> [parts, N / parts]
-        x = x.reshape(-1, parts, unit, *x.shape[1:])
-        return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
-
-    def step(sums, part_and_key):
-        grads, batch_stats, metrics = gradient(*part_and_key)
-        batch_stats = jax.tree.map(lambda x: x / parts, batch_stats)
-        new = (grads, batch_stats, metrics)
-        return jax.tree.map(jnp.add, sums, new), None
-
-    inputs = jax.tree.map(split, batch), jax.random.split(key, parts)
-    first = jax.tree.map(lambda x: x[0], inputs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, *first))
-    return jax.lax.scan(step, zeros, inputs)[0]
 
 
 def batch_statistics(state: TrainState, batch: Batch, *, task: Task, model: nn.Module,

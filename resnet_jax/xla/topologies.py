@@ -1,4 +1,4 @@
-"""TPU topologies by name, including absent ones, and published figures of their chips."""
+"""Topologies by name, including absent ones, and published figures of their chips."""
 
 import contextlib
 import dataclasses
@@ -11,11 +11,12 @@ import jax
 from jax.experimental import topologies
 
 from resnet_jax.errors import UserError
+from resnet_jax.xla.networks import Level
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip.
+    """Published figures of one TPU chip.
 
     Attributes:
       peak: bfloat16 FLOPs a second. Convolutions of float32 run at it too: by default, XLA rounds
@@ -24,6 +25,9 @@ class Chip:
       memory: bytes.
       dimensions: of the network that links the chips of a slice.
       largest: chips of the largest slice.
+      link: bytes per second along one dimension, both directions together.
+      slices: bytes per second of a chip to other slices, through the data-center network.
+      ring: a dimension of a multiple of that many chips is closed to a ring.
       devices: that JAX sees in a chip, one or two, which share all of the above.
       options: that libtpu wants to know of this generation.
     """
@@ -33,24 +37,54 @@ class Chip:
     memory: int
     dimensions: int
     largest: int
+    link: float
+    slices: float
+    ring: int
     devices: int = 1
     options: tuple[tuple[str, str], ...] = ()
 
 
-# The tables 'System architecture' of https://cloud.google.com/tpu/docs/v3, …/v4 and so on.
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Published figures of one GPU in a cluster.
+
+    Attributes:
+      peak: bfloat16 FLOPs per second, without sparsity.
+      bandwidth: of the memory, bytes per second.
+      memory: bytes.
+      node: GPUs of a machine, linked by NVLink.
+      link: bytes per second of a GPU to the others of its machine, in one direction.
+      network: bytes per second of a GPU to other machines, in one direction.
+    """
+
+    peak: float
+    bandwidth: float
+    memory: int
+    node: int
+    link: float
+    network: float
+
+
+# The tables 'System architecture' of https://cloud.google.com/tpu/docs/v3, …/v4 and so on; `link`,
+# `slices` and `ring` from J. Austin et al., "How to Scale Your Model", 2025, 'TPU specs', which has
+# no `slices` for v3 and no `ring` for v3 and tpu7x: those are assumed.
 CHIPS = {
-    'v3': Chip(123e12, 900e9, 32 * 2**30, 2, 1024, devices=2),
-    'v4': Chip(275e12, 1200e9, 32 * 2**30, 3, 4096, options=(('chip_config_name', 'megacore'),)),
-    'v5e': Chip(197e12, 819e9, 16 * 2**30, 2, 256),
-    'v5p': Chip(459e12, 2765e9, 95 * 2**30, 3, 6144),
-    'v6e': Chip(918e12, 1638e9, 32 * 2**30, 2, 256),
-    'tpu7x': Chip(2307e12, 7380e9, 192 * 2**30, 3, 9216, devices=2),
+    'v3': Chip(123e12, 900e9, 32 * 2**30, 2, 1024, 200e9, 6.25e9, 32, devices=2),
+    'v4': Chip(275e12, 1200e9, 32 * 2**30, 3, 4096, 90e9, 6.25e9, 4,
+               options=(('chip_config_name', 'megacore'),)),
+    'v5e': Chip(197e12, 819e9, 16 * 2**30, 2, 256, 90e9, 3.125e9, 16),
+    'v5p': Chip(459e12, 2765e9, 95 * 2**30, 3, 6144, 180e9, 6.25e9, 4),
+    'v6e': Chip(918e12, 1638e9, 32 * 2**30, 2, 256, 180e9, 12.5e9, 16),
+    'tpu7x': Chip(2307e12, 7380e9, 192 * 2**30, 3, 9216, 180e9, 12.5e9, 4, devices=2),
 }
+# 'GPUs' of the same book, 'Networking': NVLink 450 GB/s per GPU, InfiniBand 400 GB/s per machine.
+GPUS = {'h100': Gpu(989e12, 3350e9, 80 * 10**9, 8, 450e9, 50e9)}
+HOP_SECONDS = 1e-6  # over a link between TPUs, whatever the size; the same book, 'AllGather'
 # Nothing is run: no chip is taken, since others may hold those of this machine, and libtpu need not
 # look for the machine's place in a slice.
 LIBTPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_LOG_DIR': 'disabled',
           'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost'}
-EXAMPLES = 'such as v5e:4x4, v5p:4x4x4 or cpu:8'
+EXAMPLES = 'such as v5e:4x4, v5p:4x4x4, h100:16 or cpu:8'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,64 +92,137 @@ class Topology:
     """Devices to compile for.
 
     Attributes:
-      name: such as 'v5e:4x4' or 'cpu:8'.
-      devices: of JAX; only to compile for, unless they are CPUs.
-      device: what one of them is: 'chip', 'half chip' or 'simulated device'.
+      name: such as 'v5e:4x4', 'h100:16' or 'cpu:8'.
+      count: of devices.
+      device: what one of them is: 'chip', 'half chip', 'GPU' or 'simulated device'.
       peak: bfloat16 FLOPs a second of one device; None: not known.
       bandwidth: of one device's memory, bytes per second; None: not known.
       memory: bytes of one device.
+      network: what links the devices, from the inside out; (): not known.
+      devices: of JAX; only to compile for, unless they are CPUs. See `create`.
     """
 
     name: str
-    devices: list[jax.Device]
+    count: int
     device: str
     peak: float | None
     bandwidth: float | None
     memory: int
+    network: tuple[Level, ...] = ()
+    devices: tuple[jax.Device, ...] = ()
+
+
+def describe(name: str) -> Topology:
+    """Finds the figures of a topology, without its devices.
+
+    Args:
+      name: 'v5e:4x4', a TPU generation and the chips along each dimension; 'v5e:2*4x4', two such
+        slices; 'h100:16', so many GPUs in machines of eight; or 'cpu:8', so many simulated CPU
+        devices, which share this machine's memory.
+
+    Raises:
+      UserError: there is no such topology.
+    """
+    match = re.fullmatch(r'(\w+):(?:(\d+)\*)?(\d+(?:x\d+)*)', name)
+    if not match:
+        raise UserError(f'--topology must be a TPU slice, GPUs or simulated devices, {EXAMPLES}; '
+                        f'got {name!r}.')
+    kind, slices = match[1], int(match[2] or 1)
+    shape = tuple(int(size) for size in match[3].split('x'))
+    if kind in CHIPS and slices:
+        return _of_tpus(name, CHIPS[kind], slices, shape)
+    if len(shape) == 1 and shape[0] and match[2] is None:
+        if kind == 'cpu':
+            memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+            return Topology(name, shape[0], 'simulated device', None, None, memory // shape[0])
+        if kind in GPUS:
+            return _of_gpus(name, GPUS[kind], shape[0])
+    raise UserError(f'there is no topology {name!r}: those of {", ".join((*CHIPS, *GPUS))} and cpu '
+                    f'are known, {EXAMPLES}.')
 
 
 def create(name: str) -> Topology:
-    """Creates the topology of this name.
+    """Creates the topology of this name, with devices to compile for.
+
+    Without GPUs there is no compiler for them, so theirs are simulated CPU devices.
 
     Args:
-      name: 'v5e:4x4', a TPU generation and the chips along each dimension; or 'cpu:8', so many
-        simulated CPU devices, which share this machine's memory.
+      name: see `describe`; a single slice of TPUs.
 
     Raises:
       UserError: there is no such topology, or libtpu is missing.
     """
-    match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
-    if not match:
-        raise UserError(f'--topology must be a TPU slice or simulated devices, {EXAMPLES}; '
-                        f'got {name!r}.')
-    kind, shape = match[1], tuple(int(size) for size in match[2].split('x'))
-    if kind == 'cpu' and len(shape) == 1 and shape[0]:
-        return _simulated(name, shape[0])
+    topology, kind = describe(name), name.partition(':')[0]
+    if kind in CHIPS:
+        if '*' in name:
+            raise UserError(f'{name} has several slices, and a step can only be compiled for one; '
+                            'put it behind another topology in --sweep.')
+        shape = tuple(int(size) for size in name.partition(':')[2].split('x'))
+        return dataclasses.replace(topology, devices=_tpu_devices(name, shape, CHIPS[kind]))
+    return dataclasses.replace(topology, devices=_simulated(name, topology.count))
+
+
+def standard(kind: str, count: int) -> str:
+    """The name of the topology that a cloud offers for a number of chips, such as 'v5e:16x16'.
+
+    TPU slices of a power of two chips are as close to a square or a cube as possible.
+
+    Raises:
+      UserError: there is none.
+    """
+    if kind in GPUS:
+        return describe(f'{kind}:{count}').name
     if kind not in CHIPS:
-        raise UserError(f'there is no topology {name!r}: those of {", ".join(CHIPS)} and cpu are '
-                        f'known, {EXAMPLES}.')
-    chip = CHIPS[kind]
-    if len(shape) != chip.dimensions or not 0 < math.prod(shape) <= chip.largest:
+        raise UserError(f'there is no accelerator {kind!r}; known are '
+                        f'{", ".join((*CHIPS, *GPUS))}.')
+    chip, power = CHIPS[kind], max(count, 1).bit_length() - 1
+    if count != 2**power or not 4 <= count <= chip.largest:
+        raise UserError(f'there is no slice {kind}-{count}: the number of chips must be a power of '
+                        f'two from 4 to {chip.largest:,}.')
+    least, larger = divmod(power, chip.dimensions)
+    sizes = [2**(least + (axis >= chip.dimensions - larger)) for axis in range(chip.dimensions)]
+    if 1 in sizes:  # a single host, 2x2x1
+        sizes.reverse()
+    return f'{kind}:{"x".join(map(str, sizes))}'
+
+
+def _of_tpus(name: str, chip: Chip, slices: int, shape: tuple[int, ...]) -> Topology:
+    chips, part = math.prod(shape), chip.devices
+    if len(shape) != chip.dimensions or not 0 < chips <= chip.largest:
         raise UserError(
-            f'there is no topology {name!r}: a slice of {kind} has {chip.dimensions} dimensions '
-            f'and from 1 to {chip.largest:,} chips.')
-    part = chip.devices
-    return Topology(name, _tpu_devices(name, shape, chip), 'half chip' if part == 2 else 'chip',
-                    chip.peak / part, chip.bandwidth / part, chip.memory // part)
+            f'there is no topology {name!r}: a slice of {name.partition(":")[0]} has '
+            f'{chip.dimensions} dimensions and from 1 to {chip.largest:,} chips.')
+    rings = [(size, size % chip.ring == 0) for size in shape if size > 1]
+    # Without a link back, only half of the two directions helps.
+    bandwidth = sum(chip.link if ring else chip.link / 2 for _, ring in rings)
+    hops = sum(size // 2 if ring else size - 1 for size, ring in rings)
+    network = (Level(chips, bandwidth, hops * HOP_SECONDS), Level(slices, chip.slices))
+    return Topology(name, slices * chips * part, 'half chip' if part == 2 else 'chip',
+                    chip.peak / part, chip.bandwidth / part, chip.memory // part,
+                    tuple(level for level in network if level.size > 1))
 
 
-def _simulated(name: str, count: int) -> Topology:
+def _of_gpus(name: str, gpu: Gpu, count: int) -> Topology:
+    nodes = max(count // gpu.node, 1)
+    if count > gpu.node and count % gpu.node:
+        raise UserError(f'there is no topology {name!r}: more than {gpu.node} GPUs must be a '
+                        f'multiple of {gpu.node}, the GPUs of a machine.')
+    network = (Level(count // nodes, gpu.link), Level(nodes, gpu.network))
+    return Topology(name, count, 'GPU', gpu.peak, gpu.bandwidth, gpu.memory,
+                    tuple(level for level in network if level.size > 1))
+
+
+def _simulated(name: str, count: int) -> tuple[jax.Device, ...]:
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update('jax_num_cpu_devices', count)
     devices = jax.devices('cpu')
     if len(devices) < count:
         raise UserError(f'--topology={name} needs {count} simulated devices, and JAX has started '
                         f'with {len(devices)} in this process.')
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Topology(name, devices[:count], 'simulated device', None, None, memory // count)
+    return tuple(devices[:count])
 
 
-def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> list[jax.Device]:
+def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> tuple[jax.Device, ...]:
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(f'--topology={name} is compiled by libtpu, which is not installed: run '
                         "`pip install -e '.[tpu]'`.")
@@ -127,7 +234,7 @@ def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> list[jax.Devi
     for name_and_value in LIBTPU.items():
         os.environ.setdefault(*name_and_value)
     try:
-        return list(topologies.get_topology_desc(
+        return tuple(topologies.get_topology_desc(
             platform='tpu', topology_name=name, chips_per_host_bounds=host,
             **dict(chip.options)).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:

@@ -1,0 +1,35 @@
+"""Fields that a config file derives from others, such as from a number of chips."""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config.stored import leaves
+
+
+def derive(config: ConfigDict, field: str, value, source: str) -> None:
+    """Sets a field and notes in `config.derived` where its value comes from.
+
+    Args:
+      config: is changed.
+      field: path, such as 'schedule.learning_rate'.
+      value: of the field.
+      source: the rule and who published it.
+    """
+    config.update_from_flattened_dict({field: value})
+    config.derived = (*config.derived, (field, value, source))
+
+
+def derived_table(config: ConfigDict) -> str:
+    """Lists the fields of `config.derived`, their values and where those come from.
+
+    Returns:
+      A line per field; '' if the config derives none. Where a flag has set another value, the line
+      says so.
+    """
+    fields, lines = leaves(config), []
+    for field, value, source in config.derived:
+        now = fields[field]
+        said = source if now == value else f'set by a flag; derived: {value}'
+        shown = f'{now:,}' if isinstance(now, int) else f'{now:.4g}' if isinstance(
+            now, float) else str(now)
+        lines.append(f'{field:<27} {shown:>9}  {said}')
+    return '\n'.join(lines)

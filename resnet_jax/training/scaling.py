@@ -1,0 +1,111 @@
+"""Predicts images per second on slices and clusters of several sizes, from one compiled step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError
+from resnet_jax.training import compiled
+from resnet_jax.xla import networks, topologies
+
+# A step reads float32 parameters forward and backward, writes and reads gradients, and reads and
+# writes parameters and momentum: this does not depend on the images.
+PARAMETER_BYTES = 8 * 4
+
+
+def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
+    """Compiles a step for the first topology, and predicts the steps of all of them.
+
+    Weak scaling keeps the images per device, so all devices run the program that was compiled and
+    only the all-reduce differs. Strong scaling keeps the batch: a device's FLOPs and bytes shrink
+    in proportion to its images, except `PARAMETER_BYTES` per parameter. In both, a device adds up
+    batch statistics alone.
+
+    Args:
+      config: see `compiled.report`; its batch is that of the first topology, and of strong scaling.
+      names: see `topologies.describe`; the first is a single slice.
+
+    Returns:
+      'base': the `compiled.report` of the first topology. 'points': for each kind of scaling and
+      topology, 'scaling', 'topology', 'devices', 'batch_size', 'images_per_device'; 'flop_seconds',
+      'memory_seconds' and 'communication_seconds'; 'images_per_second' and 'efficiency', images per
+      second and device relative to the smallest topology, if communication overlaps with nothing,
+      and 'efficiency_overlapped', if it overlaps with everything; 'bound', the longest of the
+      times.
+
+    Raises:
+      UserError: there is no such topology, or its peak is not known; the step does not fit.
+    """
+    targets = [topologies.describe(name) for name in names]
+    if unknown := [target.name for target in targets if target.peak is None]:
+        raise UserError(f'--sweep cannot predict {unknown[0]}, whose peak is not known.')
+    base = compiled.report(config, topologies.create(names[0]))
+    compiled.check_memory(base)
+    points = []
+    for scaling in ('weak', 'strong'):
+        rows = [_point(scaling, base, config.batch_size, target) for target in targets]
+        for row in rows:
+            for name, seconds in (('efficiency', _in_turn), ('efficiency_overlapped', _at_once)):
+                own, smallest = (each['images_per_device'] / seconds(each) for each in (
+                    row, min(rows, key=lambda row: row['devices'])))
+                row[name] = own / smallest
+        points += rows
+    return {'base': base, 'points': points}
+
+
+def expand(text: Sequence[str]) -> list[str]:
+    """Completes ['v5e:4x4', '8x8'] to ['v5e:4x4', 'v5e:8x8']."""
+    names, kind = [], ''
+    for name in text:
+        kind = name.partition(':')[0] if ':' in name else kind
+        names.append(name if ':' in name else f'{kind}:{name}')
+    return names
+
+
+def table(result: dict[str, Any]) -> str:
+    """Formats a `sweep` as text."""
+    lines = [f'{"scaling":<8} {"topology":<12} {"devices":>7} {"batch":>8} {"images":>8} '
+             f'{"compute":>10} {"all-reduce":>11} {"images/s":>10} {"efficiency":>15}  bound by']
+    for row in result['points']:
+        compute = max(row['flop_seconds'], row['memory_seconds'])
+        efficiency = f'{row["efficiency"]:.0%} to {row["efficiency_overlapped"]:.0%}'
+        lines.append(
+            f'{row["scaling"]:<8} {row["topology"]:<12} {row["devices"]:>7,} '
+            f'{row["batch_size"]:>8,} {row["images_per_device"]:>8,.4g} {1000 * compute:>7.2f} ms '
+            f'{1000 * row["communication_seconds"]:>8.2f} ms {row["images_per_second"]:>10,.0f} '
+            f'{efficiency:>15}  {row["bound"]}')
+    return '\n'.join([
+        *lines, '', 'images: per device. images/s: if the all-reduce overlaps with nothing.',
+        'efficiency: per device, relative to the smallest, without and with full overlap.',
+        f'compiled for {result["base"]["topology"]} only; the others run the same program per '
+        'device.', *(f'note: {note}' for note in result['base']['notes'])])
+
+
+def _point(scaling: str, base: dict[str, Any], batch: int,
+           target: topologies.Topology) -> dict[str, Any]:
+    """The times of one step; see `sweep`."""
+    images = batch / (base['devices'] if scaling == 'weak' else target.count)
+    share = images * base['devices'] / batch  # of the images of a device that were compiled for
+    fixed = min(PARAMETER_BYTES * base['parameters'], base['bytes'] / base['devices'])
+    moved = (base['bytes'] / base['devices'] - fixed) * share + fixed
+    row = {
+        'scaling': scaling, 'topology': target.name, 'devices': target.count,
+        'batch_size': round(images * target.count), 'images_per_device': images,
+        'flop_seconds': base['flops'] / base['devices'] * share / target.peak,
+        'memory_seconds': moved / target.bandwidth,
+        'communication_seconds': networks.total_seconds(base['collectives'], target.network)}
+    times = {'FLOPs': row['flop_seconds'], 'memory': row['memory_seconds'],
+             'communication': row['communication_seconds']}
+    return row | {'images_per_second': row['batch_size'] / _in_turn(row),
+                  'bound': max(times, key=times.get)}
+
+
+def _in_turn(row: dict[str, Any]) -> float:
+    """Seconds of a step whose collectives wait for its arithmetic."""
+    return max(row['flop_seconds'], row['memory_seconds']) + row['communication_seconds']
+
+
+def _at_once(row: dict[str, Any]) -> float:
+    """Seconds of a step whose collectives overlap with its arithmetic."""
+    return max(row['flop_seconds'], row['memory_seconds'], row['communication_seconds'])

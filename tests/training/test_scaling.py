@@ -1,0 +1,57 @@
+"""Predicted images per second, from a report of numbers that are easy to follow."""
+
+import pytest
+
+from resnet_jax.errors import UserError
+from resnet_jax.training import compiled, scaling
+from resnet_jax.xla import topologies
+from tests import tiny
+
+# 16 chips of v5e with 128 images each: 2 ms of arithmetic, 10 ms of memory; 100 MB of gradients.
+PARAMETERS = 25_000_000
+FIXED = 32 * PARAMETERS / 819e9  # seconds
+BASE = {'topology': 'v5e:4x4', 'devices': 16, 'parameters': PARAMETERS, 'notes': [],
+        'flops': 16 * 2e-3 * 197e12, 'bytes': 16 * 10e-3 * 819e9, 'fits': True, 'memory': {},
+        'collectives': {'all-reduce': {'count': 2, 'bytes': 4 * PARAMETERS}}}
+
+
+@pytest.fixture
+def result(monkeypatch):
+    monkeypatch.setattr(compiled, 'report', lambda *_: BASE)
+    monkeypatch.setattr(topologies, 'create', topologies.describe)
+    config = tiny.config()
+    config.batch_size = 2048
+    return scaling.sweep(config, scaling.expand(['v5e:4x4', '16x16']))
+
+
+def test_weak_scaling_adds_only_the_all_reduce(result):
+    small, large = (row for row in result['points'] if row['scaling'] == 'weak')
+    assert (small['batch_size'], large['batch_size']) == (2048, 32768)
+    assert small['memory_seconds'] == large['memory_seconds'] == pytest.approx(10e-3)
+    # Two open lines of 4 chips, and two rings of 16.
+    assert small['communication_seconds'] == pytest.approx(2 * 15 / 16 * 1e8 / 90e9)
+    assert large['communication_seconds'] == pytest.approx(2 * 255 / 256 * 1e8 / 180e9)
+    assert large['images_per_second'] == pytest.approx(32768 / (10e-3 + 1.107e-3), rel=1e-3)
+    assert large['efficiency'] == pytest.approx((10 + 2.083) / (10 + 1.107), rel=1e-3)
+    assert large['efficiency_overlapped'] == 1
+    assert small['bound'] == large['bound'] == 'memory'
+
+
+def test_strong_scaling_shares_the_images_out_but_not_the_parameters(result):
+    small, large = (row for row in result['points'] if row['scaling'] == 'strong')
+    assert small['batch_size'] == large['batch_size'] == 2048
+    assert large['images_per_device'] == 8
+    assert large['flop_seconds'] == pytest.approx(2e-3 / 16)
+    assert large['memory_seconds'] == pytest.approx((10e-3 - FIXED) / 16 + FIXED)
+    assert large['efficiency'] < 0.5 and large['bound'] == 'memory'
+
+
+def test_the_table_names_what_bounds_each_point(result):
+    lines = scaling.table(result).splitlines()
+    assert lines[2].split() == ['weak', 'v5e:16x16', '256', '32,768', '128', '10.00', 'ms',
+                                '1.11', 'ms', '2,950,272', '109%', 'to', '100%', 'memory']
+
+
+def test_simulated_devices_have_no_peak_to_predict_from():
+    with pytest.raises(UserError, match='cpu:8, whose peak is not known'):
+        scaling.sweep(tiny.config(), ['cpu:8'])
