@@ -105,7 +105,7 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (MAIN + 'bccd_r18.py --workdir=runs/mine --config.data.path=DIR '
          '--config.data.train_list=train --config.data.eval_list=val',
          SHORT + DETECTOR + '--workdir=runs/voc --config.data.path=voc '
-         '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=10 '
+         '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=6 '
          '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4'),
     ),
     # docs/localization.md
@@ -122,8 +122,8 @@ SESSIONS = {  # the command as it is printed; what makes it small
     ),
     # docs/extending.md
     'own parts': (
-        (RUN + 'data.check --source=npz_source --path=DIR', '--path=npz'),
-        (MAIN + 'digits_r20.py --workdir=runs/npz --config.data.source=npz_source '
+        (RUN + 'data.check --source=my_package.npz_source --path=DIR', '--path=npz'),
+        (MAIN + 'digits_r20.py --workdir=runs/npz --config.data.source=my_package.npz_source '
          '--config.data.path=DIR', CIFAR + '--config.data.path=npz'),
         (RUN + 'main --config=tests/tasks/brightness_config.py '
          '--workdir=runs/brightness', '--config.num_steps=2'),
@@ -154,7 +154,8 @@ def prepare(folder: pathlib.Path) -> None:
     few_boxes.write(folder / 'boxes')
     block, = re.findall(r'^```python\n(.*?)^```$', (ROOT / 'docs' / 'extending.md').read_text(),
                         re.MULTILINE | re.DOTALL)
-    (folder / 'npz_source.py').write_text(block)
+    (folder / 'my_package').mkdir()
+    (folder / 'my_package' / 'npz_source.py').write_text(block)
     (folder / 'npz').mkdir()
     for split in ('train', 'test'):
         source = digits(split)
