@@ -1,7 +1,7 @@
 """The commands of the documents do what they say, as printed, on tiny networks and few images.
 
 Each is run as it is printed, followed by flags that make it small; they run in the order of the
-documents, in one folder, and read what those before them have written.
+documents, and read what those before them in their session have written.
 """
 
 import pathlib
@@ -20,7 +20,8 @@ from tests.tasks.localization import few_boxes
 from tests.weights import random_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
-MAIN = 'python -m resnet_jax.main --config=configs/'
+RUN = 'python -m resnet_jax.'
+MAIN = RUN + 'main --config=configs/'
 SHORT = ('--config.num_steps=2 --config.mesh.data=1 --config.compilation_cache= '
          '--config.schedule.warmup=none --config.schedule.name=constant --config.data.cache= ')
 CIFAR = SHORT + '--config.model.depth=8 --config.model.width=4 --config.batch_size=64 '
@@ -39,92 +40,104 @@ LOCAL = SHORT + ('--config.model.family=cifar --config.model.depth=8 --config.mo
                  '--config.data.image_size=32 ')
 BOXES = LOCAL + ('--config.model.localizer.anchor_sizes=(10,20) '
                  '--config.model.localizer.anchor_ratios=(0.7,1.4) --config.data.path=boxes ')
-RUNS = (  # the command as it is printed; what makes it small
-    # Classifiers on digits: README, docs/train.md, docs/evaluate.md, docs/seeing.md
-    (MAIN + 'digits_r20.py --workdir=runs/digits', CIFAR),
-    (MAIN + 'digits_r20.py', CIFAR),
-    (MAIN + 'digits_plain.py', CIFAR),
-    (MAIN + 'digits_r20.py --workdir=runs/digits56 --config.model.depth=56 '
-     '--config.schedule.learning_rate=0.05 --config.seed=1', CIFAR),
-    (MAIN + 'digits.py --workdir=runs/digits56 --config.model.depth=56',
-     CIFAR + '--workdir=runs/digits_of_any_depth'),
-    ('python -m resnet_jax.evaluate --workdir=runs/digits', ''),
-    ('python -m resnet_jax.evaluate --workdir=runs/digits_r20', ''),
-    ('python -m resnet_jax.predict --checkpoint=runs/digits --json --top=1 digit.png', ''),
-    ('python -m resnet_jax.summary --config=configs/imagenet_r50.py', ''),
-    ('python -m resnet_jax.summary --config=configs/digits_r20.py --config.model.depth=56', ''),
-    # Weights of others, and one's own images: README, docs/evaluate.md, docs/data.md
-    ('python -m resnet_jax.convert --input=resnet50.safetensors --output=weights/r50', ''),
-    ('python -m resnet_jax.convert --input=resnet101.safetensors --output=weights/r101', ''),
-    ('python -m resnet_jax.evaluate --checkpoint=weights/r50 --config=configs/imagenet_r50.py '
-     '--protocol=ten_crop', '--config.data.source=folder --config.data.path=DATA'),
-    ('python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA '
-     '--checkpoint=weights/r50 --protocol=ten_crop', '--config.data.source=folder'),
-    ('python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA '
-     '--checkpoint=weights/r50 --checkpoint=weights/r101 --protocol=multi_scale',
-     '--config.data.source=folder --scales=64,96'),
-    ('python -m resnet_jax.predict --checkpoint=weights/r50 photo.jpg', ''),
-    ('python -m resnet_jax.predict --checkpoint=weights/r50 cat.jpg photos/', ''),
-    ('python -m resnet_jax.export --checkpoint=weights/r50 --output=r50.stablehlo', ''),
-    ('python -m resnet_jax.export --checkpoint=weights/r50 --output=r50.safetensors', ''),
-    (MAIN + 'folder.py --config.data.path=DIR', IMAGES + '--config.model.width=8'),
-    (MAIN + 'finetune.py --config.init.checkpoint=weights/r50 --config.data.path=DIR',
-     IMAGES + '--config.eval.batch_size=7'),
-    ('python -m resnet_jax.data.prepare --path=IMAGENET --output=DIR --shorter_side=256',
-     '--output=shards --shorter_side=32'),
-    ('python -m resnet_jax.data.prepare --path=IMAGENET --output=imagenet256 --shorter_side=256',
-     '--shorter_side=32'),
-    ('python -m resnet_jax.data.check --source=shards --path=DIR', '--path=shards'),
-    ('python -m resnet_jax.data.check --source=shards --path=imagenet256', ''),
-    # Detectors: docs/detection.md
-    (MAIN + 'scenes_digits.py', CIFAR + '--config.data.source=digits '
-     '--config.data.image_size=8 --config.eval.batch_size=64'),
-    (MAIN + 'scenes_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
-    (MAIN + 'scenes_mask_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
-    (MAIN + 'scenes_cascade_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
-    ('python -m resnet_jax.predict --checkpoint=runs/scenes_r20 --draw=pictures scenes/', ''),
-    ('python -m resnet_jax.evaluate --workdir=runs/mine', ''),
-    ('python -m resnet_jax.predict --checkpoint=runs/mine --draw=pictures photos/', ''),
-    ('python -m resnet_jax.export --checkpoint=runs/mine --output=mine.stablehlo', ''),
-    ('python -m resnet_jax.evaluate --workdir=runs/mine --refine', ''),
-    ('python -m resnet_jax.evaluate --workdir=runs/mine --protocol=multi_scale '
-     '--scales=400,600,800', '--scales=32,48'),
-    ('python -m resnet_jax.evaluate --checkpoint=runs/a --checkpoint=runs/b '
-     '--detections=found.json', ''),
-    ('python -m experiments.detection_errors --checkpoint=runs/mine --output=errors.png', ''),
-    ('python -m resnet_jax.summary --config=configs/coco_r50_c4.py', ''),
-    ('python -m resnet_jax.data.prepare --source=scenes --format=voc --output=DIR',
-     '--source=tests.tasks.detection.few_scenes --output=voc'),
-    ('python -m resnet_jax.data.check --source=voc --path=DIR', '--path=voc'),
-    (MAIN + 'bccd_r18.py --workdir=runs/mine --config.data.path=DIR '
-     '--config.data.train_list=train --config.data.eval_list=val',
-     SHORT + DETECTOR + '--workdir=runs/voc --config.data.path=voc --config.data.eval_list=test '
-     '--config.model.width=8 --config.model.num_classes=10 '
-     '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4'),
-    # Localizers: docs/localization.md
-    (MAIN + 'tiny_loc_classifier.py --config.data.path=DIR', LOCAL + '--config.data.path=boxes'),
-    (MAIN + 'tiny_loc.py --config.data.path=DIR --config.init.checkpoint=runs/tiny_loc_classifier',
-     BOXES),
-    (MAIN + 'tiny_loc_rcnn.py --config.data.path=DIR --config.init.checkpoint=runs/tiny_loc',
-     BOXES + '--config.model.localizer.proposals=6 --config.model.localizer.crop_size=16'),
-    ('python -m resnet_jax.evaluate --workdir=runs/tiny_loc', ''),
-    ('python -m resnet_jax.evaluate --workdir=runs/tiny_loc_rcnn', ''),
-    ('python -m resnet_jax.predict --checkpoint=runs/tiny_loc_rcnn --draw=pictures photo.jpg', ''),
-    # One's own parts: docs/extending.md
-    ('python -m resnet_jax.data.check --source=npz_source --path=DIR', '--path=npz'),
-    (MAIN + 'digits_r20.py --workdir=runs/npz --config.data.source=npz_source '
-     '--config.data.path=DIR', CIFAR + '--config.data.path=npz'),
-    ('python -m resnet_jax.main --config=tests/tasks/brightness_config.py '
-     '--workdir=runs/brightness', '--config.num_steps=2'),
-    ('python -m resnet_jax.evaluate --workdir=runs/brightness', ''),
-    ('python -m resnet_jax.predict --checkpoint=runs/brightness photo.jpg', ''),
-    ('python -m resnet_jax.main --config=tests/models/se_config.py --workdir=runs/se',
-     '--config.num_steps=2'),
-    ('python -m resnet_jax.export --checkpoint=runs/se --output=se.safetensors', ''),
-    ('python -m resnet_jax.convert --family=tests.models.se_resnet --input=se.safetensors '
-     '--output=weights/se', ''),
-    ('python -m resnet_jax.predict --checkpoint=weights/se digit.png', ''),
-)
+SESSIONS = {  # the command as it is printed; what makes it small
+    # README, docs/train.md, docs/evaluate.md, docs/seeing.md
+    'digits': (
+        (MAIN + 'digits_r20.py --workdir=runs/digits', CIFAR),
+        (MAIN + 'digits_r20.py', CIFAR),
+        (MAIN + 'digits_plain.py', CIFAR),
+        (MAIN + 'digits_r20.py --workdir=runs/digits56 --config.model.depth=56 '
+         '--config.schedule.learning_rate=0.05 --config.seed=1', CIFAR),
+        (MAIN + 'digits.py --workdir=runs/digits56 --config.model.depth=56',
+         CIFAR + '--workdir=runs/digits_of_any_depth'),
+        (RUN + 'evaluate --workdir=runs/digits', ''),
+        (RUN + 'evaluate --workdir=runs/digits_r20', ''),
+        (RUN + 'predict --checkpoint=runs/digits --json --top=1 digit.png', ''),
+        (RUN + 'summary --config=configs/imagenet_r50.py', ''),
+        (RUN + 'summary --config=configs/digits_r20.py --config.model.depth=56', ''),
+    ),
+    # README, docs/evaluate.md, docs/data.md
+    'weights of others, and own images': (
+        (RUN + 'convert --input=resnet50.safetensors --output=weights/r50', ''),
+        (RUN + 'convert --input=resnet101.safetensors --output=weights/r101', ''),
+        (RUN + 'evaluate --checkpoint=weights/r50 --config=configs/imagenet_r50.py '
+         '--protocol=ten_crop', '--config.data.source=folder --config.data.path=DATA'),
+        (RUN + 'evaluate --config=configs/imagenet_r50.py --config.data.path=DATA '
+         '--checkpoint=weights/r50 --protocol=ten_crop', '--config.data.source=folder'),
+        (RUN + 'evaluate --config=configs/imagenet_r50.py --config.data.path=DATA '
+         '--checkpoint=weights/r50 --checkpoint=weights/r101 --protocol=multi_scale',
+         '--config.data.source=folder --scales=64,96'),
+        (RUN + 'predict --checkpoint=weights/r50 photo.jpg', ''),
+        (RUN + 'predict --checkpoint=weights/r50 cat.jpg photos/', ''),
+        (RUN + 'export --checkpoint=weights/r50 --output=r50.stablehlo', ''),
+        (RUN + 'export --checkpoint=weights/r50 --output=r50.safetensors', ''),
+        (MAIN + 'folder.py --config.data.path=DIR', IMAGES + '--config.model.width=8'),
+        (MAIN + 'finetune.py --config.init.checkpoint=weights/r50 --config.data.path=DIR',
+         IMAGES + '--config.eval.batch_size=7'),
+        (RUN + 'data.prepare --path=IMAGENET --output=DIR --shorter_side=256',
+         '--output=shards --shorter_side=32'),
+        (RUN + 'data.prepare --path=IMAGENET --output=imagenet256 --shorter_side=256',
+         '--shorter_side=32'),
+        (RUN + 'data.check --source=shards --path=DIR', '--path=shards'),
+        (RUN + 'data.check --source=shards --path=imagenet256', ''),
+    ),
+    # docs/detection.md
+    'detectors': (
+        (MAIN + 'scenes_digits.py', CIFAR + '--config.data.source=digits '
+         '--config.data.image_size=8 --config.eval.batch_size=64'),
+        (MAIN + 'scenes_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
+        (MAIN + 'scenes_mask_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
+        (MAIN + 'scenes_cascade_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
+        (RUN + 'predict --checkpoint=runs/scenes_r20 --draw=pictures scenes/', ''),
+        (RUN + 'evaluate --workdir=runs/mine', ''),
+        (RUN + 'predict --checkpoint=runs/mine --draw=pictures photos/', ''),
+        (RUN + 'export --checkpoint=runs/mine --output=mine.stablehlo', ''),
+        (RUN + 'evaluate --workdir=runs/mine --refine', ''),
+        (RUN + 'evaluate --workdir=runs/mine --protocol=multi_scale '
+         '--scales=400,600,800', '--scales=32,48'),
+        (RUN + 'evaluate --checkpoint=runs/a --checkpoint=runs/b '
+         '--detections=found.json', ''),
+        ('python -m experiments.detection_errors --checkpoint=runs/mine --output=errors.png', ''),
+        (RUN + 'summary --config=configs/coco_r50_c4.py', ''),
+        (RUN + 'data.prepare --source=scenes --format=voc --output=DIR',
+         '--source=tests.tasks.detection.few_scenes --output=voc'),
+        (RUN + 'data.check --source=voc --path=DIR', '--path=voc'),
+        (MAIN + 'bccd_r18.py --workdir=runs/mine --config.data.path=DIR '
+         '--config.data.train_list=train --config.data.eval_list=val',
+         SHORT + DETECTOR + '--workdir=runs/voc --config.data.path=voc '
+         '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=6 '
+         '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4'),
+    ),
+    # docs/localization.md
+    'localizers': (
+        (MAIN + 'tiny_loc_classifier.py --config.data.path=DIR',
+         LOCAL + '--config.data.path=boxes'),
+        (MAIN + 'tiny_loc.py --config.data.path=DIR '
+         '--config.init.checkpoint=runs/tiny_loc_classifier', BOXES),
+        (MAIN + 'tiny_loc_rcnn.py --config.data.path=DIR --config.init.checkpoint=runs/tiny_loc',
+         BOXES + '--config.model.localizer.proposals=6 --config.model.localizer.crop_size=16'),
+        (RUN + 'evaluate --workdir=runs/tiny_loc', ''),
+        (RUN + 'evaluate --workdir=runs/tiny_loc_rcnn', ''),
+        (RUN + 'predict --checkpoint=runs/tiny_loc_rcnn --draw=pictures photo.jpg', ''),
+    ),
+    # docs/extending.md
+    'own parts': (
+        (RUN + 'data.check --source=my_package.npz_source --path=DIR', '--path=npz'),
+        (MAIN + 'digits_r20.py --workdir=runs/npz --config.data.source=my_package.npz_source '
+         '--config.data.path=DIR', CIFAR + '--config.data.path=npz'),
+        (RUN + 'main --config=tests/tasks/brightness_config.py '
+         '--workdir=runs/brightness', '--config.num_steps=2'),
+        (RUN + 'evaluate --workdir=runs/brightness', ''),
+        (RUN + 'predict --checkpoint=runs/brightness photo.jpg', ''),
+        (RUN + 'main --config=tests/models/se_config.py --workdir=runs/se',
+         '--config.num_steps=2'),
+        (RUN + 'export --checkpoint=runs/se --output=se.safetensors', ''),
+        (RUN + 'convert --family=tests.models.se_resnet --input=se.safetensors '
+         '--output=weights/se', ''),
+        (RUN + 'predict --checkpoint=weights/se digit.png', ''),
+    ),
+}
+RUNS = tuple(run for session in SESSIONS.values() for run in session)
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -141,7 +154,8 @@ def prepare(folder: pathlib.Path) -> None:
     few_boxes.write(folder / 'boxes')
     block, = re.findall(r'^```python\n(.*?)^```$', (ROOT / 'docs' / 'extending.md').read_text(),
                         re.MULTILINE | re.DOTALL)
-    (folder / 'npz_source.py').write_text(block)
+    (folder / 'my_package').mkdir()
+    (folder / 'my_package' / 'npz_source.py').write_text(block)
     (folder / 'npz').mkdir()
     for split in ('train', 'test'):
         source = digits(split)
@@ -155,10 +169,11 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_documents_run_one_after_the_other(commands, tmp_path):
+@pytest.mark.parametrize('session', SESSIONS)
+def test_the_commands_of_the_documents_run_one_after_the_other(session, commands, tmp_path):
     prepare(tmp_path)
     env = {'XLA_FLAGS': xla_options.quick(devices=1)}
-    for text, more in RUNS:
+    for text, more in SESSIONS[session]:
         _, _, module, *arguments = text.split()
         done = commands.run(module, *arguments, *shlex.split(more.replace('(', '"(').replace(
             ')', ')"')), cwd=tmp_path, env=env)
