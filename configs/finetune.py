@@ -6,9 +6,9 @@
 
 DIR is a folder as for configs/folder.py. The weights are a name of the Hugging Face hub, a run, or
 the output of `python -m resnet_jax.convert`. The architecture, the image size and the normalisation
-are theirs, and they must stay in place until the run has finished. The batches, the number of steps
-and the learning rate are chosen as in configs/folder.py. To train only the last layer:
---config.init.freeze="('stem', 'stage')" --config.init.freeze_bn=true. Not run.
+are theirs, and they must stay in place until the run has finished. The batches and the number of
+steps are chosen as in configs/folder.py. To train only the last layer:
+--config.init.freeze="('stem', 'stage')". Not run.
 """
 
 from configs import folder
@@ -21,4 +21,10 @@ def get_config():
     config.data.eval_crop_share = None
     # The usual constants of published weights; replaced by those stored with the weights.
     config.data.normalization = 'imagenet'
+
+    # Batches may be small, and the features of any size: the statistics stay those of the weights,
+    # and the optimizer is one whose steps do not grow with the gradient.
+    config.init.freeze_bn = True
+    config.optimizer.name = 'adamw'
+    config.schedule.learning_rate = 1e-4
     return config

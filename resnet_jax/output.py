@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
@@ -39,6 +39,12 @@ def warn(message: str) -> None:
 
 class _Bar(tqdm):
     monitor_interval = 0  # no thread that redraws it
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """As tqdm's, with room on the right for the ^C that a terminal echoes."""
+        fields = super().format_dict
+        return fields | {'ncols': max(1, (fields['ncols'] or 80) - 4)}
 
 
 class LiveLine:

@@ -47,7 +47,8 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
     if held_out:
         source = data.create_eval_source(config)
     else:
-        source = sources.hold_out(data.create_source(config, 'train'), config.data.holdout, False)
+        source = sources.hold_out(
+            data.create_source(config, 'train'), data.eval_split(config)[1], False)
     known = network.config.model.num_classes
     if source.num_classes != known:
         raise UserError(f'the network knows {known} classes and the data has '

@@ -32,8 +32,7 @@ CROP_SHARE = 7 / 8  # of the shorter side of the image, as 224 of 256
 IMAGES_PER_DEVICE = {'cpu': 32}  # more do not make a step of a CPU faster per image
 IMAGES_PER_ACCELERATOR = 64
 LEAST_BATCH, STEPS_PER_EPOCH = 8, 8
-# Per image of the batch (Goyal et al., 2017): 0.05 for 64, and for trained weights a fifth of that.
-LEARNING_RATE, LEARNING_RATE_OF_TRAINED = 0.05 / 64, 0.01 / 64
+LEARNING_RATE = 0.05 / 64  # per image of the batch (Goyal et al., 2017), for SGD
 WARMUP_SHARE, EVALUATIONS = 0.05, 10
 
 
@@ -200,7 +199,6 @@ def _batches(config: ConfigDict, images: int, machine: Machine) -> dict[str, Cho
     size = config.batch_size or batch_size(
         images, machine, config.optimizer.accumulation_steps, config.model.virtual_batch_size)
     steps = config.num_steps or max(1, round(config.num_epochs * images / size))
-    rate = LEARNING_RATE_OF_TRAINED if config.init.checkpoint else LEARNING_RATE
     return {
         'batch_size': Choice(size, f'for {images:,} training images on {devices}'),
         'eval.batch_size': Choice(machine.devices * machine.most_images, f'for {devices}'),
@@ -208,8 +206,7 @@ def _batches(config: ConfigDict, images: int, machine: Machine) -> dict[str, Cho
         'eval.every_steps': Choice(math.ceil(steps / EVALUATIONS),
                                    f'{EVALUATIONS} evaluations, each with a checkpoint'),
         'schedule.learning_rate': Choice(
-            rate * size, f'{64 * rate:g} for 64 images, for '
-            f'{"trained" if config.init.checkpoint else "random"} weights'),
+            LEARNING_RATE * size, f'{64 * LEARNING_RATE:g} for 64 images, and in proportion'),
         'schedule.warmup_steps': Choice(int(WARMUP_SHARE * steps),
                                         f'{100 * WARMUP_SHARE:g} % of the steps'),
     }

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -159,7 +160,8 @@ def test_three_commands_lead_from_a_folder_of_five_classes_to_names(images, tmp_
     second = commands.run('resnet_jax.main', f'--config={root}finetune.py', *own,
                           '--config.init.checkpoint=runs/folder', cwd=tmp_path)
     assert second.status == 0, second.errors
-    assert '  data.image_size              16  as the weights that the run starts' in second.output
+    assert re.search(r'  data\.image_size +16  as the weights that the run starts from\n',
+                     second.output), second.output
     assert 'arrays of ResNet-8 from runs/folder; not loaded: head\n' in second.output
     assert second.output.endswith('everything is in runs/finetune\n')
     third = commands.run('resnet_jax.predict', '--checkpoint=runs/finetune', '--json',

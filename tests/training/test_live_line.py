@@ -40,6 +40,7 @@ def adding(self, reports):
     if steps == 7:
         warn('seven.')
     if steps == 13 and 'stop' in sys.argv:
+        os.write(1, b'^C')  # the terminal's echo
         os.kill(os.getpid(), signal.SIGINT)
 
 log.StepLog.add, loop.LIVE_SECONDS = adding, 0
