@@ -344,13 +344,17 @@ def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('jax_plugins') is None,
                     reason="JAX's plugin for CUDA is not installed: pip install -e '.[cuda]'")
-def test_two_machines_of_gpus_are_compiled_for_without_a_gpu(replicated):
-    config = host_config()
-    config.model.virtual_batch_size = 4
-    result = compiled.report(config, topologies.create('h100:16'))
-    assert result['devices'] == 16 and result['parameters'] == replicated['parameters']
-    assert result['collectives']['all-reduce']['bytes'] == pytest.approx(
-        replicated['collectives']['all-reduce']['bytes'], rel=0.01)
+def test_two_machines_of_gpus_are_compiled_for_without_a_gpu(commands):
+    process = commands.run(
+        'resnet_jax.compile', '--topology=h100:16', '--json', '--config=configs/digits_r20.py',
+        '--config.model.depth=8', '--config.model.width=8', '--config.batch_size=64',
+        '--config.model.virtual_batch_size=4')
+    assert process.status == 0, process.errors
+    result = json.loads(process.output)
+    assert (result['devices'], result['device']) == (16, 'GPU') and result['notes']
+    # Gradients, and statistics, losses and counts.
+    assert 4 * result['parameters'] < result['collectives']['all-reduce']['bytes'] < (
+        4.2 * result['parameters'])
     assert result['flops'] == result['model_flops'] and result['communication_seconds'] > 0
 
 
