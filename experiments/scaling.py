@@ -59,6 +59,7 @@ def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
         columns.append(alt.vconcat(*(
             alt.layer(*layers, base.mark_line().encode(y), marks.encode(y)) for y, layers in (
                 (alt.Y('images_per_second:Q', title='images per second',
+                       axis=alt.Axis(format='~s', grid=False, tickCount=4),
                        scale=alt.Scale(type='log')), ()),
                 (alt.Y('efficiency:Q', title='efficiency', axis=alt.Axis(format='%'),
                        scale=alt.Scale(zero=False)),

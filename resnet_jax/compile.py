@@ -36,9 +36,9 @@ SWEEP = cli.flag(
 
 def main(_) -> None:
     config = CONFIG.value
-    names = scaling.expand(SWEEP.value or [TOPOLOGY.value or config.topology])
-    if not all(names):
-        raise UserError(cli.give('--topology=NAME', __name__))
+    names = scaling.expand(SWEEP.value or list(filter(None, [TOPOLOGY.value or config.topology])))
+    if not names:
+        raise UserError(cli.give('--topology=NAME', main.__module__))
     jax.config.update('jax_platforms', 'cpu')  # before JAX looks for accelerators to take
     jax.config.update('jax_enable_compilation_cache', False)  # to compile is the point
     if not JSON.value and (text := derived_table(config)):

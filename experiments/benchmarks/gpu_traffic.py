@@ -12,71 +12,33 @@ autotuning, which needs a GPU, so the memory of their workspaces is not included
 
 import collections
 import json
-import os
 import re
 
+import jax
 import turns
 from absl import flags
 
 from resnet_jax import cli
-from resnet_jax.errors import UserError
-from resnet_jax.xla import hlo
+from resnet_jax.distributed import sharding
+from resnet_jax.training.program import build
+from resnet_jax.xla import hlo, topologies
 
+BANDWIDTH = topologies.GPUS['h100'].bandwidth
 CONFIG = cli.config_flag()
 ROWS = flags.DEFINE_integer('rows', 12, 'Kinds of kernels in the table, by traffic.', 1)
 JSON = flags.DEFINE_string('json', '', 'File for the result.')
 
-# NVIDIA H100 SXM, as its driver reports it.
-TARGET = '''
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-'''
-BANDWIDTH = 3352320000000
-
 
 def compile_step(config):
-    """The compiled step; JAX must not have been imported."""
-    os.environ['JAX_SKIP_CUDA_CONSTRAINTS_CHECK'] = '1'  # would look for a GPU
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_autotune_level=0'
-    import jax
-    from jax.experimental import topologies
-
-    from resnet_jax.distributed import sharding
-    from resnet_jax.training.program import build
-
-    jax.config.update('jax_enable_compilation_cache', False)
-    try:
-        devices = topologies.get_topology_desc(
-            platform='cuda', target_config=TARGET, topology='1x1x1').devices
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(f'XLA cannot compile for a GPU here ({" ".join(str(error).split())}): '
-                        "pip install -e '.[cuda]'.") from error
+    """The compiled step."""
     jax.config.update('jax_platforms', 'cpu')  # for all that is computed
-    program = build(config, sharding.create_mesh(config, devices), blank=True)
+    jax.config.update('jax_enable_compilation_cache', False)
+    gpu = topologies.create('h100:1')
+    program = build(config, sharding.create_mesh(config, list(gpu.devices)), blank=True)
     pipeline, steps = program.train_data, config.steps_per_call
     inputs = (pipeline.input_shapes,) * (1 if pipeline.shares_inputs else steps)
-    return program.lower_train_steps(program.state, inputs, steps).compile()
+    return program.lower_train_steps(program.state, inputs, steps).compile(
+        compiler_options=gpu.compiler_options)
 
 
 def _kind(instruction) -> str:

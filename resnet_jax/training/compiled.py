@@ -61,15 +61,12 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     }
     if spanning := accumulation.spanning(config, program.mesh.shape['data'], devices.device):
         result['notes'].append(spanning)
-    if devices.device == 'GPU':
-        result['notes'].append('compiled for simulated CPU devices: the FLOPs and the collectives '
-                               'are those of GPUs too, the memory and the bytes are not.')
     steps, pipeline = config.steps_per_call, program.train_data
     inputs = (pipeline.input_shapes,) * (1 if pipeline.shares_inputs else steps)
     start = time.perf_counter()
     lowered = program.lower_train_steps(program.state, inputs, steps)
     try:
-        compiled: Any = lowered.compile()
+        compiled: Any = lowered.compile(compiler_options=devices.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         result['memory'] |= _needed(str(error), program)
         return result
@@ -77,10 +74,16 @@ def report(config: ConfigDict, devices: Topology) -> dict[str, Any]:
     result['memory'] |= _memory(compiled)
     result['fits'] = result['memory']['total'] <= devices.memory
     module = hlo.parse(compiled.as_text())
-    costs = compiled.cost_analysis()
-    for name, key, factor in zip(('flops', 'bytes'), ('flops', 'bytes accessed'),
-                                 hlo.loop_factors(module), strict=True):
-        result[name] = round(costs[key] * factor / steps) * count
+    if costs := compiled.cost_analysis():
+        for name, key, factor in zip(('flops', 'bytes'), ('flops', 'bytes accessed'),
+                                     hlo.loop_factors(module), strict=True):
+            result[name] = round(costs[key] * factor / steps) * count
+    else:
+        result['flops'] = result['model_flops']
+        result['bytes'] = count * round(
+            sum(moved * times for _, moved, times in hlo.kernels(module)) / steps)
+        result['notes'].append("XLA counts nothing for these devices: the FLOPs are the model's, "
+                               'the bytes are what goes in and out of every kernel.')
     result['collectives'] = {
         name: {key: -(-value // steps) for key, value in total.items()}
         for name, total in hlo.collectives(module).items()}

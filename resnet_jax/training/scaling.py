@@ -30,14 +30,14 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
       'base': the `compiled.report` of the first topology. 'points': for each kind of scaling and
       topology, 'scaling', 'topology', 'devices', 'batch_size', 'images_per_device'; 'flop_seconds',
       'memory_seconds' and 'communication_seconds'; 'images_per_second' and 'efficiency', images per
-      second and device relative to the smallest topology, if communication overlaps with nothing,
-      and 'efficiency_overlapped', if it overlaps with everything; 'bound', the longest of the
-      times.
+      second and device relative to the smallest topology without communication, if communication
+      overlaps with nothing, and 'efficiency_overlapped', if it overlaps with everything; 'bound',
+      the longest of the times.
 
     Raises:
       UserError: there is no such topology, or its peak is not known; the step does not fit.
     """
-    targets = [topologies.describe(name) for name in names]
+    targets = sorted(map(topologies.describe, names), key=lambda target: target.count)
     if unknown := [target.name for target in targets if target.peak is None]:
         raise UserError(f'--sweep cannot predict {unknown[0]}, whose peak is not known.')
     base = compiled.report(config, topologies.create(names[0]))
@@ -45,11 +45,10 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
     points = []
     for scaling in ('weak', 'strong'):
         rows = [_point(scaling, base, config.batch_size, target) for target in targets]
+        alone = rows[0]['images_per_device'] / _compute(rows[0])
         for row in rows:
-            for name, seconds in (('efficiency', _in_turn), ('efficiency_overlapped', _at_once)):
-                own, smallest = (each['images_per_device'] / seconds(each) for each in (
-                    row, min(rows, key=lambda row: row['devices'])))
-                row[name] = own / smallest
+            row['efficiency'] = row['images_per_device'] / _in_turn(row) / alone
+            row['efficiency_overlapped'] = row['images_per_device'] / _at_once(row) / alone
         points += rows
     return {'base': base, 'points': points}
 
@@ -68,18 +67,18 @@ def table(result: dict[str, Any]) -> str:
     lines = [f'{"scaling":<8} {"topology":<12} {"devices":>7} {"batch":>8} {"images":>8} '
              f'{"compute":>10} {"all-reduce":>11} {"images/s":>10} {"efficiency":>15}  bound by']
     for row in result['points']:
-        compute = max(row['flop_seconds'], row['memory_seconds'])
         efficiency = f'{row["efficiency"]:.0%} to {row["efficiency_overlapped"]:.0%}'
         lines.append(
             f'{row["scaling"]:<8} {row["topology"]:<12} {row["devices"]:>7,} '
-            f'{row["batch_size"]:>8,} {row["images_per_device"]:>8,.4g} {1000 * compute:>7.2f} ms '
+            f'{row["batch_size"]:>8,} {row["images_per_device"]:>8,.4g} '
+            f'{1000 * _compute(row):>7.2f} ms '
             f'{1000 * row["communication_seconds"]:>8.2f} ms {row["images_per_second"]:>10,.0f} '
             f'{efficiency:>15}  {row["bound"]}')
     return '\n'.join([
         *lines, '', 'images: per device. images/s: if the all-reduce overlaps with nothing.',
-        'efficiency: per device, relative to the smallest, without and with full overlap.',
-        f'compiled for {result["base"]["topology"]} only; the others run the same program per '
-        'device.', *(f'note: {note}' for note in result['base']['notes'])])
+        'efficiency: relative to the smallest without communication, without and with overlap.',
+        f'Compiled for {result["base"]["topology"]} only: whether more images per device fit into '
+        'memory is not checked.', *(f'note: {note}' for note in result['base']['notes'])])
 
 
 def _point(scaling: str, base: dict[str, Any], batch: int,
@@ -101,11 +100,16 @@ def _point(scaling: str, base: dict[str, Any], batch: int,
                   'bound': max(times, key=times.get)}
 
 
+def _compute(row: dict[str, Any]) -> float:
+    """Seconds of a step without communication."""
+    return max(row['flop_seconds'], row['memory_seconds'])
+
+
 def _in_turn(row: dict[str, Any]) -> float:
     """Seconds of a step whose collectives wait for its arithmetic."""
-    return max(row['flop_seconds'], row['memory_seconds']) + row['communication_seconds']
+    return _compute(row) + row['communication_seconds']
 
 
 def _at_once(row: dict[str, Any]) -> float:
     """Seconds of a step whose collectives overlap with its arithmetic."""
-    return max(row['flop_seconds'], row['memory_seconds'], row['communication_seconds'])
+    return max(_compute(row), row['communication_seconds'])

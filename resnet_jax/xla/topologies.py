@@ -6,11 +6,14 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from resnet_jax.errors import UserError
+from resnet_jax.xla import h100
 from resnet_jax.xla.networks import Level
 
 
@@ -77,9 +80,10 @@ CHIPS = {
     'v6e': Chip(918e12, 1638e9, 32 * 2**30, 2, 256, 180e9, 12.5e9, 16),
     'tpu7x': Chip(2307e12, 7380e9, 192 * 2**30, 3, 9216, 180e9, 12.5e9, 4, devices=2),
 }
-# 'GPUs' of the same book, 'Networking': NVLink 450 GB/s per GPU, InfiniBand 400 GB/s per machine.
-GPUS = {'h100': Gpu(989e12, 3350e9, 80 * 10**9, 8, 450e9, 50e9)}
-HOP_SECONDS = 1e-6  # over a link between TPUs, whatever the size; the same book, 'AllGather'
+# 'GPUs' of the same book: NVLink 450 GB/s per GPU, InfiniBand 400 GB/s per machine. The
+# bandwidth of the memory is the driver's figure.
+GPUS = {'h100': Gpu(989e12, 3352.32e9, 80 * 10**9, 8, 450e9, 50e9)}
+HOP_SECONDS = 1e-6  # over a link between TPUs, whatever the size; the same book
 # Nothing is run: no chip is taken, since others may hold those of this machine, and libtpu need not
 # look for the machine's place in a slice.
 LIBTPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_LOG_DIR': 'disabled',
@@ -100,6 +104,7 @@ class Topology:
       memory: bytes of one device.
       network: what links the devices, from the inside out; (): not known.
       devices: of JAX; only to compile for, unless they are CPUs. See `create`.
+      compiler_options: that these devices need.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Topology:
     memory: int
     network: tuple[Level, ...] = ()
     devices: tuple[jax.Device, ...] = ()
+    compiler_options: Mapping[str, Any] | None = None
 
 
 def describe(name: str) -> Topology:
@@ -144,13 +150,11 @@ def describe(name: str) -> Topology:
 def create(name: str) -> Topology:
     """Creates the topology of this name, with devices to compile for.
 
-    Without GPUs there is no compiler for them, so theirs are simulated CPU devices.
-
     Args:
       name: see `describe`; a single slice of TPUs.
 
     Raises:
-      UserError: there is no such topology, or libtpu is missing.
+      UserError: there is no such topology, or libtpu or JAX's plugin for CUDA is missing.
     """
     topology, kind = describe(name), name.partition(':')[0]
     if kind in CHIPS:
@@ -159,6 +163,9 @@ def create(name: str) -> Topology:
                             'put it behind another topology in --sweep.')
         shape = tuple(int(size) for size in name.partition(':')[2].split('x'))
         return dataclasses.replace(topology, devices=_tpu_devices(name, shape, CHIPS[kind]))
+    if kind in GPUS:
+        return dataclasses.replace(topology, devices=_gpu_devices(name, GPUS[kind], topology.count),
+                                   compiler_options=h100.COMPILER_OPTIONS)
     return dataclasses.replace(topology, devices=_simulated(name, topology.count))
 
 
@@ -210,6 +217,19 @@ def _of_gpus(name: str, gpu: Gpu, count: int) -> Topology:
     network = (Level(count // nodes, gpu.link), Level(nodes, gpu.network))
     return Topology(name, count, 'GPU', gpu.peak, gpu.bandwidth, gpu.memory,
                     tuple(level for level in network if level.size > 1))
+
+
+def _gpu_devices(name: str, gpu: Gpu, count: int) -> tuple[jax.Device, ...]:
+    nodes = max(count // gpu.node, 1)
+    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # it would look for a GPU
+    try:
+        return tuple(topologies.get_topology_desc(
+            platform='cuda', target_config=h100.TARGET,
+            topology=f'1x{nodes}x{count // nodes}').devices)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise UserError(f'--topology={name} is compiled by XLA for CUDA, which cannot be used here '
+                        f'({" ".join(str(error).split())}): run '
+                        "`pip install -e '.[cuda]'`.") from error
 
 
 def _simulated(name: str, count: int) -> tuple[jax.Device, ...]:

@@ -119,7 +119,7 @@ def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache, com
     if importlib.util.find_spec('jax_plugins') is None:
         process = commands.run('experiments/benchmarks/gpu_traffic.py', *TINY)
         assert process.status == 1
-        assert process.errors.splitlines()[-1].endswith("pip install -e '.[cuda]'.")
+        assert process.errors.splitlines()[-1].endswith("run `pip install -e '.[cuda]'`.")
         assert 'Traceback' not in process.errors
         return
     result = benchmark('gpu_traffic', tmp_path, cache, *TINY)

@@ -339,3 +339,29 @@ def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
     assert result['collectives']['all-reduce']['count'] <= 2
     assert result['flops'] == pytest.approx(result['model_flops'], rel=0.25)
     assert 0 < result['mfu'] < 1 and result['roofline_seconds'] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('jax_plugins') is None,
+                    reason="JAX's plugin for CUDA is not installed: pip install -e '.[cuda]'")
+def test_two_machines_of_gpus_are_compiled_for_without_a_gpu(commands):
+    process = commands.run(
+        'resnet_jax.compile', '--topology=h100:16', '--json', '--config=configs/digits_r20.py',
+        '--config.model.depth=8', '--config.model.width=8', '--config.batch_size=64',
+        '--config.model.virtual_batch_size=4')
+    assert process.status == 0, process.errors
+    result = json.loads(process.output)
+    assert (result['devices'], result['device']) == (16, 'GPU') and result['notes']
+    # Gradients, and statistics, losses and counts.
+    assert 4 * result['parameters'] < result['collectives']['all-reduce']['bytes'] < (
+        4.2 * result['parameters'])
+    assert result['flops'] == result['model_flops'] and result['communication_seconds'] > 0
+
+
+def test_the_topology_may_follow_from_the_config(commands):
+    process = commands.run(
+        'resnet_jax.compile', '--json', '--config=configs/digits_r20.py',
+        '--config.topology=v9:2x2')
+    assert process.errors.splitlines()[-1].startswith("error: there is no topology 'v9:2x2'")
+    process = commands.run('resnet_jax.compile', '--config=configs/digits_r20.py')
+    assert process.errors.startswith('error: give --topology=NAME, for example: python -m')
