@@ -73,6 +73,13 @@ def file_system() -> Any:
     return epath.backend.fsspec_backend.fs(BUCKETS)
 
 
+def upload(folder: pathlib.Path, target: Path) -> None:
+    """Copies all files below a folder to a path in a bucket."""
+    for file in folder.rglob('*'):
+        if file.is_file():
+            (target / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
 def problem(error: BaseException | None) -> str | None:
     """What a person can do about an error of a bucket; None if it is an error of another kind."""
     while error is not None:

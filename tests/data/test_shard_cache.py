@@ -6,11 +6,14 @@ import pickle
 import numpy as np
 import pytest
 
+from resnet_jax import storage
 from resnet_jax.data import shard_writer
 from resnet_jax.data.shards import Shards
 from resnet_jax.data.sources import labelled
 from resnet_jax.errors import UserError
-from tests import buckets
+from resnet_jax.training import loop
+from tests import buckets, tiny
+from tests.training.test_train import arrays, assert_same_bits, rows
 
 PER_SHARD, IMAGES = 10, 45
 ENOUGH = 2**30
@@ -144,3 +147,27 @@ def test_missing_data_denied_access_and_no_cache_end_in_one_sentence(bucket, pat
     bucket.fault = lambda request: 403
     with pytest.raises(UserError, match='cannot be read: access is denied'):
         source[0]
+
+
+@pytest.mark.slow
+def test_training_from_shards_in_a_bucket_is_training_from_disk(bucket, tmp_path):
+    for split, seed in (('train', 0), ('test', 1)):
+        images = np.random.default_rng(seed).integers(0, 256, (70, 12, 12, 3), np.uint8)
+        shard_writer.prepare(
+            labelled(images, np.arange(70) % 10, 10, split), split, tmp_path / 'shards',
+            shorter_side=0, quality=90, images_per_shard=16, processes=1, skip_unreadable=False)
+    for file in (tmp_path / 'shards').iterdir():
+        bucket.put(f'shards/{file.name}', file.read_bytes())
+    config = tiny.config()
+    config.num_steps = config.log.every_steps = config.checkpoint.every_steps = 3
+    config.eval.every_steps, config.eval.batch_size, config.batch_size = 3, 35, 16
+    config.data.update(source='shards', image_size=8, channels=3, pipeline='host')
+    config.data.cache = str(tmp_path / 'cache')
+    workdirs = [tmp_path / 'disk', storage.path_of('gs://runs/from_shards')]
+    for workdir, path in zip(workdirs, (tmp_path / 'shards', 'gs://runs/shards'), strict=True):
+        config.data.path = str(path)
+        loop.train(config, workdir)
+    assert_same_bits(*(arrays(workdir, 3) for workdir in workdirs))
+    assert [row['train/loss'] for row in rows(workdirs[0])[:1]] == [
+        row['train/loss'] for row in rows(workdirs[1])[:1]]
+    assert 'train/data_wait_fraction' in rows(workdirs[1])[0]

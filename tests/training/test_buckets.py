@@ -7,12 +7,15 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnet_jax
 from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop, writers
+from resnet_jax.weights.checkpoint import steps_in
 from tests import tiny, xla_options
+from tests.distributed.test_processes import Job, main
 from tests.training.test_faults import build_once
 from tests.training.test_train import arrays, assert_same_bits, logged, points, rows
 
@@ -21,6 +24,7 @@ RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.mod
        '--config.batch_size=64', '--config.num_steps=60', '--config.mesh.data=1',
        '--config.schedule.name=constant', '--config.checkpoint.every_steps=4',
        '--config.eval.every_steps=20', '--config.log.every_steps=5']
+SHORT = {'num_steps': 20, 'eval.every_steps': 10}
 ONE_DEVICE = {'XLA_FLAGS': xla_options.quick(devices=1)}
 
 
@@ -168,8 +172,29 @@ def test_killed_at_ten_moments_it_ends_with_the_bits_of_a_run_on_disk(bucket, co
     print(f'{kills} kills, of which {resumed} after resuming')
     assert kills == 10 and resumed >= 3
     assert_same_run(workdir, tmp_path, 60)
-    (evaluated,) = [commands.run('resnet_jax.evaluate', f'--workdir={path}', '--json',
-                                 env=env) for path in ('gs://runs/killed',)]
+    evaluated = commands.run('resnet_jax.evaluate', '--workdir=gs://runs/killed', '--json', env=env)
     assert evaluated.status == 0, evaluated.errors
-    found = json.loads(evaluated.output)
-    assert rows(tmp_path)[-1]['eval/loss'] == pytest.approx(found['loss'], rel=1e-5)
+    found = json.loads(evaluated.output.splitlines()[-1])
+    assert rows(tmp_path)[-1]['eval/loss'] == pytest.approx(found['eval/loss'], rel=1e-4)
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / 'image.png')
+    predicted = [commands.run('resnet_jax.predict', f'--checkpoint={path}', '--json',
+                              str(tmp_path / 'image.png'), env=env) for path in (workdir, tmp_path)]
+    assert predicted[0].status == 0, predicted[0].errors
+    assert predicted[0].output == predicted[1].output != ''
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_a_bucket_end_with_the_bits_of_two_on_disk(
+        bucket, commands, tmp_path):
+    workdir = storage.path_of('gs://runs/two')
+    job = Job(commands, *main(tmp_path, **SHORT))
+    assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    job = Job(commands, *main(workdir, **SHORT), env=lambda *_: bucket.variables)
+    job.until(lambda: steps_in(workdir / 'checkpoints'))
+    job.processes[1].send_signal(signal.SIGKILL)
+    assert job.wait()[1] == -signal.SIGKILL
+    job = Job(commands, *main(workdir, **SHORT), env=lambda *_: bucket.variables)
+    assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    assert 'resuming from step' in job.output(0)
+    last = steps_in(tmp_path / 'checkpoints')[-1]
+    assert_same_run(workdir, tmp_path, last)
