@@ -87,8 +87,8 @@ def problem(error: BaseException | None) -> str | None:
         if 'Forbidden' in text or 'PERMISSION_DENIED' in text or code in ('401', '403'):
             return ('access is denied; run `gcloud auth application-default login`, or give the '
                     'account of this machine the role Storage Object User')
-        if 'DefaultCredentialsError' in text:
-            return 'there are no credentials; run `gcloud auth application-default login`'
+        if type(error).__module__.startswith('google.auth'):
+            return 'there are no valid credentials; run `gcloud auth application-default login`'
         if code.startswith(('5', '429')) or 'UNAVAILABLE' in text or _of_connection(error):
             return ('the storage service did not answer in spite of repeated attempts '
                     f'({" ".join(text.split())[:120]})')
@@ -99,7 +99,7 @@ def problem(error: BaseException | None) -> str | None:
 
 
 def _of_connection(error: BaseException) -> bool:
-    return type(error).__module__.split('.')[0] in ('aiohttp', 'requests', 'google') or isinstance(
+    return type(error).__module__.split('.')[0] in ('aiohttp', 'requests') or isinstance(
         error, ConnectionError | TimeoutError)
 
 

@@ -84,7 +84,8 @@ def over_slices(shape: tuple[int, int], devices: Sequence[jax.Device], slices: i
         raise UserError(f'mesh.data={data} and mesh.model={model} do not fit {slices} slices with '
                         f'{len(devices)} devices: mesh.data must be a multiple of the number of '
                         'slices, and mesh.model must divide the devices of each slice.')
-    return mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, model), (slices, 1), devices, allow_split_physical_axes=True)
 
 
 def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:

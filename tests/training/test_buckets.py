@@ -127,6 +127,24 @@ def test_a_bucket_that_is_missing_or_denied_is_named_before_anything_is_read(buc
         loop.train(config(), storage.path_of('gs://runs/denied'))
 
 
+def test_errors_of_buckets_are_one_sentence(bucket):
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import DefaultCredentialsError
+
+    for error, sentence in (
+            (HttpError({'code': 503, 'message': 'Backend Error'}), 'did not answer'),
+            (HttpError({'code': 401, 'message': 'Anonymous'}), 'access is denied'),
+            (HttpError({'code': 400, 'message': 'Odd'}), 'refused a request'),
+            (OSError('Forbidden: b/runs/o'), 'access is denied'),
+            (ConnectionResetError('reset by peer'), 'did not answer'),
+            (DefaultCredentialsError('none'), 'no valid credentials'),
+            (ValueError('PERMISSION_DENIED: Error writing "gs://runs/a"'), 'access is denied')):
+        wrapped = RuntimeError('while saving')
+        wrapped.__cause__ = error
+        assert sentence in storage.problem(error) and sentence in storage.problem(wrapped)
+    assert storage.problem(ZeroDivisionError('division by zero')) is None
+
+
 def test_other_urls_are_refused():
     with pytest.raises(UserError, match=r'only gs://BUCKET/FOLDER is supported'):
         storage.path_of('s3://bucket/run')
