@@ -12,7 +12,7 @@ from resnet_jax.data.shards import Shards
 from resnet_jax.data.sources import labelled
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop
-from tests import buckets, tiny
+from tests import tiny
 from tests.training.test_train import arrays, assert_same_bits, rows
 
 PER_SHARD, IMAGES = 10, 45
@@ -37,7 +37,7 @@ def upload(bucket, folder, name):
     """Copies a folder into the bucket."""
     for file in folder.iterdir():
         bucket.put(f'{name}/{file.name}', file.read_bytes())
-    return f'gs://{buckets.BUCKET}/{name}'
+    return f'gs://runs/{name}'
 
 
 @pytest.fixture
