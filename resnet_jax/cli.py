@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from resnet_jax import storage
 from resnet_jax.config import check_ranges, given, leaves, problem_of_name
 from resnet_jax.errors import UserError
 
@@ -128,13 +129,13 @@ def config_name() -> str:
     return '_'.join([pathlib.Path(path).stem, *filter(None, re.split(r'[^\w.-]+', argument))])
 
 
-def workdir(default: str | None = None) -> pathlib.Path:
+def workdir(default: str | None = None) -> storage.Path:
     """The folder that --workdir names.
 
     Args:
       default: the folder where it names none; None: runs/NAME, after the config file NAME.py.
     """
-    return pathlib.Path(flags.FLAGS.workdir or default or f'runs/{config_name()}')
+    return storage.path_of(flags.FLAGS.workdir or default or f'runs/{config_name()}')
 
 
 def json_flag() -> flags.FlagHolder:

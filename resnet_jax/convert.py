@@ -18,7 +18,7 @@ import pathlib
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, storage
 from resnet_jax.errors import UserError
 
 INPUT = cli.flag(
@@ -73,7 +73,7 @@ def main(_) -> None:
                          BN_EPSILON.value)
     classes = (_classes(found.config.model.num_classes) if CLASSES.value else found.classes)
     print(found.describe())
-    stored.write(pathlib.Path(OUTPUT.value).expanduser(), found, classes)
+    stored.write(storage.path_of(OUTPUT.value).expanduser(), found, classes)
     print(f'wrote {OUTPUT.value}')
 
 

@@ -21,7 +21,7 @@ import pathlib
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, storage
 from resnet_jax.data.sizes import pair
 from resnet_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def main(_) -> None:
 
     if len(CHECKPOINT.value) != 1:
         raise UserError(cli.give('one --checkpoint=DIR, a workdir or converted weights', __name__))
-    path, output = pathlib.Path(CHECKPOINT.value[0]), pathlib.Path(OUTPUT.value).expanduser()
+    path, output = storage.path_of(CHECKPOINT.value[0]), pathlib.Path(OUTPUT.value).expanduser()
     if output.suffix not in ('.safetensors', '.stablehlo'):
         raise UserError(f'--output must end in .safetensors or .stablehlo, got {output}.')
     if not output.parent.is_dir():

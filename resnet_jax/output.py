@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -10,9 +9,14 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
+from resnet_jax import storage
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+
+def write_whole(path: storage.Path, content: str | bytes) -> None:
     """Writes a file such that it is there whole or not at all."""
+    if storage.in_bucket(path):  # as all objects of a bucket are
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)

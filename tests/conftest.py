@@ -5,6 +5,7 @@ again, in whichever process.
 """
 
 import atexit
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -46,3 +47,15 @@ def commands():
     commands = Commands()
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope='session')
+def bucket():
+    """The bucket gs://runs of a server on this machine; see `tests.buckets`."""
+    for module in ('gcsfs', 'gcp_storage_emulator'):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f'{module} is not installed')
+    from tests import buckets
+
+    with buckets.served() as bucket:
+        yield bucket

@@ -12,16 +12,16 @@ COMMANDS = ('__main__', 'main', 'evaluate', 'predict', 'summary', 'compile', 'co
 
 # What each room may import, besides itself.
 BELOW = {
-    'errors': (), 'regions': (),
-    'config': ('errors',), 'output': (),
+    'errors': (), 'regions': (), 'storage': ('errors',),
+    'config': ('errors',), 'output': ('storage',),
     'models': ('regions',),
     'xla': ('errors', 'output'), 'distributed': ('errors', 'output', 'xla'),
-    'data': ('config', 'errors', 'output', 'distributed', 'xla', 'regions'),
-    'weights': ('config', 'errors', 'output', 'distributed', 'xla', 'models', 'data'),
+    'data': ('config', 'errors', 'output', 'storage', 'distributed', 'xla', 'regions'),
+    'weights': ('config', 'errors', 'output', 'storage', 'distributed', 'xla', 'models', 'data'),
 }
 BELOW['tasks'] = (*BELOW['weights'], 'weights', 'regions')
 BELOW['training'] = (*BELOW['tasks'], 'tasks')
-BELOW['cli'] = ('config', 'errors')
+BELOW['cli'] = ('config', 'errors', 'storage')
 BELOW['commands'] = (*BELOW['training'], 'training', 'cli')
 BELOW['__init__'] = BELOW['commands']  # load and create, which import when they are called
 

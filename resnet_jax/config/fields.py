@@ -12,13 +12,15 @@ from ml_collections.config_dict import placeholder
 EXECUTION_FIELDS = (
     'num_steps', 'steps_per_call', 'xla_preset', 'model.unroll', 'model.remat', 'init.checkpoint',
     'init.resume_from', 'data.path', 'data.pipeline', 'data.resident_bytes', 'data.on_unreadable',
-    'data.workers', 'data.threads', 'data.chunk_size', 'data.batches_ahead', 'data.cache', 'eval',
-    'checkpoint', 'log', 'profile', 'mesh', 'compilation_cache', 'topology', 'derived',
+    'data.workers', 'data.threads', 'data.chunk_size', 'data.batches_ahead', 'data.cache',
+    'data.bucket_cache_bytes', 'eval', 'checkpoint', 'log', 'profile', 'mesh', 'compilation_cache',
+    'topology', 'derived',
 )
 
 # Fields that may differ between the processes of a job, which have their own disks and cores.
 LOCAL_FIELDS = ('init.checkpoint', 'data.path', 'data.workers', 'data.threads', 'data.chunk_size',
-                'data.batches_ahead', 'data.cache', 'compilation_cache')
+                'data.batches_ahead', 'data.cache', 'data.bucket_cache_bytes',
+                'compilation_cache')
 
 # Values that reproduce runs made before a field existed, if different from the field's default.
 BEFORE = {'optimizer.ema_warmup': False, 'data.randaugment_noise': 0.0,
@@ -215,6 +217,7 @@ def default() -> ConfigDict:
     data.chunk_size = 16  # images that a thread decodes at a time
     data.batches_ahead = 2  # batches decoded in advance, and as many on the devices
     data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
+    data.bucket_cache_bytes = 2**38  # ('shards' in gs:// only) limit of their copies in data.cache
 
     loss = config.loss = ConfigDict()
     # (classification only) 'cross_entropy' of the softmax, or 'binary': a logistic loss per class.
@@ -317,7 +320,8 @@ LEAST = {
     'seed': 0, 'model.width': 1, 'model.stem_width': 1, 'model.num_classes': 1,
     'model.bottleneck_width': 1, 'model.groups': 1,
     'num_steps': 1, 'num_epochs': 1, 'batch_size': 1, 'steps_per_call': 1, 'data.channels': 1,
-    'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0, 'data.eval_resize': 1,
+    'data.crop_padding': 0, 'data.holdout': 0, 'data.resident_bytes': 0,
+    'data.bucket_cache_bytes': 0, 'data.eval_resize': 1,
     'data.color_noise': 0, 'data.randaugment_layers': 0, 'data.randaugment_magnitude': 0,
     'data.randaugment_noise': 0, 'data.mixup_alpha': 0, 'data.cutmix_alpha': 0,
     'data.workers': 0, 'data.threads': 1, 'data.chunk_size': 1, 'data.batches_ahead': 1,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax import storage
 from resnet_jax.data.sources import digest
 from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
@@ -240,7 +241,7 @@ def _images(folder: pathlib.Path, name: str) -> list[File]:
 
 def _lines(path: str, field: str) -> list[str]:
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+        text = storage.path_of(path).expanduser().read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{field} names {path}, which cannot be read as text.') from error
     return [line for line in text.splitlines() if line.strip()]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from resnet_jax import cli
+from resnet_jax import cli, storage
 from resnet_jax.data import command, object_writer
 from resnet_jax.data.shard_writer import prepare, verify
 from resnet_jax.data.shards import Shards
@@ -46,6 +46,9 @@ flags.adopt_module_key_flags(command)
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    if storage.in_bucket(OUTPUT.value):
+        raise UserError(f'--output={OUTPUT.value} is in a bucket: write to a local folder, and '
+                        'copy it with `gcloud storage cp -r`.')
     output = pathlib.Path(OUTPUT.value).expanduser()
     processes = PROCESSES.value or available_cores()
     if FORMAT.value != 'shards':

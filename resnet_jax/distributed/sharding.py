@@ -1,9 +1,12 @@
 """The device mesh, and the sharding of each array of the training state."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -51,8 +54,38 @@ def create_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> 
     if count < len(devices) and jax.process_count() > 1:
         raise UserError(f'mesh.data x mesh.model is {count}, but a job of several processes must '
                         f'use all its {len(devices)} devices.')
-    return jax.make_mesh(shape, AXES, devices=devices[:count],
-                         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    slices = num_slices(devices[:count])
+    if slices > 1:
+        return Mesh(over_slices(shape, devices[:count], slices), AXES, axis_types=axis_types)
+    return jax.make_mesh(shape, AXES, devices=devices[:count], axis_types=axis_types)
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices, which are connected by the network of the data center, these are of."""
+    if devices[0].platform != 'tpu':
+        return 1
+    return len({getattr(device, 'slice_index', 0) for device in devices})
+
+
+def over_slices(shape: tuple[int, int], devices: Sequence[jax.Device], slices: int) -> np.ndarray:
+    """The devices of several slices, [data, model]: only the axis 'data' crosses slices.
+
+    What is sharded over 'model' stays within a slice; gradients are summed over all of them.
+
+    Raises:
+      UserError: a slice does not hold whole rows of the mesh, or only a part of it would be used.
+    """
+    data, model = shape
+    each = len(devices) // slices
+    if data % slices or each % model or len({
+            sum(other.slice_index == device.slice_index for other in devices)
+            for device in devices}) > 1:
+        raise UserError(f'mesh.data={data} and mesh.model={model} do not fit {slices} slices with '
+                        f'{len(devices)} devices: mesh.data must be a multiple of the number of '
+                        'slices, and mesh.model must divide the devices of each slice.')
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, model), (slices, 1), devices, allow_split_physical_axes=True)
 
 
 def state_shardings(config: ConfigDict, mesh: Mesh, state: Any) -> Any:

@@ -1,22 +1,22 @@
 """Loads trained networks of any task."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.task import Task, get
 from resnet_jax.weights import stored
 
 
-def load(path: str | pathlib.Path) -> Any:
+def load(path: str | storage.Path) -> Any:
     """Loads the network of a workdir, a checkpoint, weights or a name; see `resnet_jax.load`."""
-    path = pathlib.Path(path)
+    path = storage.path_of(path)
     weights = stored.read(path)
     return get(weights.config.task).load(weights, path)
 
 
-def load_all(paths: Sequence[str | pathlib.Path]) -> tuple[Task, list[Any]]:
+def load_all(paths: Sequence[str | storage.Path]) -> tuple[Task, list[Any]]:
     """Loads networks, and checks that they have the same task.
 
     Raises:

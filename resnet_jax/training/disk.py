@@ -1,4 +1,4 @@
-"""Turns errors of full or read-only disks, also from background writes, into one-line errors."""
+"""Turns errors of disks and buckets, also from background writes, into one-line errors."""
 
 import contextlib
 import errno
@@ -9,6 +9,7 @@ import pathlib
 import traceback
 from collections.abc import Iterator
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.weights.checkpoint import quiet_ends, steps_in
 
@@ -18,27 +19,34 @@ REMEDIES = {errno.ENOSPC: 'Make space', errno.EDQUOT: 'Make space',
 
 
 @contextlib.contextmanager
-def errors_of(workdir: pathlib.Path) -> Iterator[None]:
+def errors_of(workdir: storage.Path) -> Iterator[None]:
     """Turns a failure to write to a run's folder into a one-line error.
 
     Args:
       workdir: of a run.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written to.
+      UserError: the disk is full, or the folder or bucket cannot be written to.
     """
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).addFilter(_is_news)
-    number = None
+    number = of_bucket = None
     try:
         with quiet_ends():
             yield
     except UserError:
         raise
     except Exception as error:
-        number = _number(error, workdir)
-        if number is None:
+        if storage.in_bucket(workdir):
+            of_bucket = storage.problem(error)
+        else:
+            number = _number(error, workdir)
+        if number is None and of_bucket is None:
             raise
+    if of_bucket is not None:
+        gc.collect()
+        raise UserError(f'{workdir} cannot be written to: {of_bucket}. Run the same command again '
+                        'to resume.')
     if number is not None:
         # Collects the other failed tasks now; at exit, asyncio would print their errors.
         gc.collect()
@@ -46,7 +54,7 @@ def errors_of(workdir: pathlib.Path) -> Iterator[None]:
                         f'{REMEDIES[number]}, and run the same command again to resume.')
 
 
-def _number(error: BaseException | None, workdir: pathlib.Path) -> int | None:
+def _number(error: BaseException | None, workdir: storage.Path) -> int | None:
     """The errno of a problem with the disk; None if the error is another one."""
     while error is not None:
         if isinstance(error, OSError):
@@ -64,7 +72,7 @@ def _number(error: BaseException | None, workdir: pathlib.Path) -> int | None:
     return None
 
 
-def _saved(workdir: pathlib.Path) -> str:
+def _saved(workdir: storage.Path) -> str:
     steps = steps_in(workdir / 'checkpoints')
     return f'Nothing up to step {steps[-1]} is lost.' if steps else 'No checkpoint was written yet.'
 

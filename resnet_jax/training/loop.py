@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import models
+from resnet_jax import models, storage
 from resnet_jax.distributed import processes, sharding
 from resnet_jax.output import LiveLine, duration, say, warn
 from resnet_jax.training import accumulation, choices, disk
@@ -50,14 +49,15 @@ class Stopped(Exception):  # noqa: N818
 
 
 @backend.in_32_bits
-def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
     """Trains until `config.num_steps`, from the latest checkpoint in the workdir if there is one.
 
     May be called from any thread; only in the main thread are signals noticed.
 
     Args:
       config: see `resnet_jax.config`.
-      workdir: made if it is missing. Afterwards it holds config.json, data.json (fingerprints
+      workdir: a folder or a path in a bucket, see `resnet_jax.storage`; made if it is missing.
+        Afterwards it holds config.json, data.json (fingerprints
         of the data), metrics.jsonl, TensorBoard files, and checkpoints/<step>/.
 
     Returns:
@@ -117,7 +117,7 @@ def steps_of_next_call(config: ConfigDict, step: int) -> int:
 class Run:
     """One run of a program in its workdir: what is compiled, written to and waited for."""
 
-    def __init__(self, program: Program, workdir: pathlib.Path, stop: StopRequest):
+    def __init__(self, program: Program, workdir: storage.Path, stop: StopRequest):
         self.program = program
         self.config = program.config
         self.workdir = workdir

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data, models, tasks
+from resnet_jax import data, models, storage, tasks
 from resnet_jax.data.sizes import pair
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
@@ -73,7 +72,7 @@ class Program:
         checkpoint = self.config.init.checkpoint
         if not checkpoint:
             return created
-        weights = stored.read(pathlib.Path(checkpoint))
+        weights = stored.read(storage.path_of(checkpoint))
         weights = dataclasses.replace(weights, variables=self.task.started(weights.variables))
         # Without a new head, what a classifier lacks is new all the same.
         heads = tuple(part for part in self.task.heads if part not in weights.variables['params'])
@@ -205,7 +204,7 @@ def completed(config: ConfigDict) -> ConfigDict:
                             '--config.init.checkpoint=DIR for the architecture of trained weights.')
     if origin and None in (config.model.depth, config.data.image_size):
         config = config.copy_and_resolve_references()
-        weights = stored.config_of(pathlib.Path(origin))
+        weights = stored.config_of(storage.path_of(origin))
         if config.model.depth is None:
             try:
                 architecture = models.family_of(weights.model).architecture

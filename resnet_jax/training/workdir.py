@@ -5,7 +5,6 @@ import errno
 import json
 import math
 import os
-import pathlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import data
+from resnet_jax import data, storage
 from resnet_jax.distributed.processes import of_first_process
 from resnet_jax.errors import UserError
 from resnet_jax.output import say, warn, write_whole
@@ -38,25 +37,26 @@ except ImportError:  # not a POSIX system
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def check_path(workdir: pathlib.Path) -> None:
+def check_path(workdir: storage.Path) -> None:
     """Raises UserError if a path cannot be the folder of a run."""
-    if '://' in str(workdir) or ':/' in str(workdir):
-        raise UserError(f'--workdir must be a folder of a file system, got {workdir}: mount the '
-                        'bucket, for example with Cloud Storage FUSE.')
+    if not storage.in_bucket(workdir) and ':/' in str(workdir):
+        raise UserError(f'--workdir must be a folder of a file system or gs://BUCKET/FOLDER, got '
+                        f'{workdir}.')
+    storage.check_reachable(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file, not a folder.')
 
 
-def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check_origin(config: ConfigDict, workdir: storage.Path) -> None:
     """Raises UserError if a new run does not find the weights that `config.init` starts from."""
     init = config.init
     if _has_checkpoints(workdir):
         return
     if init.resume_from:
-        locate(pathlib.Path(init.resume_from))
+        locate(storage.path_of(init.resume_from))
     elif init.checkpoint:
         try:
-            locate_weights(pathlib.Path(init.checkpoint))
+            locate_weights(storage.path_of(init.checkpoint))
         except UserError as error:
             if hub.is_name(init.checkpoint):
                 raise
@@ -71,7 +71,7 @@ def check_origin(config: ConfigDict, workdir: pathlib.Path) -> None:
             'resnet_jax.convert` for published weights.')
 
 
-def make(workdir: pathlib.Path) -> None:
+def make(workdir: storage.Path) -> None:
     """Makes the folder where it is missing.
 
     Raises:
@@ -84,15 +84,15 @@ def make(workdir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, where its file system has locks.
+def locked(workdir: storage.Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, where its file system has locks; a bucket has none.
 
     Process 0 holds the lock; the system releases it when the process ends, however it ends.
 
     Raises:
       UserError: another run is at work in it.
     """
-    if fcntl is None or jax.process_index() != 0:
+    if fcntl is None or storage.in_bucket(workdir) or jax.process_index() != 0:
         yield
         return
     with (workdir / '.lock').open('a+') as file:
@@ -113,7 +113,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check_config(config: ConfigDict, workdir: storage.Path) -> None:
     """Checks that any checkpoints in the folder belong to the same run.
 
     Raises:
@@ -130,17 +130,17 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     warn_of_unknown(path, config_lib.upgrade(stored)[1])
 
 
-def begun(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
+def begun(config: ConfigDict, workdir: storage.Path) -> ConfigDict | None:
     """The config that a run with `num_epochs` began with, here or, of a fork, at its origin."""
     if config.num_epochs is None:
         return None
     if _has_checkpoints(workdir):
         return read_config(workdir)
     origin = config.init.resume_from
-    return read_config(locate(pathlib.Path(origin)).parent.parent) if origin else None
+    return read_config(locate(storage.path_of(origin)).parent.parent) if origin else None
 
 
-def check_data(program: Program, workdir: pathlib.Path) -> None:
+def check_data(program: Program, workdir: storage.Path) -> None:
     """Checks that any checkpoints in the folder were made from the same data.
 
     Raises:
@@ -156,7 +156,7 @@ def check_data(program: Program, workdir: pathlib.Path) -> None:
         data.check_unchanged(fingerprints[name], source, name)
 
 
-def describe(program: Program, workdir: pathlib.Path) -> None:
+def describe(program: Program, workdir: storage.Path) -> None:
     """Writes to the folder what its checkpoints are made from."""
     if jax.process_index() == 0:
         write_whole(workdir / 'config.json', program.config.to_json(indent=2) + '\n')
@@ -172,11 +172,11 @@ def _sources(program: Program) -> dict[str, data.Source]:
             'the evaluation data': program.eval_data.source}
 
 
-def _has_checkpoints(workdir: pathlib.Path) -> bool:
+def _has_checkpoints(workdir: storage.Path) -> bool:
     return bool(steps_in(workdir / 'checkpoints'))
 
 
-def _stored(path: pathlib.Path) -> dict[str, Any]:
+def _stored(path: storage.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -200,7 +200,7 @@ class Record:
       evaluations: values under their TensorBoard tags, by step.
     """
 
-    def __init__(self, program: Program, workdir: pathlib.Path):
+    def __init__(self, program: Program, workdir: storage.Path):
         """Opens the folder.
 
         Raises:
@@ -234,7 +234,7 @@ class Record:
 
     def _fork(self, program: Program) -> None:
         """Starts from a checkpoint of another run, as if it were the latest of this one."""
-        origin = locate(pathlib.Path(program.config.init.resume_from))
+        origin = locate(storage.path_of(program.config.init.resume_from))
         if int(origin.name) > program.config.num_steps:
             raise UserError(f'init.resume_from={origin} is beyond num_steps='
                             f'{program.config.num_steps}.')
@@ -280,7 +280,11 @@ class Record:
         return self._checkpoints.restore(like, self.start_step)
 
     def save(self, state: TrainState, step: int) -> None:
-        """Saves a state in the background; nothing is done where this step has been saved."""
+        """Saves a state in the background; nothing is done where this step has been saved.
+
+        The rows up to this step are written first: a run that resumes from it writes no others.
+        """
+        self._writer.sync()
         self._checkpoints.save(state, step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

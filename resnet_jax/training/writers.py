@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import pathlib
 import socket
 import struct
 import sys
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 
 import jax
 
+from resnet_jax import storage
 from resnet_jax.output import warn, write_whole
 
 
@@ -21,10 +21,11 @@ class MetricsWriter:
     """Writes rows of measurements to `workdir/metrics.jsonl` and TensorBoard files.
 
     When a run resumes from a checkpoint, rows of later steps are dropped first, since they will be
-    measured again. Only process 0 writes. A row is on disk when `write` returns.
+    measured again. Only process 0 writes. A row is on disk when `write` returns, and in a bucket
+    when `sync` returns; see `storage.Growing`.
     """
 
-    def __init__(self, workdir: pathlib.Path, rows: Sequence[Mapping[str, float | None]],
+    def __init__(self, workdir: storage.Path, rows: Sequence[Mapping[str, float | None]],
                  start_step: int, evaluations: Mapping[int, Mapping[str, float]] | None = None):
         """Opens the files.
 
@@ -41,8 +42,9 @@ class MetricsWriter:
             return
         path = workdir / 'metrics.jsonl'
         rows = _agreeing(rows, start_step, evaluations or {})
-        write_whole(path, ''.join(json.dumps(row) + '\n' for row in rows))
-        self._file = path.open('a')
+        content = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+        write_whole(path, content)
+        self._file = storage.Growing(path, content)
         self._board = board = TensorBoard(workdir, start_step)
         for row in rows:
             if row['step'] == start_step:  # only of its last step may points be missing
@@ -53,8 +55,14 @@ class MetricsWriter:
         if self._file is None or self._board is None:
             return
         self._board.write(step, values)
-        self._file.write(json.dumps(_row(step, values)) + '\n')
+        self._file.write(f'{json.dumps(_row(step, values))}\n'.encode())
         self._file.flush()
+
+    def sync(self) -> None:
+        """Writes the rows that are not there yet, as they may be in a bucket."""
+        for file in (self._file, self._board):
+            if file is not None:
+                file.sync()
 
     def close(self) -> None:
         """Closes the files; `write` has reported what could not be written."""
@@ -67,12 +75,12 @@ class MetricsWriter:
 class TensorBoard:
     """An event file of scalars, which replaces all points of earlier files from a step on."""
 
-    def __init__(self, folder: pathlib.Path, start_step: int):
+    def __init__(self, folder: storage.Path, start_step: int):
         self._protos = _protos()
         # Named by the time in seconds; a second writer within one second appends.
         name = (f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
                 f'.{start_step:09d}')
-        self._file = (folder / name).open('ab')
+        self._file = storage.Growing(folder / name)
         start = self._protos.event_pb2.SessionLog.START
         self._add(file_version='brain.Event:2')
         self._add(step=start_step,
@@ -80,7 +88,7 @@ class TensorBoard:
         self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Writes one point per tag, on disk when this returns."""
+        """Writes one point per tag, see `MetricsWriter`."""
         value = self._protos.summary_pb2.Summary.Value
         points = [value(tag=tag, simple_value=math.nan if x is None else x)
                   for tag, x in values.items() if tag != 'step']
@@ -90,6 +98,9 @@ class TensorBoard:
     def _add(self, **fields) -> None:
         event = self._protos.event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
         self._file.write(_record(event))
+
+    def sync(self) -> None:
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()
@@ -154,7 +165,7 @@ def is_evaluation(row: Mapping[str, float | None]) -> bool:
     return any(tag.startswith('eval/') for tag in row)
 
 
-def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def rows_of_first_process(workdir: storage.Path) -> list[dict[str, Any]]:
     """The rows of the workdir's metrics.jsonl in process 0, and none in the other processes.
 
     Warns about lines that cannot be read.
@@ -169,12 +180,12 @@ def rows_of_first_process(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_rows(path: storage.Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; lines that cannot be read are left out."""
     return parse_rows(path)[0]
 
 
-def parse_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+def parse_rows(path: storage.Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of a metrics.jsonl, and how many of its lines cannot be read.
 
     An incomplete last line is not counted: its writing was interrupted, and it is measured again.

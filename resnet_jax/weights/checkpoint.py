@@ -15,7 +15,6 @@ The last two are written after the state, atomically, and deleted with it.
 
 import contextlib
 import json
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +24,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax.errors import UserError
+from resnet_jax.storage import Path, absolute, check_reachable, in_bucket
 from resnet_jax.weights.digests import by_path, checksum, description, digests
 from resnet_jax.weights.renames import current_path, current_tree
 
 FOLDER = 'checkpoints'  # in the workdir
 STATE, RECALIBRATED, EVALUATION = 'default', 'recalibrated', 'evaluation.json'
 METADATA = '_CHECKPOINT_METADATA'  # Orbax's, beside the arrays or in the folder above
+COMMITTED = 'commit_success.txt'  # what Orbax writes last to a folder of a bucket
 LISTED = 4  # arrays that an error names
 
 
@@ -38,20 +39,29 @@ class Damaged(UserError):  # noqa: N818
     """The files of a checkpoint are not what was written."""
 
 
-def steps_in(folder: pathlib.Path) -> list[int]:
+def steps_in(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, in ascending order."""
+    if in_bucket(folder):
+        return sorted(int(path.parent.name) for path in folder.glob(f'*/{COMMITTED}')
+                      if path.parent.name.isdigit())
     return sorted(int(path.name) for path in folder.glob('*')
                   if path.name.isdigit() and path.is_dir())
 
 
-def locate(path: pathlib.Path) -> pathlib.Path:
+def is_complete(folder: Path) -> bool:
+    """Whether a folder that Orbax writes is there and has been written to its end."""
+    return (folder / COMMITTED).exists() if in_bucket(folder) else folder.is_dir()
+
+
+def locate(path: Path) -> Path:
     """The folder of the checkpoint that a path means: one of a run, or the newest of a workdir.
 
     Raises:
       UserError: there is none.
     """
+    check_reachable(path)
     path = path.expanduser()
-    if path.parent.name == FOLDER and path.name.isdigit() and path.is_dir():
+    if path.parent.name == FOLDER and path.name.isdigit() and is_complete(path):
         return path
     if not path.is_dir():
         raise UserError(f'there is no folder {path}.')
@@ -62,7 +72,7 @@ def locate(path: pathlib.Path) -> pathlib.Path:
     return path / FOLDER / str(steps[-1])
 
 
-def restore(checkpoint: pathlib.Path, like: Any) -> Any:
+def restore(checkpoint: Path, like: Any) -> Any:
     """The training state of a checkpoint, verified.
 
     Args:
@@ -77,7 +87,7 @@ def restore(checkpoint: pathlib.Path, like: Any) -> Any:
     return restore_item(checkpoint, STATE, like)
 
 
-def read_weights(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_weights(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of a checkpoint as its evaluation used them, verified.
 
     Args:
@@ -98,13 +108,13 @@ def read_weights(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     state = _read(checkpoint, STATE, {field: tree[field] for field in fields})
     normalization = state.pop('normalization')
     variables = state['ema'] if averages else state
-    if (checkpoint / RECALIBRATED).is_dir():
+    if is_complete(checkpoint / RECALIBRATED):
         recalibrated = _read(checkpoint, RECALIBRATED, _tree(checkpoint, RECALIBRATED))
         variables = {**variables, 'batch_stats': recalibrated}
     return current_tree(variables), normalization
 
 
-def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
+def restore_item(checkpoint: Path, item: str, like: Any) -> Any:
     """An item of a checkpoint, verified and laid out like a tree of `jax.ShapeDtypeStruct`.
 
     Every process reads all of it: nothing but the arrays is needed then, and whatever goes wrong
@@ -119,11 +129,11 @@ def restore_item(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
-def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
+def _tree(checkpoint: Path, item: str) -> dict[str, Any]:
     """The shapes and dtypes of an item, as Orbax describes them; they are those of the digests."""
     try:
         with quiet_ends():
-            tree = ocp.PyTreeCheckpointHandler().metadata((checkpoint / item).absolute()).tree
+            tree = ocp.PyTreeCheckpointHandler().metadata(absolute(checkpoint / item)).tree
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         raise _damaged(checkpoint, error) from error
     stored = stored_digests(checkpoint, item)
@@ -132,14 +142,14 @@ def _tree(checkpoint: pathlib.Path, item: str) -> dict[str, Any]:
     return tree
 
 
-def _read(checkpoint: pathlib.Path, item: str, wanted: dict[str, Any]) -> dict[str, Any]:
+def _read(checkpoint: Path, item: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Parts of an item as numpy arrays, whatever devices they were saved from, verified."""
     stored = stored_digests(checkpoint, item)
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     try:
         with quiet_ends():
             tree = ocp.PyTreeCheckpointHandler().restore(
-                (checkpoint / item).absolute(), args=ocp.args.PyTreeRestore(
+                absolute(checkpoint / item), args=ocp.args.PyTreeRestore(
                     item=wanted, restore_args=on_host, partial_restore=True))
     except Exception as error:  # tensorstore, Orbax and json raise many kinds
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
@@ -167,7 +177,7 @@ def quiet_ends() -> Iterator[None]:
     sys.unraisablehook = before  # not after an error: others are still under way
 
 
-def _check_fits(checkpoint: pathlib.Path, item: str, like: Any, tree: Any) -> None:
+def _check_fits(checkpoint: Path, item: str, like: Any, tree: Any) -> None:
     """Raises UserError where a checkpoint holds other arrays than are asked for.
 
     Args:
@@ -194,7 +204,7 @@ def sealed(values: dict[str, str]) -> dict[str, Any]:
     return {'digests': values, 'checksum': checksum(values)}
 
 
-def stored_digests(checkpoint: pathlib.Path, item: str) -> dict[str, str] | None:
+def stored_digests(checkpoint: Path, item: str) -> dict[str, str] | None:
     """The digests that were stored with an item; None if it was written without any."""
     folder = checkpoint if item == STATE else checkpoint / item
     try:
@@ -210,7 +220,7 @@ def stored_digests(checkpoint: pathlib.Path, item: str) -> dict[str, str] | None
     return values
 
 
-def _verify(checkpoint: pathlib.Path, tree: Any, stored: dict[str, str] | None) -> None:
+def _verify(checkpoint: Path, tree: Any, stored: dict[str, str] | None) -> None:
     """Raises Damaged where an array is not what was stored; a tree may be a part of the item."""
     if stored is None:
         return
@@ -220,7 +230,7 @@ def _verify(checkpoint: pathlib.Path, tree: Any, stored: dict[str, str] | None) 
                        + (f' and {len(changed) - LISTED} more' if len(changed) > LISTED else ''))
 
 
-def _damaged(checkpoint: pathlib.Path, what: Exception | str) -> Damaged:
+def _damaged(checkpoint: Path, what: Exception | str) -> Damaged:
     """The sentence: what is wrong with which checkpoint, and what to do."""
     if isinstance(what, Exception):
         what = f'{type(what).__name__}: {" ".join(str(what).split())[:300]}'

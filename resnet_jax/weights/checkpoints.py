@@ -1,7 +1,6 @@
 """The checkpoints of one run: written atomically by Orbax in the background, and rotated."""
 
 import json
-import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +11,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet_jax.distributed.processes import of_first_process
 from resnet_jax.output import warn, write_whole
+from resnet_jax.storage import Path, absolute, in_bucket
 from resnet_jax.weights.checkpoint import (
     EVALUATION,
     RECALIBRATED,
     STATE,
+    is_complete,
     restore,
     restore_item,
     sealed,
@@ -34,7 +35,7 @@ class Checkpoints:
     In a job of several processes all of them call every method, at the same steps.
     """
 
-    def __init__(self, folder: pathlib.Path, keep_last: int, rank: Rank | None = None):
+    def __init__(self, folder: Path, keep_last: int, rank: Rank | None = None):
         """Opens the folder, and clears away what an interrupted run left half-written.
 
         Args:
@@ -52,11 +53,11 @@ class Checkpoints:
         self._evaluations = _stored_evaluations(folder)
         self._policy = Keep(keep_last, self._evaluations, rank)
         self._manager = _Manager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(
+            absolute(folder), options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, cleanup_tmp_directories=True))
         if jax.process_index() == 0:
             # In complete checkpoints only: Orbax is deleting the others in a thread of its own.
-            for step in steps_in(folder):
+            for step in [] if in_bucket(folder) else steps_in(folder):
                 for half in (folder / str(step)).glob(f'{RECALIBRATED}.*'):
                     shutil.rmtree(half, ignore_errors=True)
 
@@ -97,7 +98,7 @@ class Checkpoints:
         step = self.latest_step if step is None else step
         return restore(self._folder / str(step), like)
 
-    def adopt(self, origin: pathlib.Path, like: Any) -> int:
+    def adopt(self, origin: Path, like: Any) -> int:
         """Takes over a checkpoint of another run, to resume from.
 
         Its evaluation stays behind: it may be of other data, or of recalibrated statistics.
@@ -125,7 +126,7 @@ class Checkpoints:
           batch_stats: like those of the state.
         """
         self.wait()
-        folder = (self._folder / str(step) / RECALIBRATED).absolute()
+        folder = absolute(self._folder / str(step) / RECALIBRATED)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.StandardSave(batch_stats), force=True,
                               custom_metadata=sealed(digests(batch_stats)))
@@ -141,7 +142,7 @@ class Checkpoints:
           UserError: the files are damaged, or hold those of another network.
         """
         folder = self._folder / str(step)
-        if not (folder / RECALIBRATED).is_dir():
+        if not is_complete(folder / RECALIBRATED):
             return None
         return restore_item(folder, RECALIBRATED, like)
 
@@ -205,7 +206,7 @@ class Keep(preservation_policy.PreservationPolicy):
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _stored_evaluations(folder: pathlib.Path) -> dict[int, dict[str, float]]:
+def _stored_evaluations(folder: Path) -> dict[int, dict[str, float]]:
     """The evaluations of all checkpoints, as process 0 reads them."""
     found = {}
     if jax.process_index() == 0:
@@ -214,7 +215,7 @@ def _stored_evaluations(folder: pathlib.Path) -> dict[int, dict[str, float]]:
     return {int(step): values for step, values in of_first_process(found).items() if values}
 
 
-def _evaluation(checkpoint: pathlib.Path) -> dict[str, float] | None:
+def _evaluation(checkpoint: Path) -> dict[str, float] | None:
     """What is stored of the evaluation of a checkpoint; None, with a warning, if damaged."""
     file = checkpoint / EVALUATION
     if not file.exists():

@@ -22,6 +22,7 @@ from resnet_jax import config as config_lib
 from resnet_jax.data.classes import wordnet_names
 from resnet_jax.errors import UserError, readable
 from resnet_jax.output import say, warn, write_whole
+from resnet_jax.storage import Path, check_reachable
 from resnet_jax.weights import Weights, checkpoint, hub
 from resnet_jax.weights import read as read_foreign
 from resnet_jax.weights.checkpoint import FOLDER, read_weights
@@ -39,7 +40,7 @@ def weights_state(variables: dict[str, Any], normalization: dict[str, Any]) -> d
             'ema': None, 'normalization': dict(normalization)}
 
 
-def write(folder: pathlib.Path, weights: Weights, classes: Sequence[str] | None = None) -> None:
+def write(folder: Path, weights: Weights, classes: Sequence[str] | None = None) -> None:
     """Stores weights such that `read`, and every command, takes the folder for a finished run.
 
     Args:
@@ -52,6 +53,7 @@ def write(folder: pathlib.Path, weights: Weights, classes: Sequence[str] | None 
         written to.
     """
     _check_finite(weights, 'the file of weights')
+    check_reachable(folder)
     if any((folder / FOLDER).glob('*')):
         raise UserError(f'{folder} holds checkpoints already; choose another folder.')
     try:
@@ -67,7 +69,7 @@ def write(folder: pathlib.Path, weights: Weights, classes: Sequence[str] | None 
         raise UserError(f'{folder} cannot be written to: {error.strerror or error}.') from error
 
 
-def locate(path: pathlib.Path) -> pathlib.Path:
+def locate(path: Path) -> Path:
     """The checkpoint that a path means, see `checkpoint.locate`, or that of weights at the hub.
 
     Those are downloaded and converted where this has not been done; see `resnet_jax.weights.hub`.
@@ -113,7 +115,7 @@ def _converted(name: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def read(path: pathlib.Path) -> Weights:
+def read(path: Path) -> Weights:
     """The weights of a run or of a conversion: the moving averages, where the run kept any.
 
     Args:
@@ -132,7 +134,7 @@ def read(path: pathlib.Path) -> Weights:
     return weights
 
 
-def read_config(folder: pathlib.Path) -> ConfigDict:
+def read_config(folder: Path) -> ConfigDict:
     """The config that a workdir's config.json holds, of whatever time; see `config.upgrade`.
 
     A warning names fields that are unknown today.
@@ -150,14 +152,14 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
     return config
 
 
-def warn_of_unknown(file: pathlib.Path, unknown: Sequence[str]) -> None:
+def warn_of_unknown(file: Path, unknown: Sequence[str]) -> None:
     """One line that names the fields of a config.json that are unknown today, if there are any."""
     if unknown:
         warn(f'{file} has fields that are unknown to this version and are ignored: '
              f'{", ".join(unknown)}.')
 
 
-def config_of(path: pathlib.Path) -> ConfigDict:
+def config_of(path: Path) -> ConfigDict:
     """The config that is stored with the weights at a path; see `read`.
 
     Raises:
@@ -166,13 +168,13 @@ def config_of(path: pathlib.Path) -> ConfigDict:
     return read_config(locate(path).parent.parent)
 
 
-def write_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
+def write_classes(folder: Path, names: Sequence[str]) -> None:
     """Stores the names of the classes in label order; those of WordNet ids, where they are ids."""
     lines = [' '.join(wordnet_names().get(name, name).splitlines()) + '\n' for name in names]
     write_whole(folder / CLASSES_FILE, readable(''.join(lines)))
 
 
-def read_classes(path: pathlib.Path, count: int) -> tuple[str, ...] | None:
+def read_classes(path: Path, count: int) -> tuple[str, ...] | None:
     """The names of the classes that are stored with weights, if there are any.
 
     Args:

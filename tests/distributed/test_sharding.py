@@ -1,5 +1,7 @@
 """The mesh, and where the state lies on it."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -26,6 +28,48 @@ def test_a_mesh_that_does_not_fit_is_an_error(tiny_config, data, model, sentence
     tiny_config.mesh.data, tiny_config.mesh.model = data, model
     with pytest.raises(UserError, match=sentence):
         sharding.create_mesh(tiny_config)
+
+
+class Chip(types.SimpleNamespace):
+    """A device of a slice, as far as a mesh looks at it."""
+
+    platform, device_kind, process_index = 'cpu', 'simulated', 0
+
+
+def test_slices_lie_along_the_axis_data():
+    # As a runtime may list them: the slices take turns.
+    chips = [Chip(id=i, slice_index=i % 2) for i in range(8)]
+    mesh = sharding.over_slices((4, 2), chips, 2)
+    assert mesh.shape == (4, 2)
+    assert [[chip.slice_index for chip in row] for row in mesh] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert {chip.id for chip in mesh.flat} == set(range(8))
+    for shape, count in (((1, 8), 8), ((3, 2), 6), ((7, 1), 7)):
+        with pytest.raises(UserError, match='must be a multiple of the number of slices'):
+            sharding.over_slices(shape, chips[:count], 2)
+
+
+@pytest.mark.slow
+def test_a_mesh_of_two_slices_gives_the_step_of_one(tiny_config, monkeypatch):
+    """On the simulated devices, of which every second is said to be of another slice."""
+    tiny_config.mesh.data, tiny_config.schedule.learning_rate = 8, 0.01
+    straight, over_slices = sharding.create_mesh(tiny_config), sharding.over_slices
+    monkeypatch.setattr(sharding, 'num_slices', lambda devices: 2)
+    monkeypatch.setattr(sharding, 'over_slices', lambda shape, devices, slices: np.array(
+        [chip.device for chip in over_slices(
+            shape, [Chip(device=device, slice_index=device.id % 2) for device in devices],
+            slices).flat]).reshape(shape))
+    mesh = sharding.create_mesh(tiny_config)
+    assert [device.id for device in mesh.devices.flat] == [0, 2, 4, 6, 1, 3, 5, 7]
+    losses = []
+    for used in (straight, mesh):
+        program = build(tiny_config, used)
+        state = jax.jit(program.create_state, out_shardings=program.shardings)()
+        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
+        inputs = next(program.train_data.inputs(0))
+        for _ in range(2):
+            state, report = step(state, inputs)
+        losses.append(float(report.metrics.loss.total))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_fsdp_splits_parameters_and_optimizer_state_over_all_devices(tiny_config):

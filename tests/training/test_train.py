@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
 import resnet_jax
-from resnet_jax import data
+from resnet_jax import data, storage
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.classification import inference
@@ -56,7 +56,7 @@ def logged(workdir):
 
 def arrays(workdir, step, item='default'):
     """Every array of a checkpoint, by name: of its state, or of what is stored beside it."""
-    folder = workdir.absolute() / 'checkpoints' / str(step) / item
+    folder = storage.absolute(workdir) / 'checkpoints' / str(step) / item
     handler = ocp.PyTreeCheckpointHandler()
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
                            handler.metadata(folder).tree)  # whatever devices it was saved from
