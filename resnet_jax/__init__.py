@@ -126,7 +126,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike | N
     """
     from ml_collections import ConfigDict
 
-    from resnet_jax import cli
+    from resnet_jax import cli, storage
     from resnet_jax import config as config_lib
     from resnet_jax.errors import UserError
     from resnet_jax.training import start
@@ -139,4 +139,4 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike | N
                         "'runs/digits').")
     config = config_lib.changed(config, fields or {})
     start.prepare(config)
-    return start.train(config, pathlib.Path(workdir))
+    return start.train(config, storage.path_of(workdir))

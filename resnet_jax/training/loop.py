@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
     """
     compilation_cache.use(config.compilation_cache)
     workdir_lib.check_path(workdir)
-    given, kept = config, {}
+    given, kept = config, dict[str, Any]()
     if begun := workdir_lib.begun(config, workdir):
         config, kept = choices.as_begun(config, begun)
     config = completed(config)

@@ -97,7 +97,7 @@ def _point(scaling: str, base: dict[str, Any], batch: int,
     times = {'FLOPs': row['flop_seconds'], 'memory': row['memory_seconds'],
              'communication': row['communication_seconds']}
     return row | {'images_per_second': row['batch_size'] / _in_turn(row),
-                  'bound': max(times, key=times.get)}
+                  'bound': max(times, key=lambda name: times[name])}
 
 
 def _compute(row: dict[str, Any]) -> float:

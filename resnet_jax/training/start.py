@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
+from resnet_jax import storage
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.errors import UserError
 from resnet_jax.output import say
@@ -27,7 +27,7 @@ class Trained:
       metrics: the last evaluation, by TensorBoard tags, such as 'eval/top1_error'.
     """
 
-    workdir: pathlib.Path
+    workdir: storage.Path
     metrics: dict[str, float]
 
     @property
@@ -55,7 +55,7 @@ def prepare(config: ConfigDict) -> None:
     cpu.compute_in_main_thread()
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> Trained:
+def train(config: ConfigDict, workdir: storage.Path) -> Trained:
     """Trains the network of a config; resumes automatically from the latest checkpoint.
 
     Args:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -36,7 +36,7 @@ class MetricsWriter:
           evaluations: stored in the checkpoints, by step; missing rows are restored from them, and
             an evaluation of start_step that is not among them is dropped.
         """
-        self._file: TextIO | None = None
+        self._file: storage.Growing | None = None
         self._board: TensorBoard | None = None
         if jax.process_index() != 0:
             return

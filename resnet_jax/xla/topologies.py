@@ -6,8 +6,6 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -115,7 +113,7 @@ class Topology:
     memory: int
     network: tuple[Level, ...] = ()
     devices: tuple[jax.Device, ...] = ()
-    compiler_options: Mapping[str, Any] | None = None
+    compiler_options: dict[str, str | bool] | None = None
 
 
 def describe(name: str) -> Topology:
