@@ -28,6 +28,7 @@ TEN_CROP = 'ImageNet, 10-crop'
 BEST = 'ImageNet, best single model'
 CIFAR10 = 'CIFAR-10 test'
 PLAIN, RESNET, OTHER = 'plain', 'ResNet', 'VGG, GoogLeNet'
+SIZES = (1e6, 10e6, 50e6, 150e6)  # parameters of the legend's circles
 
 # Of the paper: name, config file, overrides.
 NETWORKS = (
@@ -143,14 +144,19 @@ def chart(points: Sequence[dict[str, Any]]) -> Any:
         # Names to the left and to the right in turn, since many networks lie above one another.
         shown = [{**point, 'side': i % 2} for i, point in enumerate(shown)]
         top5 = shown[0]['top5'] is not None
+        # Measured errors may differ by a factor of a hundred, those of a paper's panel do not.
+        logarithmic = shown[0]['source'] == 'measured'
         base = alt.Chart(alt.Data(values=shown)).encode(
             alt.X('multiply_adds:Q', title='multiply-adds of one image',
-                  scale=alt.Scale(type='log', nice=False, padding=60), axis=alt.Axis(format='~s')),
-            alt.Y('error:Q', title=f'top-{5 if top5 else 1} error, %',
-                  scale=alt.Scale(zero=False, nice=False, padding=20)))
+                  scale=alt.Scale(type='log', nice=False, padding=80),
+                  axis=alt.Axis(format='~s', labelOverlap='greedy', labelSeparation=8)),
+            alt.Y('error:Q', title=f'top-{5 if top5 else 1} error, %'
+                  + ' (log scale)' * logarithmic,
+                  scale=alt.Scale(type='log' if logarithmic else 'linear', zero=False, nice=False,
+                                  padding=20)))
         dots = base.mark_circle(opacity=0.6).encode(
             alt.Size('parameters:Q', title='parameters', scale=alt.Scale(range=[30, 900]),
-                     legend=alt.Legend(format='~s')),
+                     legend=alt.Legend(format='~s', values=SIZES)),
             alt.Color('kind:N', title='network', scale=alt.Scale(
                 domain=[PLAIN, RESNET, OTHER], range=['#e45756', '#4c78a8', '#888888'])))
         names = [base.mark_text(align=align, dx=dx, fontSize=9).transform_filter(

@@ -44,7 +44,7 @@ def points(rows: Iterable[Row], folder: pathlib.Path) -> list[dict[str, Any]]:
 def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
     """Plain networks to the left, residual ones to the right; the error on a square-root scale."""
     top = max(point['greatest'] for point in points)
-    y = alt.Y('error:Q', title='top-1 error, %',
+    y = alt.Y('error:Q', title='top-1 error, % (square-root scale)',
               scale=alt.Scale(type='sqrt', domain=[0, top]),
               axis=alt.Axis(values=[tick for tick in TICKS if tick <= top]))
     x = alt.X('step:Q', title='step')

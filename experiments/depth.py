@@ -82,23 +82,24 @@ def findings(groups: Groups) -> list[Finding]:
 
 
 def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
-    """Error against depth: measured with its interval, and the paper's."""
+    """Error against depth: measured with its interval, which ends at 0, and the paper's."""
     import altair as alt
 
     points = [{'depth': row['depth'], 'error': row['error'], 'of': 'measured',
-               'low': row['error'] - (row['half_width'] or 0),
+               'low': max(0, row['error'] - (row['half_width'] or 0)),
                'high': row['error'] + (row['half_width'] or 0)} for row in numbers]
     points += [{'depth': row['depth'], 'error': row['paper'], 'of': 'paper', 'low': row['paper'],
                 'high': row['paper']} for row in numbers if row['paper'] is not None]
     x = alt.X('depth:O', title='depth', axis=alt.Axis(labelAngle=0))
-    color = alt.Color('of:N', title=None)
+    alone = len({point['of'] for point in points}) == 1
+    color = alt.Color('of:N', title=None, legend=None if alone else alt.Legend())
     base = alt.Chart(alt.Data(values=points))
     return (base.mark_line(point=True).encode(
         x, alt.Y('error:Q', title='top-1 test error, %', scale=alt.Scale(zero=True)), color)
         + base.mark_rule().encode(x, alt.Y('low:Q'), alt.Y2('high:Q'), color=color)).properties(
             width=360, height=300, title={
                 'text': f'Residual networks on {numbers[0]["dataset"]}',
-                'subtitle': 'mean over the seeds and 95 % t-interval'})
+                'subtitle': 'mean over the seeds and 95 % t-interval, cut off at 0'})
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
   python -m experiments.look runs/digits --plain=runs/digits_plain --output=runs/look
   python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
       --config.data.source=folder --config.data.path=DATA
+  python -m experiments.look runs/imagenette_finetune --only=filters,gradcam
 
 The folder is the workdir of a run, or a folder of converted weights, for which --config must name
 the data. Writes report.html, numbers.json, and every chart and picture as a file in figures/.
@@ -14,7 +15,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -35,9 +36,13 @@ IMAGES = cli.flag(
 TRAIN_IMAGES = cli.flag(
     flags.DEFINE_integer, 'train_images', 1000,
     'Number of training images for fitting the linear probes.', lower_bound=20)
+BLOCKS = 'blocks'
+PICTURES = ('filters', 'maximisation', 'gradcam', 'attributions', 'loss_surface')
+ONLY = cli.flag(
+    flags.DEFINE_list, 'only', [BLOCKS, *PICTURES],
+    'Parts of the report, separated by commas: blocks is everything that is measured block by '
+    f'block, and {", ".join(PICTURES)} are one section each.')
 
-
-PICTURES = 5  # sections of `pictures`
 WEIGHT = 8  # each takes about as long as this many blocks
 
 
@@ -64,6 +69,9 @@ def main(argv) -> None:
 
     if len(argv) != 2:
         raise UserError(cli.give('one folder, a workdir or converted weights', __name__))
+    if not ONLY.value or set(ONLY.value) - {BLOCKS, *PICTURES}:
+        raise UserError(f'--only must name some of {BLOCKS}, {", ".join(PICTURES)}; '
+                        f'got {",".join(ONLY.value)!r}.')
     packages.check(*packages.CHARTS, 'umap')
     start = time.monotonic()
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
@@ -76,7 +84,7 @@ def main(argv) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
-    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value)
+    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value, ONLY.value)
     found.facts['time'] = f'{time.monotonic() - start:.0f} s on {device()}'
     write(output, title(first), found)
     for paragraph in found.paragraphs:
@@ -135,7 +143,8 @@ def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
     return dict(zip(names, networks, strict=True))
 
 
-def look(networks: dict[str, Any], config: Any, count: int, train_count: int) -> Found:
+def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
+         only: Sequence[str] = (BLOCKS, *PICTURES)) -> Found:
     """Everything that is measured.
 
     Args:
@@ -143,40 +152,27 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int) ->
       config: its `data` says where the images come from.
       count: held-out images.
       train_count: training images for the probes.
+      only: parts of the report, see `ONLY`; without the blocks there is no summary.
     """
     import jax
 
-    from experiments.seeing import (
-        answer,
-        images,
-        journey,
-        lesion,
-        movement,
-        projection,
-        separability,
-        similarity,
-    )
-    from experiments.seeing import representation as representation_lib
-    from experiments.seeing.blocks import blocks
+    from experiments.seeing import answer, images
 
     first = next(iter(networks.values()))
     test = images.choose(first, config, count, held_out=True)
     train = images.choose(first, config, train_count, held_out=False)
-    steps = 3 * len(blocks(first)) + 4 + len(lesion.pairs(blocks(first)))
-    bar = progress(len(networks) * steps + WEIGHT * PICTURES)
-    seen, lesions, projections = {}, {}, {}
-    for name, network in networks.items():
-        bar.set_description_str(f'{name}: block by block')
-        seen[name] = representation_lib.measure(network, test, train, bar.update)
-        bar.set_description_str(f'{name}: deleting and swapping')
-        lesions[name] = lesion.compute(network, test, bar.update)
-        bar.set_description_str(f'{name}: projections')
-        projections[name] = projection.compute(seen[name], bar.update)
-    sections = [journey.section(test, seen, projections), movement.section(seen),
-                similarity.section(seen), separability.section(seen), lesion.section(lesions)]
-    for title_, make in pictures(networks, test, train):
-        bar.set_description_str(title_)
-        sections.append(make())
+    parts = [part for part in PICTURES if part in only]
+    steps = block_steps(first) * len(networks) if BLOCKS in only else 0
+    bar = progress(steps + WEIGHT * len(parts))
+    sections, paragraphs, highlights = [], [], ([], [])
+    if BLOCKS in only:
+        seen, lesions, sections = block_by_block(networks, test, train, bar)
+        paragraphs = answer.answer(seen, lesions)
+        highlights = answer.highlights(seen, lesions)
+    makers = pictures(networks, test, train)
+    for part in parts:
+        bar.set_description_str(part.replace('_', ' '))
+        sections.append(makers[part]())
         bar.update(WEIGHT)
     bar.close()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(first.variables['params']))
@@ -185,13 +181,52 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int) ->
              + f' ({parameters:,} parameters)',
              'data': str(config.data.path or config.data.source),
              'images': f'{len(test.labels)} held out; {len(train.labels)} for the probes',
-             'top-1 error on them': ', '.join(f'{name} {x.error:.2f} %'
-                                              for name, x in seen.items())}
-    return Found(sections, facts, answer.answer(seen, lesions), answer.highlights(seen, lesions))
+             'top-1 error on them': ', '.join(
+                 f'{name} {error(network, test):.2f} %' for name, network in networks.items())}
+    return Found(sections, facts, paragraphs, highlights)
 
 
-def pictures(networks, test, train) -> Iterator[tuple[str, Any]]:
-    """Names and makers of the sections that show the first network itself."""
+def error(network, test) -> float:
+    """The top-1 error on some images, in percent."""
+    return 100 * float((network.predict(test.pixels).argmax(1) != test.labels).mean())
+
+
+def block_steps(network) -> int:
+    """How often `block_by_block` moves the bar for one network."""
+    from experiments.seeing import lesion
+    from experiments.seeing.blocks import blocks
+
+    found = blocks(network)
+    return 3 * len(found) + 4 + len(lesion.pairs(found))
+
+
+def block_by_block(networks, test, train, bar) -> tuple[dict, dict, list]:
+    """What is measured at every block: representations, lesions, and their sections."""
+    from experiments.seeing import (
+        journey,
+        lesion,
+        movement,
+        projection,
+        representation,
+        separability,
+        similarity,
+    )
+
+    seen, lesions, projections = {}, {}, {}
+    for name, network in networks.items():
+        bar.set_description_str(f'{name}: block by block')
+        seen[name] = representation.measure(network, test, train, bar.update)
+        bar.set_description_str(f'{name}: deleting and swapping')
+        lesions[name] = lesion.compute(network, test, bar.update)
+        bar.set_description_str(f'{name}: projections')
+        projections[name] = projection.compute(seen[name], bar.update)
+    sections = [journey.section(test, seen, projections), movement.section(seen),
+                similarity.section(seen), separability.section(seen), lesion.section(lesions)]
+    return seen, lesions, sections
+
+
+def pictures(networks, test, train) -> dict[str, Callable[[], Any]]:
+    """Makers of the sections that show the first network itself, see `PICTURES`."""
     from experiments.seeing import (
         filters,
         gradcam,
@@ -201,12 +236,13 @@ def pictures(networks, test, train) -> Iterator[tuple[str, Any]]:
     )
 
     first = next(iter(networks.values()))
-    yield 'filters', lambda: filters.section(first)
-    yield 'maximisation', lambda: maximisation.section(first, test.pixels)
-    yield 'Grad-CAM', lambda: gradcam.section(first, test.pixels, test.labels)
-    yield 'integrated gradients', lambda: integrated_gradients.section(
-        first, test.pixels, test.labels)
-    yield 'loss surface', lambda: loss_surface.section(networks, train.pixels, train.labels)
+    seen = first, test.pixels, test.labels
+    return {
+        'filters': lambda: filters.section(first),
+        'maximisation': lambda: maximisation.section(first, test.pixels),
+        'gradcam': lambda: gradcam.section(*seen),
+        'attributions': lambda: integrated_gradients.section(*seen),
+        'loss_surface': lambda: loss_surface.section(networks, train.pixels, train.labels)}
 
 
 def progress(total: int):

@@ -94,6 +94,6 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
             pictures.mosaic(np.concatenate(tiles), len(shown)),
             alt=f'{len(shown)} test images in the upper row; under each, heat maps for '
                 f'{" and ".join(stages)}, brightest where the evidence is strongest.',
-            caption='Predicted: ' + ', '.join(network.classes[i] for i in predicted[:len(shown)])
-                    + '.')},
+            caption=pictures.predictions(network.classes, predicted[:len(shown)],
+                                         labels[:len(shown)]))},
         numbers=drops, tables={'gradcam_deletion': deletion.table(curves)})

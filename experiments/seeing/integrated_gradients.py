@@ -156,8 +156,8 @@ def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Sect
             pictures.mosaic(np.concatenate(tiles), len(shown)),
             alt=f'{len(shown)} test images in the upper row; under each, its pixels coloured red '
                 'where they raise the score and blue where they lower it.',
-            caption='Predicted: ' + ', '.join(network.classes[i] for i in predicted[:len(shown)])
-                    + '.')},
+            caption=pictures.predictions(network.classes, predicted[:len(shown)],
+                                         labels[:len(shown)]))},
         numbers={'attribution_gap_median': float(np.median(found.gap)),
                  'attribution_gap_largest': float(found.gap.max()),
                  'attribution_within_2_percent': within / len(images),

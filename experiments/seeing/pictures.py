@@ -1,6 +1,7 @@
 """Turns arrays into pictures, uint8 [H, W, 3]: enlarges, colours and tiles them."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -77,3 +78,10 @@ def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
 def one_of_each(labels: np.ndarray, most: int) -> np.ndarray:
     """Indices of the first image of every class, in the order of the classes: int [n <= most]."""
     return np.unique(labels, return_index=True)[1][:most]
+
+
+def predictions(classes: Sequence[str], predicted: np.ndarray, labels: np.ndarray) -> str:
+    """The predicted classes of the images of a picture in a sentence that marks what is wrong."""
+    return 'Predicted: ' + ', '.join(
+        classes[guess] if guess == label else f'{classes[guess]} (wrong: {classes[label]})'
+        for guess, label in zip(predicted, labels, strict=True)) + '.'

@@ -1,0 +1,36 @@
+"""Trains a new last layer on a trained ResNet-50 of half the width: 3,000 photographs, ten classes.
+
+  python -m resnet_jax.convert --input=resnet50_half_width_open_nsfw.npz --output=weights/half
+  python -m resnet_jax.main --config=configs/imagenette_finetune.py \\
+      --config.init.checkpoint=weights/half --config.data.path=DIR
+
+"""
+
+from resnet_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.num_steps = 188  # two epochs
+    config.batch_size = 32
+
+    # The architecture and the normalisation are those of init.checkpoint. Its batch normalisation
+    # is folded, so the statistics of other images would not fit.
+    config.model.family = 'imagenet'
+    config.init.freeze = ('^stem', '^stage')
+    config.init.freeze_bn = True
+
+    config.data.source = 'folder'
+    config.data.normalization = 'imagenet'  # replaced by that of the weights
+    config.data.image_size = 224
+    config.data.train_crop = 'random_resized'
+    config.data.crop_scale = (0.7, 1.0)
+    config.data.flip = True
+
+    config.loss.label_smoothing = 0.1
+    config.schedule.name = 'cosine'
+    config.schedule.learning_rate = 0.01
+
+    config.log.every_steps = 47
+    config.eval.batch_size = 64
+    return config

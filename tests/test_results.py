@@ -1,0 +1,158 @@
+"""The numbers of docs/results/README.md are those of the JSON files beside it."""
+
+import json
+import pathlib
+import re
+import statistics
+
+import pytest
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'docs' / 'results'
+PAGE = (RESULTS / 'README.md').read_text()
+TEXT = ' '.join(PAGE.split())
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f'{name}.json').read_text())
+
+
+def runs(name: str) -> dict[str, dict]:
+    return {run['name']: run for run in read(name)['runs']}
+
+
+def cells(*values: object) -> str:
+    """A row of a table."""
+    return f'| {" | ".join(map(str, values))} |'.replace('|  |', '| |').replace('|  |', '| |')
+
+
+def seconds(run: dict) -> str:
+    return '' if run['processor_seconds'] is None else f'{run["processor_seconds"]:,.0f} s'
+
+
+def digits_rows() -> list[str]:
+    """Of the table of degradation, from the text of its findings."""
+    found = {}
+    for finding in read('degradation')['findings']:
+        match = re.fullmatch(r'(\S+) has a lower (training loss|test error) than (\S+)',
+                             finding['claim'])
+        if match:
+            first, what, second = match.groups()
+            values = re.findall(r'([\d.]+ ± [\d.]+) \(3 seeds\)', finding['measured'])
+            found |= {(first, what): values[0], (second, what): values[1]}
+    return [cells(name, found[name, 'test error'], found[name, 'training loss'])
+            for name in sorted({name for name, _ in found})]
+
+
+def response(network: str) -> str:
+    """The mean over the layers and seeds."""
+    kind, depth = network.split('-')
+    of = [statistics.mean(seed['std']) for seed in read('responses')['seeds']
+          if seed['depth'] == int(depth) and seed['plain'] == (kind == 'plain')]
+    return f'{statistics.mean(of):.3f} in {network}'
+
+
+def detection_rows() -> list[str]:
+    found = runs('detection')
+    digits, scenes, blood = found.values()
+    return [
+        f'| {digits["images"]:,} | {digits["steps"]} | | | '
+        f'{digits["evaluation"]["top1_error"]:.2f} |',
+        f'| {scenes["images"]} | {scenes["steps"]} | {scenes["evaluation"]["ap"]:.2f} | '
+        f'{scenes["evaluation"]["ap50"]:.2f} | |',
+        f'| {blood["images"]} | {blood["steps"]} | | {blood["evaluation"]["ap50"]:.2f} | |']
+
+
+def mask_rows() -> list[str]:
+    *scenes, nuclei = runs('masks').values()
+    rows = []
+    for run in scenes:
+        score = run['evaluation']
+        rows.append(cells(
+            f'{run["cells"]} x {run["cells"]}', run['filters'], run['layers'], run['targets'],
+            *(f'{score[name]:.2f}' for name in ('ap', 'mask_ap', 'mask_ap50')), seconds(run)))
+    score = nuclei['evaluation']
+    return [*rows, cells(nuclei['images'], nuclei['steps'], *(
+        f'{score[name]:.2f}' for name in ('ap', 'ap50', 'mask_ap', 'mask_ap50')), seconds(nuclei))]
+
+
+def localization_rows() -> list[str]:
+    rows = []
+    for run in runs('localization').values():
+        score = run['evaluation']
+        rows.append(cells(f'{run["steps"]:,}', *(
+            f'{score[name]:.1f}' if name in score else '' for name in (
+                'localization_error', 'top5_localization_error', 'top1_error')), seconds(run)))
+    centre, = {run['evaluation']['baseline_error'] for run in runs('localization').values()
+               if 'baseline_error' in run['evaluation']}
+    return [*rows, f'| | {centre:.1f} | | | |']
+
+
+def gain() -> str:
+    score = runs('localization')['per class, longer']['evaluation']
+    return (f'lowers the error of the centred box by '
+            f'{score["baseline_error"] - score["localization_error"]:.1f} points')
+
+
+def spread() -> str:
+    boxes = [run['evaluation']['ap'] for run in list(runs('masks').values())[:-1]]
+    return f'the same box AP within {max(boxes) - min(boxes) + .05:.1f} points'
+
+
+MEASURED = [*digits_rows(), *map(response, ('ResNet-20', 'plain-20', 'ResNet-56', 'plain-56')),
+            *detection_rows(), *mask_rows(), *localization_rows(), gain(), spread()]
+NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-56', 'plain-8', 'plain-20', 'plain-56',
+         'CIFAR-10', 'top-1')
+# Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
+GIVEN = [
+    '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps', '1,500 digits of 8 x 8 pixels',
+    'the other 297', 'the 95 % t-interval', 'All 18 runs took 6 min 18 s',
+    'with commit 2330afb', '(figures 1, 4 and 6 of the paper)', 'At 56 layers', 'of 8 and 20 layers',
+    'better than 8; 56 and 20 differ', f'One test image is {100 / 297:.2f} points', 'around 1 %',
+    '(table 6)', 'With 8 layers', '(figure 7)', 'over the 55 layers', 'over 19 layers',
+    'are near 1,', '64,000 steps', '100 means', 'IoU (area of the intersection over area of the '
+    'union) of 0.5 for AP50', 'from 0.5 to 0.95', 'seed 0', 'scenes of 4 to 8 digits',
+    '292 photographs', 'Pascal VOC 2012', 'at least 50 %', '| 3x3 layers |', 'after 400 steps',
+    'on 256 scenes', 'rounded to 0 or 1', 'Data Science Bowl 2018', 'an IoU of at most 0.5',
+    'on 20 classes', '64 x 64 pixels', 'on 1,000 images', 'which 1,000 images', '"Top 5"',
+    '| top 5 |', 'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
+]
+
+
+@pytest.mark.parametrize('sentence', MEASURED)
+def test_the_page_says_once_what_the_files_hold(sentence):
+    assert TEXT.count(sentence) == 1
+
+
+def unexplained(page: str) -> list[str]:
+    """The words with digits that are neither measured, nor given, nor names."""
+    page = re.sub(r'```.*?```', '', page, flags=re.DOTALL)
+    page = re.sub(r'!?\[[^]]*\]\([^)]*\)|`[^`]*`', '', page)
+    text = re.sub(r'\s+', ' ', page)
+    for known in sorted([*MEASURED, *GIVEN], key=len, reverse=True):
+        text = text.replace(known, '')
+    text = re.sub(rf'(?<![\w-])({"|".join(NAMES)})(?![\w.])', '', text)
+    return [word for word in text.split() if re.search(r'\d', word)]
+
+
+def test_every_number_of_the_page_is_measured_or_given():
+    assert unexplained(PAGE) == []
+
+
+def test_a_changed_digit_is_noticed():
+    measured = re.sub(r'```.*?```|!?\[[^]]*\]\([^)]*\)|`[^`]*`', lambda m: ' ' * len(m[0]), PAGE,
+                      flags=re.DOTALL)
+    places = [match.start() for match in re.finditer(r'(?<![\w-])\d|(?<=[\d.,])\d', measured)]
+    assert len(places) > 200
+    for place in places:
+        other = str((int(PAGE[place]) + 1) % 10)
+        changed = PAGE[:place] + other + PAGE[place + 1:]
+        text = ' '.join(changed.split())
+        assert unexplained(changed) or any(sentence not in text for sentence in MEASURED), \
+            PAGE[place - 30:place + 10]
+
+
+def test_every_picture_of_the_page_is_there():
+    pictures = re.findall(r'!\[[^]]+\]\(([^)]+)\)', PAGE)
+    assert len(pictures) >= 8
+    for picture in pictures:
+        assert (RESULTS / picture).is_file()
