@@ -23,7 +23,7 @@ MEASURED = ('train/images_per_second', 'train/data_wait_fraction')
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
        '--config.batch_size=64', '--config.num_steps=60', '--config.mesh.data=1',
        '--config.schedule.name=constant', '--config.checkpoint.every_steps=4',
-       '--config.eval.every_steps=20', '--config.log.every_steps=5']
+       '--config.eval.every_steps=20', '--config.log.every_steps=4']
 SHORT = {'num_steps': 20, 'eval.every_steps': 10}
 ONE_DEVICE = {'XLA_FLAGS': xla_options.quick(devices=1)}
 
