@@ -1,5 +1,6 @@
 """The README tells the truth about sizes and files."""
 
+import doctest
 import pathlib
 import re
 
@@ -60,3 +61,21 @@ def test_the_readme_shows_what_the_first_command_prints(tmp_path, tiny_config, c
     assert first == 'workdir: FOLDER'
     assert set(shown) <= set(printed)
     assert [shown[0], shown[-1]] == [printed[0], printed[-1]]
+
+
+class Numbers(doctest.OutputChecker):
+    """Compares outputs but for the digits of what is not a whole number."""
+
+    def check_output(self, want, got, optionflags):
+        want, got = (re.sub(r'\d+\.\d+', '#', text) for text in (want, got))
+        return super().check_output(want, got, optionflags)
+
+
+def test_the_lines_of_python_run_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    lines = README.split('```pycon\n')[1].split('```')[0]
+    test = doctest.DocTestParser().get_doctest(lines, {}, 'README.md', 'README.md', 0)
+    assert len(test.examples) == 9
+    runner = doctest.DocTestRunner(Numbers(), optionflags=doctest.ELLIPSIS)
+    assert runner.run(test).failed == 0

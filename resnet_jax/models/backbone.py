@@ -56,8 +56,8 @@ class Backbone(nn.Module, kw_only=True):
         """The output of one stage for an input float [N, H, W, C]."""
         return getattr(self, stage)(x, train=train)
 
-    def features(self, images: jax.Array, *, train: bool, upto: str | None = None) -> dict[str,
-                 Any]:
+    def features(self, images: jax.Array, *, train: bool,
+                 upto: str | None = None) -> dict[str, Any]:
         """Computes the feature maps of images.
 
         Args:

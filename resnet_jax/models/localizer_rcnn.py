@@ -79,8 +79,8 @@ class LocalizerRCNN(Localizer, kw_only=True):
         index = per_image(self, lambda scores: jax.lax.top_k(scores, number)[1])(scores)
         return self.corrected(features, deltas, index, frames)
 
-    def judge(self, crops: jax.Array, classes: jax.Array, *, train: bool) -> tuple[jax.Array,
-              jax.Array]:
+    def judge(self, crops: jax.Array, classes: jax.Array, *,
+              train: bool) -> tuple[jax.Array, jax.Array]:
         """The outputs of the second network for a class of each crop.
 
         Args:

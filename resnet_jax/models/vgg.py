@@ -59,8 +59,8 @@ class VGGBackbone(Backbone):
         self.dense2 = nn.Dense(self.width * 64, dtype=self.dtype, kernel_init=he_normal)
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def features(self, images: jax.Array, *, train: bool, upto: str | None = None) -> dict[str,
-                 Any]:
+    def features(self, images: jax.Array, *, train: bool,
+                 upto: str | None = None) -> dict[str, Any]:
         """See `Backbone.features`.
 
         Raises:

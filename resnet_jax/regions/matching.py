@@ -7,8 +7,8 @@ POSITIVE, NEGATIVE, NEITHER = 1, 0, -1
 
 
 def match(iou: jax.Array, present: jax.Array, positive: float, negative: tuple[float, float], *,
-          best_of_each: bool = False, valid: jax.Array | None = None) -> tuple[jax.Array,
-          jax.Array]:
+          best_of_each: bool = False,
+          valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Finds the best ground truth of every candidate, and labels the candidate by their overlap.
 
     S. Ren et al., "Faster R-CNN", 2015, section 3.1.2: positive is 0.7 and negative (0, 0.3) for

@@ -1,34 +1,46 @@
-"""The notebook runs from its first cell to its last."""
+"""The notebook runs from its first cell to its last, and docs/tour.md shows what it does."""
 
 import json
-import pathlib
+import re
 
 import nbclient
 import nbformat
 import pytest
 
-NOTEBOOK = pathlib.Path(__file__).parents[2] / 'experiments' / 'tour.ipynb'
+from experiments import tour
+
+MOST_BYTES = 100_000  # of a picture
 
 
 @pytest.mark.slow
 def test_the_tour_runs_to_its_end(monkeypatch):
     monkeypatch.setenv('RESNET_JAX_TOUR_STEPS', '6')
     monkeypatch.setenv('RESNET_JAX_TOUR_DEPTHS', '8')
-    notebook = nbformat.read(NOTEBOOK, 4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3',
-                            resources={'metadata': {'path': NOTEBOOK.parent}}).execute()
-    printed = ''.join(output['text'] for cell in notebook.cells if cell.cell_type == 'code'
-                      for output in cell.outputs if output.output_type == 'stream')
-    assert 'of 297 test images are wrong' in printed
-    assert 'residual-8: ' in printed and 'plain-8: ' in printed
-    shown = [kind for cell in notebook.cells if cell.cell_type == 'code'
-             for output in cell.outputs if output.output_type in ('execute_result', 'display_data')
-             for kind in output['data']]
-    assert shown.count('image/png') == 2
-    assert shown.count('image/svg+xml') == 1
+    notebook = nbformat.read(tour.NOTEBOOK, 4)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3', resources={
+        'metadata': {'path': tour.NOTEBOOK.parent}}).execute()
+    text, pictures = tour.pages(notebook)
+    assert 'of 297 test images are wrong' in text
+    assert 'residual-8: ' in text and 'plain-8: ' in text
+    assert list(pictures) == ['picture1.png', 'picture2.png', 'picture3.svg']
+    assert pictures['picture1.png'].startswith(b'\x89PNG')
+    assert b'<svg' in pictures['picture3.svg']
 
 
 def test_the_tour_is_kept_without_outputs():
-    cells = json.loads(NOTEBOOK.read_text())['cells']
+    cells = json.loads(tour.NOTEBOOK.read_text())['cells']
     assert all(not cell['outputs'] and cell['execution_count'] is None
                for cell in cells if cell['cell_type'] == 'code')
+
+
+def test_the_page_has_the_cells_of_the_notebook_and_their_pictures():
+    page, cells = tour.PAGE.read_text(), nbformat.read(tour.NOTEBOOK, 4).cells
+    assert tour.NOTE in page
+    place = 0
+    for cell in cells:
+        place = page.index(tour.source(cell), place) + len(tour.source(cell))
+    assert re.findall(r'```python\n(.*?)\n```\n', page, re.DOTALL) == [
+        cell.source for cell in cells if cell.cell_type == 'code']
+    shown = [tour.PAGE.parent / path for path in re.findall(r'!\[.+?\]\((.*?)\)', page)]
+    assert sorted(shown) == sorted(tour.PAGE.with_suffix('').iterdir())
+    assert len(shown) == 3 and all(path.stat().st_size < MOST_BYTES for path in shown)
