@@ -20,8 +20,11 @@ NOTEBOOK = ROOT / 'experiments' / 'tour.ipynb'
 PAGE = ROOT / 'docs' / 'tour.md'
 PICTURES = {'image/png': 'png', 'image/svg+xml': 'svg'}
 COMMAND = 'python -m experiments.tour'
-NOTE = (f'Made from [experiments/tour.ipynb](../experiments/tour.ipynb) by `{COMMAND}`, which runs '
-        'it on the CPU in a few minutes.')
+NOTE = f'''This page was made from [experiments/tour.ipynb](../experiments/tour.ipynb), on a CPU, by
+
+```bash
+{COMMAND}
+```'''
 
 
 def source(cell: nbformat.NotebookNode) -> str:
@@ -38,6 +41,10 @@ def pages(notebook: nbformat.NotebookNode) -> tuple[str, dict[str, bytes]]:
         parts.append(source(cell))
         if len(parts) == 1:
             parts.append(NOTE)
+        printed = ''.join(output.text for output in cell.get('outputs', ())
+                          if output.output_type == 'stream' and output.name == 'stdout')
+        if printed:
+            parts.append(f'```text\n{printed.rstrip()}\n```')
         for output in cell.get('outputs', ()):
             data = output.get('data', {})
             kind = next((kind for kind in PICTURES if kind in data), None)
@@ -46,8 +53,6 @@ def pages(notebook: nbformat.NotebookNode) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = (base64.b64decode(data[kind]) if kind == 'image/png'
                                   else data[kind].encode())
                 parts.append(f'![{caption(cell.source)}](tour/{name})')
-            elif output.output_type == 'stream' and output.name == 'stdout':
-                parts.append(f'```text\n{output.text.rstrip()}\n```')
             elif 'text/plain' in data:
                 parts.append(f'```text\n{data["text/plain"]}\n```')
     return '\n\n'.join(parts) + '\n', pictures

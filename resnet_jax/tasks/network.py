@@ -68,8 +68,8 @@ class Network:
     @overload
     def features(self, images: Any, stage: str | int) -> np.ndarray: ...
 
-    def features(self, images: Any, stage: str | int | None = None) -> np.ndarray | dict[str,
-                 np.ndarray]:
+    def features(self, images: Any,
+                 stage: str | int | None = None) -> np.ndarray | dict[str, np.ndarray]:
         """Computes the feature maps after all stages, in one pass, or after one of them.
 
         Args:

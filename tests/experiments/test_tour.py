@@ -35,7 +35,7 @@ def test_the_tour_is_kept_without_outputs():
 
 def test_the_page_has_the_cells_of_the_notebook_and_their_pictures():
     page, cells = tour.PAGE.read_text(), nbformat.read(tour.NOTEBOOK, 4).cells
-    assert f'`{tour.COMMAND}`' in page
+    assert tour.NOTE in page
     place = 0
     for cell in cells:
         place = page.index(tour.source(cell), place) + len(tour.source(cell))
