@@ -256,7 +256,7 @@ def test_imagenet_and_cifar_are_not_needed():
     ('v5e', 'such as v5e:4x4'), ('v9:2x2', "no topology 'v9:2x2': those of v3"),
     ('v5e:32x32', 'from 1 to 256 chips'), ('v4:4x4', 'has 3 dimensions'),
     ('v5e:3x4', 'must be even'), ('cpu:0', 'no topology'), ('cpu:64', 'started with 8')])
-def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch):
+def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch, cpus):
     monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda name: True)
     with pytest.raises(UserError, match=sentence):
         topologies.create(name)
@@ -274,7 +274,7 @@ def test_without_libtpu_the_sentence_tells_how_to_get_it(monkeypatch):
     ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
      'Used 33.94G of 15.75G hbm. Exceeded hbm capacity by 18.19G.', 33.94)])
 def test_memory_that_a_tpu_does_not_have_is_told(cpus, monkeypatch, message, gib):
-    def fail(lowered):
+    def fail(lowered, compiler_options):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
@@ -289,7 +289,7 @@ def test_memory_that_a_tpu_does_not_have_is_told(cpus, monkeypatch, message, gib
 
 
 def test_other_failures_of_the_compiler_are_shown(cpus, monkeypatch):
-    def fail(lowered):
+    def fail(lowered, compiler_options):
         raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
     monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
@@ -307,7 +307,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_an_error(cpus):
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory(replicated, cpus):
     for peak, bandwidth in ((1e12, 1e9), (1e9, 1e12)):
         chips = dataclasses.replace(cpus, peak=peak, bandwidth=bandwidth)
-        result = compiled._roofline(replicated, chips)
+        result = compiled._roofline(replicated, chips, 64)
         slower = (replicated['bytes'] / 8 / bandwidth if peak > bandwidth
                   else replicated['flops'] / 8 / peak)
         assert result['roofline_seconds'] == pytest.approx(slower)
