@@ -29,7 +29,8 @@ def load(name):
 
 # What configs leave to the data and to the weights that they start from.
 FROM_ELSEWHERE = {'folder': {'model.num_classes': 5}, 'bccd_r18': {'model.num_classes': 3},
-                  'finetune': {'model.num_classes': 5, 'model.depth': 50, 'data.image_size': 224}}
+                  'finetune': {'model.num_classes': 5, 'model.depth': 50, 'data.image_size': 224},
+                  'imagenette_finetune': {'model.num_classes': 10, 'model.depth': 50}}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
