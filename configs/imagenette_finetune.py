@@ -4,6 +4,8 @@
   python -m resnet_jax.main --config=configs/imagenette_finetune.py \\
       --config.init.checkpoint=weights/half --config.data.path=DIR
 
+DIR holds ten classes of Imagenette (github.com/fastai/imagenette) as for configs/folder.py, 300 and
+100 images each. The layers before the last one keep their weights. Not run to its end.
 """
 
 from resnet_jax import config as config_lib
@@ -11,7 +13,7 @@ from resnet_jax import config as config_lib
 
 def get_config():
     config = config_lib.default()
-    config.num_steps = 188  # two epochs
+    config.num_steps = 470  # five epochs
     config.batch_size = 32
 
     # The architecture and the normalisation are those of init.checkpoint. Its batch normalisation
@@ -23,11 +25,10 @@ def get_config():
     config.data.source = 'folder'
     config.data.normalization = 'imagenet'  # replaced by that of the weights
     config.data.image_size = 224
-    config.data.train_crop = 'random_resized'
-    config.data.crop_scale = (0.7, 1.0)
+    # Whole images, as in evaluation: a single layer fits the features of random crops less well.
+    config.data.train_crop = 'pad'
     config.data.flip = True
 
-    config.loss.label_smoothing = 0.1
     config.schedule.name = 'cosine'
     config.schedule.learning_rate = 0.01
 

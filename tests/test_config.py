@@ -31,7 +31,8 @@ def load(name):
 OWN_IMAGES = {'model.num_classes': 5, 'data.image_size': 64, 'batch_size': 64, 'num_steps': 100,
               'eval.batch_size': 64, 'schedule.learning_rate': 0.05, 'schedule.warmup_steps': 5}
 FROM_ELSEWHERE = {'folder': OWN_IMAGES, 'bccd_r18': {'model.num_classes': 3},
-                  'finetune': OWN_IMAGES | {'model.depth': 50}}
+                  'finetune': OWN_IMAGES | {'model.depth': 50},
+                  'imagenette_finetune': {'model.num_classes': 10, 'model.depth': 50}}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

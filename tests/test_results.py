@@ -106,7 +106,8 @@ NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-56', 'plain-8', 'plain-20
 GIVEN = [
     '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps', '1,500 digits of 8 x 8 pixels',
     'the other 297', 'the 95 % t-interval', 'All 18 runs took 6 min 18 s',
-    'with commit 2330afb', '(figures 1, 4 and 6 of the paper)', 'At 56 layers', 'of 8 and 20 layers',
+    'with commit 2330afb', '(figures 1, 4 and 6 of the paper)', 'At 56 layers',
+    'of 8 and 20 layers',
     'better than 8; 56 and 20 differ', f'One test image is {100 / 297:.2f} points', 'around 1 %',
     '(table 6)', 'With 8 layers', '(figure 7)', 'over the 55 layers', 'over 19 layers',
     'are near 1,', '64,000 steps', '100 means', 'IoU (area of the intersection over area of the '

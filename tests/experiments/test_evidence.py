@@ -94,3 +94,8 @@ def test_a_mosaic_keeps_every_tile():
 def test_zero_is_white_and_the_signs_are_blue_and_red():
     blue, white, red = pictures.signed(np.array([[[-2.0, 0.0, 1.0]]]))[0, 0].astype(int)
     assert len(set(white)) == 1 and blue[2] > blue[0] and red[0] > red[2]
+
+
+def test_predictions_are_named_and_wrong_ones_marked():
+    assert pictures.predictions(('cat', 'dog'), np.array([0, 0]), np.array([0, 1])) == (
+        'Predicted: cat, cat (wrong: dog).')

@@ -180,11 +180,10 @@ def test_without_data_the_command_says_what_to_give(tmp_path, commands):
 
 
 def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(look, 'pictures', lambda *_: iter(()))  # they have tests of their own
     monkeypatch.setattr(projection, '_umap', lambda features, start: features[:, :2] + start)
     config = config_lib.default()
     config.data.source, config.data.image_size, config.data.channels = 'digits', 8, 1
-    found = look.look({'plain': networks['plain']}, config, 40, 60)
+    found = look.look({'plain': networks['plain']}, config, 40, 60, [look.BLOCKS])
     look.write(tmp_path, look.title(networks['plain']), found)
     numbers = json.loads((tmp_path / 'numbers.json').read_text())
     assert numbers['facts']['images'] == '40 held out; 60 for the probes'
@@ -196,6 +195,22 @@ def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch)
     assert all(sentence.split(':')[0] in report for sentence in found.paragraphs)
     figures = {path.name for path in (tmp_path / 'figures').iterdir()}
     assert {'cka.svg', 'cka.png', 'journey_stills.svg', 'deletion.png'} <= figures
+
+
+def test_only_some_of_the_sections_are_made(networks, tmp_path):
+    config = config_lib.default()
+    config.data.source, config.data.image_size, config.data.channels = 'digits', 8, 1
+    found = look.look({'plain': networks['plain']}, config, 40, 60, ['filters'])
+    assert [section.title for section in found.sections] == ['First-layer filters']
+    look.write(tmp_path, look.title(networks['plain']), found)
+    report = (tmp_path / 'report.html').read_text()
+    assert 'First-layer filters</h2>' in report and 'summary-title' not in report
+
+
+def test_a_part_that_does_not_exist_is_named(tmp_path, commands):
+    result = commands.run('experiments.look', tmp_path, '--only=filters,grad')
+    assert result.status == 1
+    assert "--only must name some of blocks, filters" in result.errors
 
 
 @pytest.mark.long
