@@ -23,6 +23,8 @@ IN_DOCUMENTS = [one for one in COMMANDS
 CI = '.ci/run'
 BENCHMARKS = 'tests/experiments/test_benchmarks.py::test_'
 FIGURES = 'tests/experiments/test_figures.py::test_'
+THREE_COMMANDS = ('tests/training/test_choices.py::'
+                  'test_three_commands_lead_from_a_folder_of_five_classes_to_names')
 # Normal form, or a regular expression for it: the test that runs the same on less.
 RUN_ELSEWHERE = {
     r'python[\d.]* -m venv \.venv': CI,
@@ -35,6 +37,14 @@ RUN_ELSEWHERE = {
     'mkdocs build --strict': CI,
     r'python -m resnet_jax.predict --checkpoint=hf:\S+ photo\.jpg':
         'tests/weights/test_hub.py::test_commands_take_names',
+    r'python -m resnet_jax.main --config=configs/finetune.py --config.init.checkpoint=hf:\S+ .*':
+        'tests/training/test_own_images.py::'
+        'test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so',
+    'python -m resnet_jax.predict --checkpoint=runs/finetune photo.jpg': THREE_COMMANDS,
+    'python -m resnet_jax.evaluate --workdir=runs/finetune .*': THREE_COMMANDS,
+    'python -m experiments.tour': 'tests/experiments/test_tour.py::test_the_tour_runs_to_its_end',
+    r'python -m experiments.scaling --output=scaling\.svg FILE\.json':
+        'tests/experiments/test_scaling.py::test_a_chart_has_the_predictions_of_each_file',
     'python -m experiments.look .*': 'tests/experiments/test_look.py::'
                                      'test_the_command_looks_at_two_networks',
     'python -m experiments.degradation( --ledger=.*)?': FIGURES + 'the_command_draws_a_ledger',
@@ -64,7 +74,7 @@ RUN_ELSEWHERE = {
         'tests/xla/test_compile.py::test_a_tpu_slice_is_compiled_for_without_a_tpu',
     'python -m resnet_jax.main .*init.resume_from.*':
         'tests/training/test_fork.py::test_a_fork_may_have_another_recipe',
-    r'python -m resnet_jax.main --config=configs/bccd_r18.py --config.data.path=DIR':
+    r'python -m resnet_jax.main --config=configs/bccd_r18.py --config.data.path=(DIR|bccd)':
         'tests/test_printed_runs.py::'
         'test_the_commands_of_the_documents_run_one_after_the_other',
     'python -m resnet_jax.main --config=configs/voc_r50_c4.py .*':
@@ -92,7 +102,8 @@ RUN_ELSEWHERE = {
 SERVICE = 'it needs a service or a machine that tests do not have'
 NOT_RUN = {  # normal form, or a regular expression for it: the reason
     r'pip install .*\.\[(cuda|tpu)\]': 'it installs gigabytes for devices that tests do not have',
-    r'pip install .*\.\[(experiments|hub|torch)\]': 'a part of what .ci/run installs',
+    r'pip install .*\.\[(experiments|gcs|hub|test|torch)\]': 'a part of what .ci/run installs',
+    'pip install torch torchvision onnx onnxscript': 'a part of what .ci/run installs',
     'pip install xpk': SERVICE,
     'tensorboard .*': 'a server of another project, which reads the event files',
     'mkdocs serve': 'a server; the build is tested',

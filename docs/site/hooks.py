@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / 'docs'
 # Sections of the README that are not part of the front page.
 SECTIONS = {
-    'start.md': ('Get started', ('Quick start', 'Trained networks',
+    'start.md': ('Get started', ('Quick start', 'In Python', 'Trained networks',
                                  "The paper's figures and tables", 'GPUs and TPU pods')),
     'networks.md': ('Networks', ('Networks',)),
     'layout.md': ('Layout', ('Layout',)),
