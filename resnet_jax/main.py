@@ -16,8 +16,8 @@ from resnet_jax import cli
 CONFIG = cli.config_flag()
 cli.flag(
     flags.DEFINE_string, 'workdir', None,
-    'Folder of the run. If it contains checkpoints, the run resumes from the latest one. Default: '
-    'runs/NAME, for a config file NAME.py.')
+    'Folder of the run, or gs://BUCKET/FOLDER. If it contains checkpoints, the run resumes from '
+    'the latest one. Default: runs/NAME, for a config file NAME.py.')
 PROCESSES = cli.process_flags()
 
 

@@ -18,9 +18,9 @@ HERE_DOCUMENT = re.compile(r"<<'EOF'\n(?!#!).*?^EOF$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ('python', 'python3', '.venv/bin/python', 'pip', '.venv/bin/pip', '.venv/bin/ruff',
             '.venv/bin/mkdocs', 'cat', 'find', 'hf', 'resnet-jax', 'taskset', 'tensorboard',
             'tfds')
-SHELL = ('[', 'break', 'cat', 'cd', 'chmod', 'continue', 'cp', 'curl', 'do', 'done', 'echo', 'else',
-         'exit', 'export', 'fi', 'find', 'for', 'if', 'kill', 'main', 'mkdir', 'mv', 'on_all',
-         'set', 'sleep', 'source', 'sudo', 'tail', 'tar', 'tee', 'then', 'until', 'wait', 'while')
+SHELL = ('[', 'cat', 'cd', 'cp', 'curl', 'do', 'done', 'else', 'exit', 'export', 'fi', 'find',
+         'for', 'if', 'kill', 'main', 'on_all', 'set', 'sh', 'source', 'tail', 'tar', 'then',
+         'until', 'wait', 'while')
 # Parses the flags as the command itself does, and checks the ranges of the config.
 PARSE = '''
 import runpy, sys
@@ -124,7 +124,7 @@ def of_lines(text: str, whole: bool = False) -> Iterator[tuple[str, ...]]:
         loop[3].replace(f'${loop[1]}', value) for value in loop[2].split()),
         HERE_DOCUMENT.sub('', text))
     for line in re.sub(r'\\\n\s*', '', text).splitlines():
-        line = re.sub(r'(^|\s)#.*', '', line).strip()
+        line = re.sub(r'(^|\s)#.*|\d>&\d', '', line).strip()
         start = re.sub(r'^(\w+=\S*\s+)+', '', line)
         if not start or not (whole or start.split()[0] in PROGRAMS):
             continue
