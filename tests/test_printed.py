@@ -178,6 +178,7 @@ def problem(commands, one: Printed) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_every_printed_command_accepts_its_flags_its_config_and_the_fields(commands):
     first = {one.text: one for one in COMMANDS if one.module != 'experiments/benchmarks/'
              'torch_cifar.py'}  # which is not a command of ours, but PyTorch's side of one

@@ -37,7 +37,8 @@ def test_a_family_that_only_the_tests_know_is_summarised_trained_and_loaded(
     network = resnet_jax.load(tmp_path)
     assert repr(network).startswith('Classifier(Toy-1, 10 classes, ')
     assert network.stages == ('grid', 'pool')
-    assert network.features(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 8)
+    maps = network.features(np.zeros((3, 8, 8, 1), np.uint8))
+    assert {stage: maps[stage].shape for stage in maps} == {'grid': (3, 2, 2, 8), 'pool': (3, 8)}
 
     with pytest.raises(UserError, match=r'family tests\.models\.toy cannot be converted'):
         to_torchvision(stored.read(tmp_path))
