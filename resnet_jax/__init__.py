@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import typing
 
 if typing.TYPE_CHECKING:
@@ -132,8 +131,9 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike | N
     from resnet_jax.training import start
 
     if not isinstance(config, ConfigDict):
-        workdir = workdir or f'runs/{pathlib.Path(config).stem}'
-        config = cli.read_config([f'--config={os.fspath(config)}'])
+        config = os.fspath(config)
+        workdir = workdir or f'runs/{cli.name_of(config)}'
+        config = cli.read_config([f'--config={config}'])
     if workdir is None:
         raise UserError('give the folder of the run, such as resnet_jax.train(config, '
                         "'runs/digits').")

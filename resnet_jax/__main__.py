@@ -7,6 +7,7 @@
 
 import ast
 import difflib
+import os
 import pathlib
 import runpy
 import sys
@@ -31,7 +32,10 @@ def main() -> None:
     """Runs the command that the first argument names; without one, lists them all."""
     name = sys.argv[1] if len(sys.argv) > 1 else 'help'
     if name in HELP:
-        print(listing())
+        try:
+            print(listing(), flush=True)
+        except BrokenPipeError:  # as in `resnet-jax | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif name in COMMANDS:
         del sys.argv[1]
         # As `python -m` does it, so that processes that it starts find their main module.

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import functools
+import inspect
 import itertools
 import os
 import pathlib
@@ -120,13 +121,18 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
         raise UserError(problem or ' '.join(str(error).split())) from error
 
 
-def config_name() -> str:
-    """The name of the --config file without folder and suffix, such as 'digits_r20'.
+def name_of(config: str) -> str:
+    """The name of a config file without folder and suffix, such as 'digits_r20'.
 
     What the file is given after a colon follows: 'imagenet_pod_r152_v5e-256'.
     """
-    path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    path, _, argument = config.partition(':')
     return '_'.join([pathlib.Path(path).stem, *filter(None, re.split(r'[^\w.-]+', argument))])
+
+
+def config_name() -> str:
+    """The name of the --config file; see `name_of`."""
+    return name_of(config_flags.get_config_filename(flags.FLAGS['config']))
 
 
 def workdir(default: str | None = None) -> storage.Path:
@@ -304,6 +310,8 @@ def _config_problem(argv: Sequence[str]) -> str | None:
         file = runpy.run_path(str(path))
         if 'get_config' not in file:
             return f'{no_config}.'
+        if argument and not inspect.signature(file['get_config']).parameters:
+            return f'{path} takes no argument; leave out :{argument}.'
         known = leaves(file['get_config'](*filter(None, [argument])))
     except (ImportError, SyntaxError) as error:
         return f'{no_config} ({type(error).__name__}: {error}).'

@@ -6,6 +6,7 @@ methods. An object of a bucket appears whole when its upload ends, and cannot be
 
 import functools
 import io
+import logging
 import os
 import pathlib
 import time
@@ -108,7 +109,8 @@ def _use_fsspec() -> None:
     """Prepares fsspec, once: listings are never cached, since other processes write too.
 
     gcsfs' experimental support of hierarchical buckets, which asks for the kind of every bucket and
-    warns where it may not, is not needed.
+    warns where it may not, is not needed, nor are the tracebacks that it logs of errors that it
+    raises.
 
     Raises:
       UserError: gcsfs is not installed.
@@ -120,6 +122,7 @@ def _use_fsspec() -> None:
     except ImportError as error:
         raise UserError('paths in buckets need the package gcsfs: pip install gcsfs '
                         f'({error}).') from error
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 

@@ -1,8 +1,11 @@
 """What every command does with --help, without flags, and with wrong ones."""
 
 import configparser
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -163,6 +166,15 @@ def test_without_a_command_all_of_them_are_listed(results):
         name for name in FLAGS if name.startswith('resnet_jax.')}
     assert results['no such command'] == [
         1, '', 'error: there is no command trian; did you mean train?\n']
+
+
+def test_the_list_may_be_cut_off_by_a_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run([sys.executable, '-m', 'resnet_jax'], stdout=write,
+                             stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, b'')
 
 
 def test_a_command_by_its_short_name_is_the_module(results):

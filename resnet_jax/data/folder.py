@@ -209,6 +209,11 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
             return root / name
     if split == 'train' and _holds_classes(root):
         return root
+    if split == 'train' and not _holds_splits(root):
+        empty = [name for name in _class_folders(root) if not _images(root, name)]
+        if len(empty) < len(_class_folders(root)):
+            raise UserError(f'the folder {readable(str(root / empty[0]))} holds no images (JPEG, '
+                            'PNG or WebP); add some, or remove it.')
     if split == 'test':
         how = ('move some images of each class there, or hold out training images with '
                '--config.data.eval_split=auto.')
@@ -218,9 +223,12 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
 def _holds_classes(root: pathlib.Path) -> bool:
     """Whether a folder has no splits, but classes: every folder in it holds images."""
     folders = _class_folders(root)
-    splits = {name for names in SPLIT_NAMES.values() for name in names}
-    return bool(folders) and splits.isdisjoint(folders) and all(
+    return bool(folders) and not _holds_splits(root) and all(
         _images(root, name) for name in folders)
+
+
+def _holds_splits(root: pathlib.Path) -> bool:
+    return any((root / name).is_dir() for names in SPLIT_NAMES.values() for name in names)
 
 
 def _class_folders(folder: pathlib.Path) -> list[str]:

@@ -80,6 +80,9 @@ def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
     config, chosen = choices.choose(config, Machine.of(mesh))
     if lines := choices.table(given, config, kept | chosen):
         say(lines)
+    if None not in (given.num_epochs, given.num_steps):
+        warn(f'num_steps={given.num_steps} is set, so that num_epochs={given.num_epochs} has no '
+             'effect; to train for that many epochs, set num_steps to none.')
     processes.check_alike(config_lib.common_fields(config))
     with contextlib.ExitStack() as held:
         is_there = workdir.is_dir()

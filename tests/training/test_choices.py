@@ -77,6 +77,15 @@ def test_folders_of_neither_splits_nor_classes_are_refused(tmp_path):
         completed(own_images(tmp_path))
 
 
+def test_a_single_class_and_a_folder_without_images_are_refused(tmp_path):
+    write_folder(tmp_path, CLASSES[:1], 2, splits=('.',))
+    with pytest.raises(UserError, match='has a single class; classification needs at least two'):
+        completed(own_images(tmp_path))
+    (tmp_path / 'notes').mkdir()
+    with pytest.raises(UserError, match=r'notes holds no images \(JPEG, PNG or WebP\); add some'):
+        completed(own_images(tmp_path))
+
+
 @given(st.integers(1, 10**7), st.integers(1, 512), st.sampled_from(['cpu', 'gpu', 'tpu']),
        st.integers(1, 4), st.none() | st.integers(1, 256))
 def test_a_batch_fits_the_devices_and_the_groups_of_batch_norm(

@@ -73,6 +73,7 @@ def test_called_again_it_has_nothing_to_do(trained, capsys):
     (CONFIG, {'num_steps': 'many'}, "num_steps='many' has the wrong type; now it is 450."),
     (CONFIG, {'model.depth': 21}, 'depth'),
     (CONFIG, {'xla_preset': 'cup'}, 'xla_preset must be one of'),
+    (f'{CONFIG}:r20', {}, f'{CONFIG} takes no argument; leave out :r20.'),
     ('configs/digits_r21.py', {}, 'there is no config file configs/digits_r21.py; did you mean')])
 def test_a_wrong_config_is_refused_in_the_sentence_of_the_command(
         config, fields, sentence, tmp_path):
@@ -94,6 +95,15 @@ def test_a_config_object_needs_a_folder_and_stays_as_it_was(tmp_path):
 def test_without_a_folder_it_is_that_of_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(start, 'train', lambda config, workdir: Trained(workdir, {}))
     assert resnet_jax.train(CONFIG).workdir == pathlib.Path('runs/digits_r20')
+    pod = resnet_jax.train('configs/imagenet_pod.py:r152,v5e-256')
+    assert pod.workdir == pathlib.Path('runs/imagenet_pod_r152_v5e-256')
+
+
+def test_epochs_that_have_no_effect_are_warned_of(tmp_path, capsys):
+    with pytest.raises(UserError, match='depth'):
+        resnet_jax.train(CONFIG, tmp_path, {'num_epochs': 3, 'model.depth': 21})
+    assert 'warning: num_steps=450 is set, so that num_epochs=3 has no effect' in (
+        capsys.readouterr().err)
 
 
 def test_an_interrupt_saves_a_checkpoint_and_the_next_call_resumes(trained, tmp_path, monkeypatch):

@@ -92,11 +92,18 @@ def watched(metrics: Metrics) -> jax.Array:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Fills in `model.num_classes` from the data, where it is not set."""
+    """Fills in `model.num_classes` from the data, where it is not set.
+
+    Raises:
+      UserError: all images of the data are of one class, or it is missing.
+    """
     if config.model.num_classes is not None:
         return config
     config = config.copy_and_resolve_references()
     config.model.num_classes = data.count_classes(config)
+    if config.model.num_classes == 1:
+        raise UserError(f'the data in {config.data.path} has a single class; classification needs '
+                        'at least two, each in a folder of its own.')
     return config
 
 
