@@ -37,7 +37,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'resnet_jax.export': 'checkpoint image_size output',
     'resnet_jax.data.prepare': DATA + 'format images_per_shard output processes quality '
                                'shorter_side skip_unreadable verify',
-    'resnet_jax.data.check': DATA + 'json',
+    'resnet_jax.data.check': DATA + 'benchmark config images json',
     'experiments.sweep': 'config dry_run parallel sweep workdir',
     'experiments.degradation': FIGURE + 'depths',
     'experiments.depth': FIGURE + 'depths',

@@ -2,9 +2,14 @@
 
     python -m resnet_jax.data.check --path=IMAGENET
     python -m resnet_jax.data.check --source=voc --path=VOCdevkit/VOC2007
+    python -m resnet_jax.data.check --benchmark --config=configs/imagenet_r50.py \
+        --config.data.path=IMAGENET
 
 Exits with status 1 if an image cannot be decoded, or a box leaves its image or
 has no area; with --bad_boxes=skip, boxes of no area are left out.
+
+--benchmark measures the images per second of a config's training pipeline on this
+host instead, and prints how many accelerators of each kind that feeds.
 """
 
 import collections
@@ -15,18 +20,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from resnet_jax import cli
-from resnet_jax.data import command, decode
+from resnet_jax.data import benchmark, command, decode
 from resnet_jax.data.decode import UnreadableImageError
 from resnet_jax.data.object_report import ObjectReport, class_table
 from resnet_jax.data.types import Source, Tree
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
+CONFIG = cli.config_flag()
+BENCHMARK = flags.DEFINE_bool(
+    'benchmark', False, 'Measure the pipeline of --config instead of checking a dataset.')
+IMAGES = flags.DEFINE_integer('images', 2000, 'Images that --benchmark times.', 1)
 JSON = cli.json_flag()
 flags.adopt_module_key_flags(command)
 
@@ -123,6 +133,13 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    if BENCHMARK.value:
+        if CONFIG.value is None:
+            raise UserError('--benchmark needs --config=FILE, whose pipeline it measures.')
+        jax.config.update('jax_platforms', 'cpu')  # leaves accelerators to others
+        report = benchmark.measure(CONFIG.value, IMAGES.value)
+        print(json.dumps(report) if JSON.value else '\n'.join(benchmark.lines(report)))
+        return
     reports = {split: check(command.source_from_flags(split, report=True), available_cores())
                for split in command.SPLITS.value}
     if JSON.value:

@@ -26,6 +26,7 @@ from resnet_jax.errors import UserError
 ENDLESS = 2**48  # chunks of a training sequence
 # An unreadable image gives way to the next one. So many in a row are no accident.
 MAX_UNREADABLE_RUN = 100
+WORKER_DIED = 'Worker process was terminated unexpectedly'  # how Grain puts it
 GROUP_SEEDS = 0x9E3779B9  # between the seeds of the orders of two groups
 Indices = np.ndarray | range
 
@@ -199,6 +200,12 @@ class Host:
         iterator = iter(dataset)
         try:
             yield from iterator
+        except RuntimeError as error:
+            if WORKER_DIED not in str(error):
+                raise
+            raise UserError(
+                'a decoding process was killed, perhaps for want of memory; lower data.workers '
+                f'({self._workers}) if so, and run the same command again to resume.') from error
         finally:
             iterator.close()
 

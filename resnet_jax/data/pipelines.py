@@ -127,7 +127,7 @@ def _over_mesh(config: ConfigDict, mesh: Mesh, train_source: Source, test_source
         return tuple(Resident(source, mesh, size, augment, seed=seed) for source, size, seed in zip(
             resident, (config.batch_size, eval_batch), (config.seed, None), strict=True))
     return tuple(
-        Host(source, mesh, batch_size, transform, augment, seed=seed, threads=_threads(config),
+        Host(source, mesh, batch_size, transform, augment, seed=seed, threads=threads(config),
              workers=data.workers, chunk_size=data.chunk_size,
              batches_ahead=data.batches_ahead, skip_unreadable=data.on_unreadable == 'skip',
              groups=groups and groups(source))
@@ -193,7 +193,8 @@ def _shape(source: Source, skip_unreadable: bool) -> tuple[int, ...]:
     raise UserError('none of the images can be read.')
 
 
-def _threads(config: ConfigDict) -> int:
+def threads(config: ConfigDict) -> int:
+    """The number of decoding threads of each process that decodes."""
     if config.data.threads is not None:
         return config.data.threads
     return max(1, available_cores() // max(1, config.data.workers))
