@@ -100,12 +100,18 @@ RUN_ELSEWHERE = {
         'test_two_processes_of_four_devices_have_the_losses_of_one_of_eight',
 }
 SERVICE = 'it needs a service or a machine that tests do not have'
+OF_OTHERS = ('minutes with weights and photographs of others; it was run as printed for '
+             'docs/results/README.md')
 NOT_RUN = {  # normal form, or a regular expression for it: the reason
     r'pip install .*\.\[(cuda|tpu)(,gcs)?\]': 'it installs gigabytes for devices that tests do not '
                                               'have',
     r'pip install .*\.\[(experiments|gcs|hub|test|torch)\]': 'a part of what .ci/run installs',
     'pip install torch torchvision onnx onnxscript': 'a part of what .ci/run installs',
     'pip install xpk': SERVICE,
+    r'python -m resnet_jax.convert --input=resnet50_half_width_open_nsfw\.npz .*': OF_OTHERS,
+    r'python -m resnet_jax.main --config=configs/imagenette_finetune\.py .*': OF_OTHERS,
+    'python -m resnet_jax.predict --checkpoint=runs/imagenette_finetune photos/': OF_OTHERS,
+    'python -m experiments.gallery .*photos_gradcam.*': OF_OTHERS,
     'tensorboard .*': 'a server of another project, which reads the event files',
     'mkdocs serve': 'a server; the build is tested',
     'hf .*': SERVICE,

@@ -105,9 +105,10 @@ def spread() -> str:
 
 
 MEASURED = [*digits_rows(), *map(response, ('ResNet-20', 'plain-20', 'ResNet-56', 'plain-56')),
-            *detection_rows(), *mask_rows(), *localization_rows(), finetuning_row(), gain(), spread()]
-NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'plain-8', 'plain-20', 'plain-56',
-         'CIFAR-10', 'top-1')
+            *detection_rows(), *mask_rows(), *localization_rows(), finetuning_row(), gain(),
+            spread()]
+NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'plain-8', 'plain-20',
+         'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
 GIVEN = [
     '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps', '1,500 digits of 8 x 8 pixels',
@@ -122,7 +123,8 @@ GIVEN = [
     'on 256 scenes', 'rounded to 0 or 1', 'Data Science Bowl 2018', 'an IoU of at most 0.5',
     'on 20 classes', '64 x 64 pixels', 'on 1,000 images', 'which 1,000 images', '"Top 5"',
     '| top 5 |', '300 training and 100 validation images', '224 x 224 pixels', 'steps of 32 images',
-    'on 500 held-out', 'stage 3 (14 x 14 positions)', 'stage 4 (7 x 7 positions)', 'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
+    'on 500 held-out', 'stage 3 (14 x 14 positions)', 'stage 4 (7 x 7 positions)',
+    'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
 ]
 
 
