@@ -54,6 +54,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     BENCHMARKS + 'detection.py': 'classes depth height json kind parts proposals regions repeats '
                                  'stride_in train units width',
     BENCHMARKS + 'gpu_traffic.py': 'config json rows',
+    BENCHMARKS + 'inference.py': 'batch_size depth image_size json repeats units',
     BENCHMARKS + 'input_pipeline.py': 'images json path repeats',
     BENCHMARKS + 'regions.py': 'json regions repeats units',
     BENCHMARKS + 'startup.py': 'config json repeats',

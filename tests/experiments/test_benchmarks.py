@@ -128,6 +128,17 @@ def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache, com
 
 
 @pytest.mark.slow
+def test_inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_does(tmp_path, cache):
+    pytest.importorskip('torchvision', reason='torchvision is not installed')
+    pytest.importorskip('onnxscript', reason='onnxscript is not installed')
+    rows = benchmark('inference', tmp_path, cache, '--depth=18', '--image_size=64', '--repeats=1',
+                     '--units=1')['rows']
+    assert list(rows) == ['this program', 'PyTorch', 'PyTorch, channels-last', 'onnxruntime']
+    assert rows['onnxruntime']['result'] == pytest.approx(rows['PyTorch']['result'], rel=1e-4)
+    assert min(row['milliseconds'] for row in rows.values()) > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('train', [False, True])
 def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, train):
     pytest.importorskip('torchvision', reason='torchvision is not installed')
