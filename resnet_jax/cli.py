@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import runpy
+import select
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -166,7 +167,8 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
     """Parses the flags and runs a command.
 
     A user's mistake is reported in one line on stderr, with exit status 1; --traceback or
-    RESNET_JAX_TRACEBACK=1 shows its traceback as well. All other errors keep their traceback.
+    RESNET_JAX_TRACEBACK=1 shows its traceback as well. All other errors keep their traceback. Where
+    nobody reads stdout any more, as in `| head`, the command ends.
 
     Args:
       main: takes what is left when the flags are parsed, the program's name first; returns the exit
@@ -186,7 +188,14 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
         try:
             if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
                 check_ranges(given(flags.FLAGS.config))
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            if not _nobody_reads(sys.stdout.fileno()):
+                raise
+            _silence()
+            return 0
         except UserError as error:
             if flags.FLAGS.traceback:
                 raise
@@ -194,6 +203,18 @@ def run(main: Callable[[Sequence[str]], int | None], needs: Sequence[str] = (),
 
     app.run(guarded, flags_parser=functools.partial(
         _parse, main=main, needs=needs, takes_files=takes_files))
+
+
+def _nobody_reads(file: int) -> bool:
+    """Whether a file descriptor is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(file, 0)
+    return bool(poll.poll(0))
+
+
+def _silence() -> None:
+    """Leads stdout nowhere, so that Python does not fail to flush it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str) -> None:
@@ -250,7 +271,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
         try:
             print(help_text(main, needs), flush=True)
         except BrokenPipeError:  # as in `--help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
         sys.exit(0)
     _find_configs(argv)
     try:

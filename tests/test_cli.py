@@ -169,10 +169,11 @@ def test_without_a_command_all_of_them_are_listed(results):
         1, '', 'error: there is no command trian; did you mean train?\n']
 
 
-def test_the_list_may_be_cut_off_by_a_pipe():
+@pytest.mark.parametrize('args', [[], ['summary', '--config=configs/digits_r20.py']])
+def test_output_may_be_cut_off_by_a_pipe(args):
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.run([sys.executable, '-m', 'resnet_jax'], stdout=write,
+    process = subprocess.run([sys.executable, '-m', 'resnet_jax', *args], stdout=write, cwd=ROOT,
                              stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (process.returncode, process.stderr) == (0, b'')

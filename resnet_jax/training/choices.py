@@ -23,6 +23,8 @@ from resnet_jax.errors import UserError
 # Fields that are chosen where they are None; see `config_lib.default`.
 FIELDS = ('data.image_size', 'batch_size', 'eval.batch_size', 'num_steps', 'eval.every_steps',
           'schedule.learning_rate', 'schedule.warmup_steps')
+# Fields that come with the image size of trained weights; see `program.completed`.
+VIEW = ('data.eval_size', 'data.eval_resize', 'data.eval_crop_share')
 # Fields of the evaluation split, chosen where it is 'auto'.
 SPLIT = ('data.eval_split', 'data.holdout')
 
@@ -111,7 +113,8 @@ def as_begun(config: ConfigDict, begun: ConfigDict) -> tuple[ConfigDict, dict[st
       begun: the config that is stored with its checkpoints.
     """
     fields, stored = config_lib.leaves(config), config_lib.leaves(begun)
-    names = [name for name in FIELDS if fields[name] is None and stored[name] is not None]
+    names = (*FIELDS, *VIEW) if fields['data.image_size'] is None else FIELDS
+    names = [name for name in names if fields[name] is None and stored[name] is not None]
     if fields['data.eval_split'] == 'auto':
         names += SPLIT if not fields['data.holdout'] else SPLIT[:1]
     found = {name: Choice(stored[name], 'as when the run began') for name in names
@@ -202,7 +205,7 @@ def _batches(config: ConfigDict, images: int, machine: Machine) -> dict[str, Cho
     return {
         'batch_size': Choice(size, f'for {images:,} training images on {devices}'),
         'eval.batch_size': Choice(machine.devices * machine.most_images, f'for {devices}'),
-        'num_steps': Choice(steps, f'{config.num_epochs} epochs of {images:,} images'),
+        'num_steps': Choice(steps, f'num_epochs={config.num_epochs}, of {images:,} images'),
         'eval.every_steps': Choice(math.ceil(steps / EVALUATIONS),
                                    f'{EVALUATIONS} evaluations, each with a checkpoint'),
         'schedule.learning_rate': Choice(

@@ -64,7 +64,9 @@ def locate(path: Path) -> Path:
     if path.parent.name == FOLDER and path.name.isdigit() and is_complete(path):
         return path
     if not path.is_dir():
-        raise UserError(f'there is no folder {path}.')
+        hint = '' if path.is_absolute() else (
+            '; weights of the Hugging Face hub are named hf:OWNER/NAME')
+        raise UserError(f'there is no folder {path}{hint}.')
     steps = steps_in(path / FOLDER)
     if not steps:
         raise UserError(f'{path} holds no checkpoints; a folder of weights is a workdir of '

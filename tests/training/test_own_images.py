@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -12,10 +13,11 @@ from ml_collections import ConfigDict
 
 from configs import finetune, folder
 from experiments import grid
+from resnet_jax import config as config_lib
 from resnet_jax import data
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
-from resnet_jax.training import loop
+from resnet_jax.training import choices, loop
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build, completed
 from resnet_jax.training.writers import read_rows
@@ -98,6 +100,17 @@ def test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so(
         assert state.normalization[part].tolist() == weights.normalization[part].tolist()
     stem = state.params['stem'], weights.variables['params']['stem']
     jax.tree.map(np.testing.assert_array_equal, *stem)
+
+
+def test_fine_tuning_resumes_with_the_crop_of_the_weights(images, tmp_path):
+    config, file = fine_tuning(images, tmp_path / 'weights'), tmp_path / 'weights' / 'config.json'
+    fields = json.loads(file.read_text())
+    fields['data'] |= {'eval_size': 48, 'eval_crop_share': 0.95}
+    file.write_text(json.dumps(fields))
+    begun = completed(config)
+    assert (begun.data.eval_size, begun.data.eval_crop_share) == (48, 0.95)
+    again = completed(choices.as_begun(config, begun)[0])
+    assert config_lib.leaves(again) == config_lib.leaves(begun)
 
 
 @pytest.mark.slow
