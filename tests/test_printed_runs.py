@@ -80,6 +80,8 @@ SESSIONS = {  # the command as it is printed; what makes it small
          '--shorter_side=32'),
         (RUN + 'data.check --source=shards --path=DIR', '--path=shards'),
         (RUN + 'data.check --source=shards --path=imagenet256', ''),
+        (RUN + 'data.check --benchmark --config=configs/imagenet_r50.py '
+         '--config.data.source=shards --config.data.path=imagenet256', '--images=8'),
     ),
     # docs/detection.md
     'detectors': (

@@ -8,7 +8,9 @@ number of cores. Passes are interleaved, and the median over the passes is repor
 were prefetched while others ran are discarded before a pass is timed. The table also has images per
 second of processor time, workers included, on one core, which depends less on other load.
 
-TensorFlow's and PyTorch's pipelines are included if these packages are installed.
+TensorFlow's and PyTorch's pipelines are included if these packages are installed. Where the
+TurboJPEG library is found (see `resnet_jax.data.turbojpeg`), this pipeline decodes only crops; the
+result names the decoder.
 """
 
 import glob
@@ -36,8 +38,8 @@ SHORTER_SIDE, QUALITY = 256, 92  # of the prepared shards
 DISCARDED = 10  # batches: more than any of the pipelines keeps ahead
 
 
-def ours(source: str, path: str, cores: int):
-    """This project's host pipeline, on the CPU as its device."""
+def ours(source: str, path: str, processes: bool, cores: int):
+    """This project's host pipeline, on the CPU as its device: a thread or a process per core."""
     import jax
     from jax.sharding import Mesh
 
@@ -53,7 +55,8 @@ def ours(source: str, path: str, cores: int):
     data.train_crop, data.flip = 'random_resized', True
     pipeline = Host(
         data_lib.create_source(config, 'test'), Mesh(jax.devices(), 'data'), BATCH,
-        train_transform(config), augmentation(config), seed=0, threads=cores, workers=0,
+        train_transform(config), augmentation(config), seed=0,
+        threads=1 if processes else cores, workers=cores if processes else 0,
         chunk_size=data.chunk_size, batches_ahead=data.batches_ahead, skip_unreadable=False)
     return (inputs['image'] for inputs in pipeline.inputs(0))
 
@@ -179,13 +182,15 @@ def main(argv) -> None:
     with tempfile.TemporaryDirectory() as folder:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
+        from resnet_jax.data.turbojpeg import library
 
         available = core_numbers()
         prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
                 shorter_side=SHORTER_SIDE, quality=QUALITY, images_per_shard=1000,
                 processes=1, skip_unreadable=False)
-        pipelines = {'this pipeline': (ours, 'folder', PATH.value),
-                     'this pipeline, prepared shards': (ours, 'shards', folder)}
+        pipelines = {'this pipeline': (ours, 'folder', PATH.value, False),
+                     'this pipeline, processes': (ours, 'folder', PATH.value, True),
+                     'this pipeline, prepared shards': (ours, 'shards', folder, False)}
         if importlib.util.find_spec('tensorflow'):
             pipelines['tf.data, fused decode and crop'] = (tf_data, PATH.value)
         if importlib.util.find_spec('torch'):
@@ -195,7 +200,8 @@ def main(argv) -> None:
     made = columns(results)
     print(table(made))
     turns.write_json(JSON.value, {
-        'unit': 'images/s', 'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
+        'unit': 'images/s', 'jpeg': 'TurboJPEG' if library() else 'simplejpeg',
+        'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
         'rates': {column: {name: {'median': round(statistics.median(rates), 1),
                                   'passes': [round(rate, 1) for rate in rates]}
                            for name, rates in by_name.items()}

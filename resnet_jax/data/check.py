@@ -3,7 +3,7 @@
     python -m resnet_jax.data.check --path=IMAGENET
     python -m resnet_jax.data.check --source=voc --path=VOCdevkit/VOC2007
     python -m resnet_jax.data.check --benchmark --config=configs/imagenet_r50.py \
-        --config.data.path=IMAGENET
+        --config.data.source=shards --config.data.path=imagenet256
 
 Exits with status 1 if an image cannot be decoded, or a box leaves its image or
 has no area; with --bad_boxes=skip, boxes of no area are left out.
