@@ -45,6 +45,8 @@ RUN_ELSEWHERE = {
     'python -m experiments.tour': 'tests/experiments/test_tour.py::test_the_tour_runs_to_its_end',
     r'python -m experiments.scaling --output=scaling\.svg FILE\.json':
         'tests/experiments/test_scaling.py::test_a_chart_has_the_predictions_of_each_file',
+    'python -m resnet_jax.data.check --benchmark( .*)?':
+        'tests/data/test_workers.py::test_benchmark_says_how_many_chips_a_host_feeds',
     'python -m experiments.look .*': 'tests/experiments/test_look.py::'
                                      'test_the_command_looks_at_two_networks',
     'python -m experiments.degradation( --ledger=.*)?': FIGURES + 'the_command_draws_a_ledger',
