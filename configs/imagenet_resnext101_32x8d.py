@@ -2,7 +2,8 @@
 
   python -m resnet_jax.main --config=configs/imagenet_resnext101_32x8d.py
 
---config.model.groups=64 makes it ResNeXt-101 64x4d.
+--config.model.groups=64 makes it ResNeXt-101 64x4d. With ResNeXt's own recipe, the latter reaches
+20.4 % top-1 error with a single crop (github.com/facebookresearch/ResNeXt).
 """
 
 from configs import imagenet_resnext50_32x4d
