@@ -113,8 +113,8 @@ def as_begun(config: ConfigDict, begun: ConfigDict) -> tuple[ConfigDict, dict[st
       begun: the config that is stored with its checkpoints.
     """
     fields, stored = config_lib.leaves(config), config_lib.leaves(begun)
-    names = (*FIELDS, *VIEW) if fields['data.image_size'] is None else FIELDS
-    names = [name for name in names if fields[name] is None and stored[name] is not None]
+    kept = (*FIELDS, *VIEW) if fields['data.image_size'] is None else FIELDS
+    names = [name for name in kept if fields[name] is None and stored[name] is not None]
     if fields['data.eval_split'] == 'auto':
         names += SPLIT if not fields['data.holdout'] else SPLIT[:1]
     found = {name: Choice(stored[name], 'as when the run began') for name in names
