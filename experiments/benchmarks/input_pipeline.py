@@ -35,7 +35,7 @@ IMAGES = flags.DEFINE_integer('images', 1000, 'Images per pass.', 1)
 SIZE = 224
 BATCH = 50
 SHORTER_SIDE, QUALITY = 256, 92  # of the prepared shards
-DISCARDED = 10  # batches: more than any of the pipelines keeps ahead
+DISCARDED = 24  # batches: more than any of the pipelines keeps ahead
 
 
 def ours(source: str, path: str, processes: bool, cores: int):
