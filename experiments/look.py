@@ -69,10 +69,10 @@ def main(argv) -> None:
 
     if len(argv) != 2:
         raise UserError(cli.give('one folder, a workdir or converted weights', __name__))
+    packages.check(*packages.CHARTS, 'umap')
     if not ONLY.value or set(ONLY.value) - {BLOCKS, *PICTURES}:
         raise UserError(f'--only must name some of {BLOCKS}, {", ".join(PICTURES)}; '
                         f'got {",".join(ONLY.value)!r}.')
-    packages.check(*packages.CHARTS, 'umap')
     start = time.monotonic()
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
     networks = named([resnet_jax.load(path) for path in paths], paths)

@@ -27,7 +27,8 @@ flags.disclaim_key_flags()  # a flag defined here belongs to the command that as
 # What a config file that is missing or wrong, or an override, may raise.
 CONFIG_ERRORS = (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError,
                  TypeError, ValueError)
-LAST = ('json', 'coordinator', 'num_processes', 'process_id', 'traceback')  # in --help
+# In --help.
+LAST = ('benchmark', 'images', 'json', 'coordinator', 'num_processes', 'process_id', 'traceback')
 HELP = ('-h', '-help', '--help', '--helpshort', '-?')
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 

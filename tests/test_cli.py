@@ -63,10 +63,10 @@ FLAGS = {  # of every command, but for --traceback, which all have
 # What comes first in --help, of commands that most people use.
 FIRST = {'resnet_jax.main': 'config workdir', 'resnet_jax.evaluate': 'workdir checkpoint config',
          'resnet_jax.predict': 'checkpoint top', 'resnet_jax.convert': 'input output',
-         'resnet_jax.export': 'output checkpoint', 'resnet_jax.data.check': 'config benchmark',
+         'resnet_jax.export': 'output checkpoint', 'resnet_jax.data.check': 'config source path',
          'resnet_jax.data.prepare': 'output format', 'resnet_jax.summary': 'config parameters'}
 RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
-                     'detection.py', 'regions.py')
+                     'detection.py', 'inference.py', 'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

@@ -8,9 +8,7 @@ number of cores. Passes are interleaved, and the median over the passes is repor
 were prefetched while others ran are discarded before a pass is timed. The table also has images per
 second of processor time, workers included, on one core, which depends less on other load.
 
-TensorFlow's and PyTorch's pipelines are included if these packages are installed. Where the
-TurboJPEG library is found (see `resnet_jax.data.turbojpeg`), this pipeline decodes only crops; the
-result names the decoder.
+TensorFlow's and PyTorch's pipelines are included if these packages are installed.
 """
 
 import glob
@@ -182,7 +180,6 @@ def main(argv) -> None:
     with tempfile.TemporaryDirectory() as folder:
         from resnet_jax.data.folder import open_folder
         from resnet_jax.data.shard_writer import prepare
-        from resnet_jax.data.turbojpeg import library
 
         available = core_numbers()
         prepare(open_folder(PATH.value, 'test'), 'test', pathlib.Path(folder),
@@ -200,7 +197,7 @@ def main(argv) -> None:
     made = columns(results)
     print(table(made))
     turns.write_json(JSON.value, {
-        'unit': 'images/s', 'jpeg': 'TurboJPEG' if library() else 'simplejpeg',
+        'unit': 'images/s',
         'repeats': REPEATS.value, 'images_a_pass': IMAGES.value,
         'rates': {column: {name: {'median': round(statistics.median(rates), 1),
                                   'passes': [round(rate, 1) for rate in rates]}

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.data import fields, turbojpeg
+from resnet_jax.data import fields
 from resnet_jax.data.augment import augmentation
 from resnet_jax.data.host import Host
 from resnet_jax.data.pipelines import threads
@@ -84,14 +84,12 @@ def measure(config: ConfigDict, images: int) -> dict[str, Any]:
     return {
         'images_per_second': rate, 'cores': available_cores(), 'threads': threads(config),
         'workers': data.workers,
-        'jpeg': 'simplejpeg' if turbojpeg.library() is None else 'TurboJPEG',
         'feeds': {kind: need | {'fed': rate / need['per_chip']} for kind, need in needs().items()}}
 
 
 def lines(report: dict[str, Any]) -> list[str]:
     """A `measure` as text."""
     rate, cores = report['images_per_second'], report['cores']
-    parts = {'simplejpeg': 'complete rows', 'TurboJPEG': 'only the crop'}[report['jpeg']]
     processes = report['workers'] or 1
     rows = [f'{kind:<6} {x["per_chip"]:>10,.0f} {x["fed"]:>8.2f} {x["chips"]:>10} '
             f'{x["per_host"]:>10,.0f} {x["per_host"] / (rate / cores):>8,.0f}'
@@ -99,7 +97,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     return [
         f'this host: {rate:,.0f} images/s on {cores} cores, {rate / cores:,.0f} per core, with '
         f'{processes} x {report["threads"]} threads (data.workers={report["workers"]})',
-        f'JPEG decoder: {report["jpeg"]}, {parts}', '',
+        '',
         f'{"chip":<6} {"images/s":>10} {"fed by":>8} {"chips per":>10} {"images/s":>10} '
         f'{"cores":>8}',
         f'{"":<6} {"per chip":>10} {"this one":>8} {"host":>10} {"per host":>10} {"needed":>8}',

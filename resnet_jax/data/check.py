@@ -1,9 +1,9 @@
 """Reads every image of a dataset once and reports its contents and damaged images.
 
-    python -m resnet_jax.data.check --path=IMAGENET
-    python -m resnet_jax.data.check --source=voc --path=VOCdevkit/VOC2007
-    python -m resnet_jax.data.check --benchmark --config=configs/imagenet_r50.py \
-        --config.data.source=shards --config.data.path=imagenet256
+  python -m resnet_jax.data.check --path=IMAGENET
+  python -m resnet_jax.data.check --source=voc --path=VOCdevkit/VOC2007
+  python -m resnet_jax.data.check --benchmark --config=configs/imagenet_r50.py \\
+      --config.data.source=shards --config.data.path=imagenet256
 
 Exits with status 1 if an image cannot be decoded, or a box leaves its image or
 has no area; with --bad_boxes=skip, boxes of no area are left out.
@@ -33,12 +33,12 @@ from resnet_jax.data.types import Source, Tree
 from resnet_jax.distributed.cores import available_cores
 from resnet_jax.errors import UserError
 
+flags.adopt_module_key_flags(command)
 CONFIG = cli.config_flag()
 BENCHMARK = flags.DEFINE_bool(
     'benchmark', False, 'Measure the pipeline of --config instead of checking a dataset.')
 IMAGES = flags.DEFINE_integer('images', 2000, 'Images that --benchmark times.', 1)
 JSON = cli.json_flag()
-flags.adopt_module_key_flags(command)
 
 CHUNK = 64  # images a thread takes at a time
 MOST_NAMED = 20  # mistakes of a kind that a table names

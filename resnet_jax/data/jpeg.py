@@ -1,9 +1,7 @@
-"""Decodes JPEG images, or the part of one that is needed, to RGB uint8, by libjpeg-turbo.
+"""Decodes JPEG images, or the upper rows of one, to RGB uint8, by simplejpeg (libjpeg-turbo).
 
 The entropy-coded data of a JPEG can only be read from the top: decoding a rectangle stops after its
-last row. What lies above and beside it is read, and left out of what follows (inverse transform,
-upsampling, conversion of colours) where the TurboJPEG library is there; see `turbojpeg`. Otherwise,
-and for all files that are not one sequential scan, simplejpeg decodes complete rows.
+last row. Files that are not one sequential scan are decoded completely.
 """
 
 import math
@@ -11,8 +9,6 @@ import threading
 
 import numpy as np
 import simplejpeg
-
-from resnet_jax.data import turbojpeg
 
 # Warnings of libjpeg after which every pixel is still as it was encoded.
 HARMLESS_WARNINGS = ('extraneous bytes before marker', 'Invalid SOS parameters')
@@ -50,17 +46,6 @@ def rectangle(data: bytes, height: int, width: int, count: int, scale: int, rows
     Raises:
       ValueError: the data is damaged.
     """
-    cut = None
-    if turbojpeg.library() is not None:
-        cut = _cut_below(data, rows_decoded(count, height))
-    if cut is not None:
-        try:
-            pixels, warning = turbojpeg.decode_rectangle(
-                cut, rows_needed, columns, width, scale, _scratch)
-            if not warning or _is_harmless(warning):
-                return pixels
-        except ValueError:
-            pass  # decoding all rows decides whether it is damaged
     return rows(data, height, width, count, scale, scratch=True)[rows_needed, columns]
 
 
