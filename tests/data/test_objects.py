@@ -96,6 +96,7 @@ def test_groups_take_turns_by_their_share(sizes, steps):
         assert abs(seen[group] - steps * size / sum(sizes)) < len(sizes)
 
 
+@pytest.mark.slow
 def test_scenes_are_the_same_on_every_machine_and_their_boxes_hold_the_ink():
     source = scenes.scenes('test')
     assert (len(source), source.num_classes, source.most_objects) == (256, 10, 8)

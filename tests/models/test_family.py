@@ -28,6 +28,7 @@ def normal(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('changes', 'images'), [
     ({**RESNEXT, 'deep_stem': True, 'shortcut': 'D'}, (4, 40, 32, 3)),
     ({'family': 'cifar_v2', 'depth': 20, 'shortcut': 'A', 'width': 4}, (4, 8, 8, 1)),

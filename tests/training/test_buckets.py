@@ -100,7 +100,8 @@ def test_a_run_in_a_bucket_resumes_and_forgets_rows_that_will_be_measured_again(
     assert_same_run(workdir, on_disk, 8)
 
 
-@pytest.mark.parametrize('fault', [503, pytest.param('reset', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('fault', [503, 'reset'])
 def test_requests_that_fail_for_a_moment_are_repeated(bucket, on_disk, fault):
     workdir, failed = storage.path_of(f'gs://runs/failing_{fault}'), []
     wanted = ['metrics.jsonl', 'config.json', 'ocdbt', 'commit_success']

@@ -249,6 +249,7 @@ def test_operations_of_randaugment_are_timms_pixel_by_pixel(monkeypatch, name):
     assert len(auto_augment._RAND_INCREASING_TRANSFORMS) == len(randaugment.OPERATIONS)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_it_learns_and_evaluates_at_another_size(tmp_path):
     config = tiny.config()
     config.num_steps = 20

@@ -41,6 +41,7 @@ def write(folder, tensors):
     return folder / 'w.npz'
 
 
+@pytest.mark.slow
 def test_its_features_equal_those_of_a_plain_numpy_pass_of_the_file(real_data):
     found = weights.read(real_data / FILE)
     found.config.model.unroll = False  # compiles sooner

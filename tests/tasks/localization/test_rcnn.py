@@ -222,6 +222,7 @@ def test_samples_and_losses_are_those_of_a_loop():
     assert kinds == {1, -1}
 
 
+@pytest.mark.slow
 def test_half_of_the_regions_are_positive_where_there_are_both_and_each_is_drawn_as_often():
     proposals = np.tile(np.float32([[0, 0, 9, 10], [0, 0, 10, 9], [0, 0, 3, 3], [5, 5, 30, 30],
                                     [20, 20, 30, 30]]), (4000, 1, 1))

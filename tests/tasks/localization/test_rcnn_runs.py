@@ -53,6 +53,7 @@ def trained(config, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_proposal_network_keeps_every_bit_and_the_second_one_is_trained(localizer, trained):
     first, both = stored.read(localizer).variables, stored.read(trained).variables
     for name, parts in first.items():
@@ -67,6 +68,7 @@ def test_the_proposal_network_keeps_every_bit_and_the_second_one_is_trained(loca
     assert set(both['params']['region']) == {'score', 'delta'}
 
 
+@pytest.mark.slow
 def test_it_names_the_same_classes_as_the_first_step_and_finds_other_boxes(localizer, trained):
     first, both = (evaluate([str(path)], None, 0, OPTIONS, []).values
                    for path in (localizer, trained))
@@ -82,6 +84,7 @@ def test_it_names_the_same_classes_as_the_first_step_and_finds_other_boxes(local
     assert dense.values['eval/count'] == 24
 
 
+@pytest.mark.slow
 def test_predict_judges_the_boxes_of_the_classes_that_it_names(localizer, trained, folder):
     names = [str(folder / 'val' / 'class0' / f'{i}.png') for i in range(3)]
     image = np.array(Image.open(names[0]))
