@@ -2,8 +2,8 @@
 
   python -m experiments.scaling --output=scaling.svg r50.json r152.json
 
-Each file is the output of `python -m resnet_jax.compile --config=… --sweep=… --json`; its name is
-that of the curve. Solid lines: communication overlaps with nothing; the band ends where it overlaps
+Each file is the output of `python -m resnet_jax.compile` with --sweep and --json; its name is that
+of the curve. Solid lines: communication overlaps with nothing; the band ends where it overlaps
 with everything. The shape of a point is what bounds it.
 """
 

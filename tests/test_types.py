@@ -28,7 +28,7 @@ WRONG = {
     'network.features(images, stage=1.5)': 'call-overload',
     "network.features(images)['pool'].sizes": 'attr-defined',
     "resnet_jax.train('configs/digits_r20.py', 'runs/digits', ['num_steps'])": 'arg-type',
-    'trained.workdir + 1': 'operator',
+    'trained.metrics + 1': 'operator',
     'resnet_jax.create(50)': 'arg-type',
     'resnet_jax.laod': 'attr-defined',
 }
