@@ -67,6 +67,8 @@ RUN_ELSEWHERE = {
         BENCHMARKS + 'cifar_adds_up_the_pieces_of_a_run',
     r'python experiments/benchmarks/gpu_traffic\.py .*':
         BENCHMARKS + 'gpu_traffic_counts_kernels_or_says_what_is_missing',
+    r'python experiments/benchmarks/inference\.py .*':
+        BENCHMARKS + 'inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_does',
     r'python experiments/benchmarks/detection\.py .*':
         BENCHMARKS + 'the_detector_and_torchvisions_compute_the_same',
     r'python experiments/benchmarks/regions\.py .*':
