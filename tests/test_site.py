@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,8 +13,9 @@ import threading
 import pytest
 import yaml
 
+from tests import browser
+
 ROOT = pathlib.Path(__file__).parent.parent
-BROWSER = pathlib.Path(__file__).parent / 'experiments' / 'browser'
 PAGES = ('index.html', 'start.html', 'train.html', 'detection.html', 'networks.html',
          'results/index.html', 'reference/commands.html', 'reference/models.html',
          'files/resnet_jax/models/vgg.py.html')
@@ -38,13 +38,6 @@ def site(tmp_path_factory):
 @pytest.fixture(scope='module')
 def seen(site):
     """What happens in Chromium."""
-    chromium = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
-        'chromium', 'chromium-browser', 'google-chrome'))), None)
-    if chromium is None or shutil.which('node') is None:
-        pytest.skip('Chromium or node is not installed')
-    if not (BROWSER / 'node_modules' / 'axe-core').exists():
-        pytest.skip(f'npm install --prefix {BROWSER} has not been run')
-
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
@@ -53,15 +46,11 @@ def seen(site):
         ('127.0.0.1', 0), functools.partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        result = subprocess.run(
-            ['node', BROWSER / 'site.js', chromium, f'http://127.0.0.1:{server.server_port}/',
-             json.dumps(PAGES), *filter(None, [os.environ.get('RESNET_JAX_SCREENSHOTS')])],
-            capture_output=True, text=True, timeout=600)
+        return browser.look('site.js', f'http://127.0.0.1:{server.server_port}/',
+                            json.dumps(PAGES), timeout=600)
     finally:
         server.shutdown()
         server.server_close()
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.mark.slow

@@ -1,11 +1,6 @@
 """The page in headless Chromium: no error, no request, points that move, and axe-core's verdict."""
 
 import dataclasses
-import json
-import os
-import pathlib
-import shutil
-import subprocess
 
 import altair as alt
 import numpy as np
@@ -17,8 +12,8 @@ from experiments.seeing.images import Images
 from experiments.seeing.projection import Projections
 from experiments.seeing.representation import Representation
 from experiments.seeing.section import Picture, Section
+from tests import browser
 
-BROWSER = pathlib.Path(__file__).parent / 'browser'
 COUNT = 24
 
 
@@ -65,18 +60,7 @@ def page(tmp_path_factory):
 @pytest.fixture(scope='module')
 def seen(page):
     """What happens in Chromium."""
-    chromium = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
-        'chromium', 'chromium-browser', 'google-chrome'))), None)
-    if chromium is None or shutil.which('node') is None:
-        pytest.skip('Chromium or node is not installed')
-    if not (BROWSER / 'node_modules' / 'axe-core').exists():
-        pytest.skip(f'npm install --prefix {BROWSER} has not been run')
-    result = subprocess.run(
-        ['node', BROWSER / 'check.js', chromium, page, *filter(None, [
-            os.environ.get('RESNET_JAX_SCREENSHOTS')])], capture_output=True, text=True,
-        timeout=300)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return browser.look('check.js', page, timeout=300)
 
 
 @pytest.mark.slow
