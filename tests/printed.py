@@ -145,7 +145,7 @@ def _split(line: str) -> list[list[str]]:
                 parts.append([])
             else:
                 parts[-1].append(word)
-    except ValueError:  # a quotation that goes on in the next line
+    except ValueError:  # the quotation ends on a later line
         pass
     inner = [word for words in parts for word in words
              if re.search(r'&&|\bpython3? -m ', word) and not word.startswith('^')]

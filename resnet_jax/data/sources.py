@@ -109,7 +109,7 @@ HOLDOUT_SEED = 1512_03385  # of the one permutation whose end is held out
 
 
 def share_to_hold_out(num_images: int) -> int:
-    """How many of the training images are held out where nobody says so: a fifth, up to 5,000."""
+    """How many training images are held out by default: a fifth, at most 5,000."""
     return max(1, min(num_images // 5, 5_000))
 
 

@@ -30,6 +30,17 @@ def test_a_mesh_that_does_not_fit_is_an_error(tiny_config, data, model, sentence
         sharding.create_mesh(tiny_config)
 
 
+def loss_after(steps, config, mesh):
+    """The loss of the last of some steps with the first batch, on this mesh."""
+    program = build(config, mesh)
+    state = jax.jit(program.create_state, out_shardings=program.shardings)()
+    step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
+    inputs = next(program.train_data.inputs(0))
+    for _ in range(steps):
+        state, report = step(state, inputs)
+    return float(report.metrics.loss.total)
+
+
 class Chip(types.SimpleNamespace):
     """A device of a slice, as far as a mesh looks at it."""
 
@@ -60,15 +71,7 @@ def test_a_mesh_of_two_slices_gives_the_step_of_one(tiny_config, monkeypatch):
             slices).flat]).reshape(shape))
     mesh = sharding.create_mesh(tiny_config)
     assert [device.id for device in mesh.devices.flat] == [0, 2, 4, 6, 1, 3, 5, 7]
-    losses = []
-    for used in (straight, mesh):
-        program = build(tiny_config, used)
-        state = jax.jit(program.create_state, out_shardings=program.shardings)()
-        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
-        inputs = next(program.train_data.inputs(0))
-        for _ in range(2):
-            state, report = step(state, inputs)
-        losses.append(float(report.metrics.loss.total))
+    losses = [loss_after(2, tiny_config, used) for used in (straight, mesh)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -114,11 +117,5 @@ def test_fsdp_gives_the_losses_of_replicated_parameters(tiny_config):
     losses = []
     for kind in ('replicated', 'fsdp'):
         tiny_config.mesh.parameters = kind
-        program = build(tiny_config, sharding.create_mesh(tiny_config))
-        state = jax.jit(program.create_state, out_shardings=program.shardings)()
-        step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
-        inputs = next(program.train_data.inputs(0))
-        for _ in range(5):
-            state, report = step(state, inputs)
-        losses.append(float(report.metrics.loss.total))
+        losses.append(loss_after(5, tiny_config, sharding.create_mesh(tiny_config)))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

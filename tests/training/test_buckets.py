@@ -16,10 +16,9 @@ from resnet_jax.training import loop, writers
 from resnet_jax.weights.checkpoint import steps_in
 from tests import tiny, xla_options
 from tests.distributed.test_processes import Job, main
-from tests.training.test_faults import build_once
+from tests.training.test_faults import build_once, measured
 from tests.training.test_train import arrays, assert_same_bits, logged, points, rows
 
-MEASURED = ('train/images_per_second', 'train/data_wait_fraction')
 RUN = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
        '--config.batch_size=64', '--config.num_steps=60', '--config.mesh.data=1',
        '--config.schedule.name=constant', '--config.checkpoint.every_steps=4',
@@ -56,15 +55,9 @@ def on_disk(tmp_path_factory):
     return folder
 
 
-def computed(workdir):
-    """The rows of a log, without what depends on the time."""
-    return [{tag: value for tag, value in row.items() if tag not in MEASURED}
-            for row in rows(workdir)]
-
-
 def assert_same_run(a, b, step):
     assert_same_bits(arrays(a, step), arrays(b, step))
-    assert computed(a) == computed(b)
+    assert measured(a) == measured(b)
     assert points(a) == logged(a)
     for name in ('config.json', 'data.json', 'classes.txt'):
         assert (a / name).exists() == (b / name).exists()
