@@ -22,8 +22,8 @@ def derived_table(config: ConfigDict) -> str:
     """Lists the fields of `config.derived`, their values and where those come from.
 
     Returns:
-      A line per field; '' if the config derives none. Where a flag has set another value, the line
-      says so.
+      A line per field; '' if the config derives none. A value that a flag has set is marked, with
+      the derived one beside it.
     """
     fields, lines = leaves(config), []
     for field, value, source in config.derived:

@@ -53,8 +53,8 @@ def measure(config: ConfigDict, images: int) -> dict[str, Any]:
       images: how many are timed; the pipeline is filled before.
 
     Returns:
-      'images_per_second', 'cores', 'threads', 'workers', 'jpeg' (the decoder), and 'feeds': by the
-      kind of accelerator, what `needs` says and 'fed', how many chips this host keeps busy.
+      'images_per_second', 'cores', 'threads', 'workers', and 'feeds': by the kind of accelerator,
+      what `needs` returns and 'fed', how many chips this host keeps busy.
 
     Raises:
       UserError: a field of the config is wrong, data is missing or damaged, or the task has another
