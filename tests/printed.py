@@ -1,4 +1,10 @@
-"""The commands that the documents print, and what each would make of its flags."""
+"""The commands that the documents print, which of them say that no test runs them, and which are run.
+
+A document says so beside the command, in words that end with `not run by a test: REASON`. They are
+a comment in a block, behind a command or above those that follow up to an empty line; or a sentence
+for its own paragraph and the block that follows. If the paragraph says "this section" or "this
+page", it speaks of all their commands; if it says "other", of those that no test runs.
+"""
 
 import ast
 import pathlib
@@ -13,6 +19,7 @@ LOOP = re.compile(r'^for (\w+) in ([\w ]+); do\n(.*?)^done', re.MULTILINE | re.D
 BARE = re.compile(r'python3? -m \S+|(python3? -m resnet_jax|resnet-jax) \w+')  # only a name
 OPERATORS = re.compile(r'[;&|()]+$')
 REDIRECTIONS = re.compile(r'\d?[<>]+&?$')
+NOT_RUN = re.compile(r'[Nn]ot run by a test: [a-z0-9]')
 HERE_DOCUMENT = re.compile(r"<<'EOF'\n(?!#!).*?^EOF$", re.MULTILINE | re.DOTALL)  # not a script
 # A line of a block is a command if it starts with one of these, after variables that it sets.
 PROGRAMS = ('python', 'python3', '.venv/bin/python', 'pip', '.venv/bin/pip', '.venv/bin/ruff',
@@ -48,12 +55,12 @@ class Printed(NamedTuple):
     Attributes:
       words: of the command, without variables that it sets; `python` for any of its names.
       place: the document.
-      not_run: whether its config says that it has not been run.
+      not_run: the words of the document that say that no test runs it; empty if there are none.
     """
 
     words: tuple[str, ...]
     place: str
-    not_run: bool = False
+    not_run: str = ''
 
     @property
     def text(self) -> str:
@@ -77,59 +84,121 @@ def commands() -> list[Printed]:
     """All commands of the documents, the configs' docstrings and the commands' own."""
     found = []
     for path in documents():
-        found += [Printed(words, str(path.relative_to(ROOT)))
-                  for words in of_document(path.read_text())]
+        found += [one._replace(place=str(path.relative_to(ROOT)))
+                  for one in of_document(path.read_text())]
     sources = [*(ROOT / 'configs').glob('*.py'), *(ROOT / 'experiments').rglob('*.py'),
                *(ROOT / 'resnet_jax').rglob('*.py')]
     for path in sorted(sources):
         text = ast.get_docstring(ast.parse(path.read_text())) or ''
-        not_run = path.parent.name == 'configs' and 'Not run' in text
-        found += [Printed(words, str(path.relative_to(ROOT)), not_run)
-                  for words in of_docstring(text)]
+        not_run = re.search(r'[Nn]ot run\b[^.]*\.', text) if path.parent.name == 'configs' else None
+        found += [Printed(words, str(path.relative_to(ROOT)), f'other: {not_run[0]}' if not_run
+                          else '') for words in of_docstring(text)]
     return found
 
 
-def of_document(text: str) -> Iterator[tuple[str, ...]]:
+def of_document(text: str) -> Iterator[Printed]:
     """The commands in the blocks and spans of code of a Markdown file."""
-    for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
+    parts = [part for part in re.split(r'(^```\w*\n.*?^```$)|\n\n|\n(?=[|#]|- )', text,
+                                       flags=re.MULTILINE | re.DOTALL) if part and part.strip()]
+    marks = _marks(parts)
+    for part, mark in zip(parts, marks, strict=True):
+        language, block = re.fullmatch(r'```(\w*)\n(.*)```|.*', part, re.DOTALL).groups()
         if language in ('', 'bash'):
-            yield from of_lines(block, whole=language == 'bash')
-    prose = re.sub(r'^```.*?^```$', '', text, flags=re.MULTILINE | re.DOTALL)
-    for span in re.findall(r'`([^`]+)`', prose):
-        line = ' '.join(span.split())
-        # Not the bare names of programs and modules, nor what an ellipsis cuts short.
-        if (' ' in line and line.startswith(PROGRAMS) and '…' not in line
-                and not BARE.fullmatch(line)):
-            yield from of_lines(line)
+            yield from of_lines(block, language == 'bash', mark)
+        elif language is None:
+            for span in re.findall(r'`([^`]+)`', part):
+                line = ' '.join(span.split())
+                # Not the bare names of programs and modules, nor what an ellipsis cuts short.
+                if (' ' in line and line.startswith(PROGRAMS) and '…' not in line
+                        and not BARE.fullmatch(line)):
+                    yield from of_lines(line, mark=mark)
+
+
+def _marks(parts: list[str]) -> list[str]:
+    """The sentence that says of the commands of each part that no test runs them, or ''."""
+    marks = [''] * len(parts)
+    level = [len(part) - len(part.lstrip('#')) for part in parts]
+    for i, part in enumerate(parts):
+        words = ' '.join(part.split())
+        if part.startswith('```') or not NOT_RUN.search(words):
+            continue
+        first, end = i, i + 1
+        if 'this page' in words:
+            first, end = 0, len(parts)
+        elif 'this section' in words:
+            first = max(j for j in range(i) if level[j])
+            end = next((j for j in range(i, len(parts)) if 0 < level[j] <= level[first]),
+                       len(parts))
+        elif parts[i + 1:i + 2] and parts[i + 1].startswith('```'):
+            end = i + 2
+        marks[first:end] = [words] * (end - first)
+    return marks
+
+
+def as_printed(line: str, more: str = '') -> list[str]:
+    """What `commands.run` is given for a printed command, followed by flags that make it small.
+
+    The tests that run a printed command do it by this, and are found by it.
+    """
+    words = shlex.split(line)[1:]
+    return [*words[words[0] == '-m':], *shlex.split(more)]
+
+
+def run_by_tests() -> set[str]:
+    """The first arguments of all calls of `as_printed` in the tests."""
+    found = set()
+    for path in (ROOT / 'tests').rglob('test_*.py'):
+        if 'as_printed(' in (text := path.read_text()):
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            found |= {call.args[0].value for call in calls
+                      if ast.unparse(call.func).endswith('as_printed')
+                      and isinstance(call.args[0], ast.Constant)}
+    return found
+
+
+def run_by_ci() -> set[str]:
+    """The commands of .ci/run, and those of the two blocks of the README that it runs."""
+    blocks = re.findall(r'^```bash\n(.*?)^```$', (ROOT / 'README.md').read_text(),
+                        re.MULTILINE | re.DOTALL)[:2]
+    return {one.text for text in [(ROOT / '.ci' / 'run').read_text(), *blocks]
+            for one in of_lines(text)}
 
 
 def of_docstring(text: str) -> Iterator[tuple[str, ...]]:
     """The commands in the indented lines and spans of code of a docstring."""
     lines = re.sub(r'\\\n\s*', '', text)
-    yield from of_lines('\n'.join(line.strip() for line in re.findall(r'^ +\S.*', lines, re.M)))
+    yield from (one.words for one in of_lines(
+        '\n'.join(line.strip() for line in re.findall(r'^ +\S.*', lines, re.M))))
     for span in re.findall(r'`([^`]+)`', text):
         line = ' '.join(span.split())
         if line.startswith(('python ', 'tfds ', 'pip ')) and not BARE.fullmatch(line):
-            yield from of_lines(line)
+            yield from (one.words for one in of_lines(line))
 
 
-def of_lines(text: str, whole: bool = False) -> Iterator[tuple[str, ...]]:
+def of_lines(text: str, whole: bool = False, mark: str = '') -> Iterator[Printed]:
     """The commands in lines of code.
 
     Args:
       text: the lines.
       whole: whether every line is one of a shell; otherwise, those that start with a program.
+      mark: what the prose says of why no test runs them.
     """
     text = LOOP.sub(lambda loop: ''.join(
         loop[3].replace(f'${loop[1]}', value) for value in loop[2].split()),
         HERE_DOCUMENT.sub('', text))
+    above = ''
     for line in re.sub(r'\\\n\s*', '', text).splitlines():
-        line = re.sub(r'(^|\s)#.*|\d>&\d', '', line).strip()
+        code, comment = re.fullmatch(r'(.*?)((?:^|\s)#.*)?', line).groups()
+        found = comment.strip() if comment and NOT_RUN.search(comment) else ''
+        line = re.sub(r'\d>&\d', '', code).strip()
+        if not line:
+            above = found or (above if comment else '')
         start = re.sub(r'^(\w+=\S*\s+)+', '', line)
         if not start or not (whole or start.split()[0] in PROGRAMS):
             continue
         for words in _split(line):
-            yield from _normal(words)
+            yield from (Printed(normal, '', found or above or mark)
+                        for normal in _normal(words))
 
 
 def _split(line: str) -> list[list[str]]:

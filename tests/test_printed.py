@@ -1,4 +1,4 @@
-"""Every command that the documents print is run by a test, or it stands here why not.
+"""Every command that the documents print is run by a test as printed, or they say why it is not.
 
 What the project's own commands make of their flags, the configs that they name and the fields that
 they set is checked for all of them, those in the docstrings of commands too.
@@ -20,152 +20,39 @@ COMMANDS = printed.commands()
 # Where the documents end, and the help of the commands begins.
 IN_DOCUMENTS = [one for one in COMMANDS
                 if not one.place.startswith(('resnet_jax/', 'experiments/'))]
-CI = '.ci/run'
-BENCHMARKS = 'tests/experiments/test_benchmarks.py::test_'
-FIGURES = 'tests/experiments/test_figures.py::test_'
-THREE_COMMANDS = ('tests/training/test_choices.py::'
-                  'test_three_commands_lead_from_a_folder_of_five_classes_to_names')
-# Normal form, or a regular expression for it: the test that runs the same on less.
-RUN_ELSEWHERE = {
-    r'python[\d.]* -m venv \.venv': CI,
-    r'pip install -q -r requirements\.txt -e \.': CI,
-    r'pip install -q -r requirements\.txt -r experiments/requirements\.txt -e \.\[test\]': CI,
-    r'pip install -q -e \.\[docs\]': CI,
-    r'python -m pytest -q -n 2( tests/models)?': CI,
-    'python -m pytest -n 2 -m slow': CI,
-    r'ruff check \.': CI,
-    'mkdocs build --strict': CI,
-    r'python -m resnet_jax.predict --checkpoint=hf:\S+ photo\.jpg':
-        'tests/weights/test_hub.py::test_commands_take_names',
-    r'python -m resnet_jax.main --config=configs/finetune.py --config.init.checkpoint=hf:\S+ .*':
-        'tests/training/test_own_images.py::'
-        'test_fine_tuning_takes_architecture_and_size_from_the_weights_and_says_so',
-    'python -m resnet_jax.predict --checkpoint=runs/finetune photo.jpg': THREE_COMMANDS,
-    'python -m resnet_jax.evaluate --workdir=runs/finetune .*': THREE_COMMANDS,
-    'python -m experiments.tour': 'tests/experiments/test_tour.py::test_the_tour_runs_to_its_end',
-    r'python -m experiments.scaling --output=scaling\.svg FILE\.json':
-        'tests/experiments/test_scaling.py::test_a_chart_has_the_predictions_of_each_file',
-    'python -m resnet_jax.data.check --benchmark( .*)?':
-        'tests/data/test_workers.py::test_benchmark_says_how_many_chips_a_host_feeds',
-    'python -m experiments.look .*': 'tests/experiments/test_look.py::'
-                                     'test_the_command_looks_at_two_networks',
-    'python -m experiments.degradation( --ledger=.*)?': FIGURES + 'the_command_draws_a_ledger',
-    'python -m experiments.depth( --ledger=.*)?': FIGURES + 'table_6_stands_beside_the_paper',
-    'python -m experiments.responses( --ledger=.*)?':
-        FIGURES + 'responses_are_those_of_a_network_computed_layer_by_layer',
-    'python -m experiments.shortcuts': FIGURES + 'table_3_compares_the_options',
-    'python -m experiments.complexity( --ledger=.*)?': FIGURES + 'sizes_of_the_published_networks',
-    'python -m experiments.detection': 'tests/experiments/test_detection.py::'
-                                       'test_every_row_tests_its_networks_with_its_flags',
-    'python -m experiments.sweep .*':
-        'tests/experiments/test_sweep.py::test_the_real_thing_stopped_while_it_trains',
-    r'python experiments/benchmarks/train_step\.py .*':
-        BENCHMARKS + 'train_step_gives_every_contender_as_many_passes_as_asked',
-    r'python experiments/benchmarks/startup\.py .*':
-        BENCHMARKS + 'startup_reaches_the_first_step_after_the_compilation',
-    r'python experiments/benchmarks/cifar\.py .*':
-        BENCHMARKS + 'cifar_adds_up_the_pieces_of_a_run',
-    r'python experiments/benchmarks/gpu_traffic\.py .*':
-        BENCHMARKS + 'gpu_traffic_counts_kernels_or_says_what_is_missing',
-    r'python experiments/benchmarks/inference\.py .*':
-        BENCHMARKS + 'inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_does',
-    r'python experiments/benchmarks/detection\.py .*':
-        BENCHMARKS + 'the_detector_and_torchvisions_compute_the_same',
-    r'python experiments/benchmarks/regions\.py .*':
-        'tests/regions/test_benchmark.py::'
-        'test_the_contenders_agree_and_each_is_measured_or_says_why_not',
-    'python -m resnet_jax.compile .*':
-        'tests/xla/test_compile.py::test_a_tpu_slice_is_compiled_for_without_a_tpu',
-    'python -m resnet_jax.main .*init.resume_from.*':
-        'tests/training/test_fork.py::test_a_fork_may_have_another_recipe',
-    r'python -m resnet_jax.main --config=configs/bccd_r18.py --config.data.path=(DIR|bccd)':
-        'tests/test_printed_runs.py::'
-        'test_the_commands_of_the_documents_run_one_after_the_other',
-    'python -m resnet_jax.main --config=configs/voc_r50_c4.py .*':
-        'tests/tasks/detection/test_commands.py::'
-        'test_a_converted_classifier_is_the_start_of_a_detector',
-    'python -m resnet_jax.main --config=configs/nuclei_r20.py .*':
-        'tests/tasks/detection/test_mask_branch.py::'
-        'test_it_is_trained_evaluated_and_its_masks_predicted',
-    r'python -m resnet_jax.convert --input=fasterrcnn_\S+ .*':
-        'tests/weights/test_fpn_names.py::test_a_detector_goes_in_and_out_bit_for_bit',
-    r'python -m resnet_jax.convert --input=model_final_\S+ .*':
-        'tests/weights/test_detectron2.py::'
-        'test_a_detector_is_read_with_all_that_inference_needs',
-    'python -m resnet_jax.(predict|export) --checkpoint=weights/(fpn|mask) .*':
-        'tests/models/test_fpn_parity.py::'
-        'test_it_detects_what_torchvision_detects_and_converts_both_ways_bit_for_bit',
-    'python -m resnet_jax.data.prepare --source=voc .*--format=coco .*':
-        'tests/data/test_prepare_objects.py::test_scenes_come_back_from_both_layouts_as_they_were',
-    'python -m resnet_jax.data.check --source=voc --path=bccd .*':
-        'tests/data/test_check_objects.py::test_check_reports_the_two_blood_cells_without_area',
-    'python -m resnet_jax.main .*--num_processes=2 .*':
-        'tests/distributed/test_processes.py::'
-        'test_two_processes_of_four_devices_have_the_losses_of_one_of_eight',
-}
-SERVICE = 'it needs a service or a machine that tests do not have'
-OF_OTHERS = ('minutes with weights and photographs of others; it was run as printed for '
-             'docs/results/README.md')
-NOT_RUN = {  # normal form, or a regular expression for it: the reason
-    r'pip install .*\.\[(cuda|tpu)(,gcs)?\]': 'it installs gigabytes for devices that tests do not '
-                                              'have',
-    r'pip install .*\.\[(experiments|gcs|hub|test|torch)\]': 'a part of what .ci/run installs',
-    'pip install torch torchvision onnx onnxscript': 'a part of what .ci/run installs',
-    'pip install xpk': SERVICE,
-    r'python -m resnet_jax.convert --input=resnet50_half_width_open_nsfw\.npz .*': OF_OTHERS,
-    r'python -m resnet_jax.main --config=configs/imagenette_finetune\.py .*': OF_OTHERS,
-    'python -m resnet_jax.predict --checkpoint=runs/imagenette_finetune photos/': OF_OTHERS,
-    'python -m experiments.gallery .*photos_gradcam.*': OF_OTHERS,
-    'tensorboard .*': 'a server of another project, which reads the event files',
-    'mkdocs serve': 'a server; the build is tested',
-    'hf .*': SERVICE,
-    'tfds build .*': 'it downloads a data set; sources are tested on small ones in its format',
-    r'python experiments/benchmarks/input_pipeline\.py .*': 'it measures minutes of decoding',
-    r'python experiments/benchmarks/compile_time\.py .*': 'it compiles for many minutes',
-    'python -m resnet_jax.main --config=configs/imagenet_.*': 'docs/recipes.md and the config: '
-                                                              'more computing time than there was',
-    '(gcloud|git archive|xpk|kubectl|srun|sbatch|scancel) .*': SERVICE,
-}
+BY_TESTS = {text for text, _ in RUNS} | printed.run_by_tests()
 
 
-def reasons(one: Printed) -> list[str]:
-    """Why a command may be printed: what runs it, or why nothing does."""
-    found = [f'{key}: {value}' for table in (RUN_ELSEWHERE, NOT_RUN)
-             for key, value in table.items() if re.fullmatch(key, one.text)]
-    if one.text in dict(RUNS):
-        found.append('tests/test_printed_runs.py')
-    if one.not_run:
-        found.append(f'{one.place} says that it has not been run')
+def problems(commands: list[Printed], run: set[str]) -> set[str]:
+    """The commands of which the documents say something else than what the tests do."""
+    found = set()
+    for one in commands:
+        if one.text not in run and not one.not_run:
+            found.add(f'{one.place}: no test runs {one.text}')
+        if one.text in run and one.not_run and not re.search(r'\bother\b', one.not_run):
+            found.add(f'{one.place}: a test runs {one.text}')
     return found
 
 
-def test_every_printed_command_is_run_by_a_test_or_it_says_why_not():
-    unknown = sorted({f'{one.place}: {one.text}' for one in IN_DOCUMENTS if not reasons(one)})
-    assert unknown == []
+def test_every_printed_command_is_run_by_a_test_or_the_document_says_why_not():
+    run = BY_TESTS | printed.run_by_ci()
+    assert problems(IN_DOCUMENTS, run) == set()
 
 
-def test_the_register_has_nothing_that_is_not_printed():
-    texts = {one.text for one in IN_DOCUMENTS}
-    assert [text for text, _ in RUNS if text not in texts] == []
-    assert [key for key in (*RUN_ELSEWHERE, *NOT_RUN)
-            if not any(re.fullmatch(key, text) for text in texts)] == []
+def test_what_is_run_is_printed():
+    assert BY_TESTS - {one.text for one in IN_DOCUMENTS} == set()
 
 
-@pytest.mark.parametrize('where', sorted({*RUN_ELSEWHERE.values()} - {CI}))
-def test_the_tests_that_the_register_names_are_there(where):
-    file, _, name = where.partition('::')
-    found = re.findall(r'^def (test_\w+)', (ROOT / file).read_text(), re.MULTILINE)
-    assert name in found
+def test_every_reason_in_the_documents_is_that_of_a_command_which_no_test_runs():
+    run = BY_TESTS | printed.run_by_ci()
+    used = {(one.place, one.not_run) for one in IN_DOCUMENTS if one.text not in run}
+    for path in printed.documents():
+        place = str(path.relative_to(ROOT))
+        count = len(printed.NOT_RUN.findall(' '.join(path.read_text().split())))
+        assert count == len({mark for where, mark in used if where == place and mark}), place
 
 
-def test_what_ci_installs_and_runs_is_what_is_printed():
-    script = (ROOT / '.ci' / 'run').read_text()
-    for part in ('command_of_readme', 'pytest -q -n 2 -m slow', 'ruff check .',
-                 'mkdocs build --strict', 'docs]'):
-        assert part in script
-
-
-def problem(commands, one: Printed) -> str | None:
+def problem_of(commands, one: Printed) -> str | None:
     """What a command of the project, pip or pytest would not accept."""
     if one.module:
         files = one.module.endswith('.py')
@@ -195,7 +82,7 @@ def test_every_printed_command_accepts_its_flags_its_config_and_the_fields(comma
     without = ('experiments/benchmarks/torch_cifar.py', 'experiments.tour')
     first = {one.text: one for one in COMMANDS if one.module not in without}
     wrong = {f'{one.place}: {one.text}': found for one in list(first.values())[part::4]
-             if (found := problem(commands, one))}
+             if (found := problem_of(commands, one))}
     assert wrong == {}
 
 
@@ -214,9 +101,8 @@ def test_every_printed_command_accepts_its_flags_its_config_and_the_fields(comma
     ('.venv/bin/python -m pytest tests/modles', 'tests/modles'),
 ])
 def test_a_mistake_in_a_printed_command_is_found(commands, line, says):
-    (words,) = printed.of_document(f'```\n{line}\n```\n')
-    assert says in problem(commands, Printed(words, 'here'))
-    assert reasons(Printed(('python', '-m', 'resnet_jax.predict', '--new'), 'here')) == []
+    (one,) = printed.of_document(f'```\n{line}\n```\n')
+    assert says in problem_of(commands, one)
 
 
 def test_every_field_that_is_set_in_the_documents_is_one_of_the_config():
@@ -236,7 +122,22 @@ def test_commands_are_found_in_blocks_spans_loops_and_quotes():
             "done; wait\non_all 'cd x && .venv/bin/python -m resnet_jax.summary \\\n"
             "  --config=b.py > log'\nnew_tool --flag   # what it does\n```\n\n"
             '```\nworkdir: runs/digits\npip install -e .\n```\n')
-    assert [' '.join(words) for words in printed.of_document(text)] == [
+    assert [one.text for one in printed.of_document(text)] == [
+        'python -m resnet_jax.main --config=a.py', 'python -m resnet_jax train --config=a.py',
         'python -m experiments.a --parallel=2', 'python -m experiments.b --parallel=2',
-        'python -m resnet_jax.summary --config=b.py', 'new_tool --flag', 'pip install -e .',
-        'python -m resnet_jax.main --config=a.py', 'python -m resnet_jax train --config=a.py']
+        'python -m resnet_jax.summary --config=b.py', 'new_tool --flag', 'pip install -e .']
+
+
+def test_a_document_says_of_a_command_a_block_a_section_or_a_page_why_no_test_runs_it():
+    why = 'not run by a test: it needs a cloud'
+    block = f'```\ncat x  # none\n\n# {why}\npip a\npip b\n\npip c   # {why}\npip d\n```\n'
+    text = (f'# Page\n\n`pip e`\n\n{block}\n## One\n\nThe next, `pip f`, is {why},\nof course.\n\n'
+            '```bash\npip g\n```\n\n`pip h`\n\n'
+            f'## Two\n\n`pip i`\n\nThe commands of this section are {why}.\n\n### Three\n\n'
+            '`pip j`\n\n## Four\n\n`pip k`\n\n- `pip l`\n- `pip m` is ' + why + '\n')
+    assert {one.text[-1] for one in printed.of_document(text) if one.not_run} == set('abcfgijm')
+    page = text + f'\nThe other commands of this page are {why}.\n'
+    assert all(one.not_run for one in printed.of_document(page))
+    assert problems([*printed.of_document(text)], {'pip a', 'pip d'}) == {
+        ': a test runs pip a', *(f': no test runs pip {x}' for x in 'ehkl')}
+    assert len(problems([*printed.of_document(page)], {'pip d'})) == 0

@@ -5,8 +5,8 @@ documents, and read what those before them in their session have written.
 """
 
 import pathlib
+import pickle
 import re
-import shlex
 
 import numpy as np
 import PIL.Image
@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from resnet_jax.data.digits import digits
 from tests import xla_options
 from tests.data.data_helpers import photograph, write_folder
+from tests.printed import as_printed
 from tests.tasks.localization import few_boxes
-from tests.weights import random_weights
+from tests.weights import random_weights, test_detectron2, test_fpn_names
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = 'python -m resnet_jax.'
@@ -38,6 +39,11 @@ LOCAL = SHORT + ('--config.model.family=cifar --config.model.depth=8 --config.mo
                  '--config.model.shortcut=A --config.model.num_classes=6 --config.batch_size=8 '
                  '--config.eval.batch_size=8 --config.model.virtual_batch_size=8 '
                  '--config.data.image_size=32 ')
+RECIPE = (IMAGES + '--config.data.source=folder --config.data.path=DIR --config.model.width=8 '
+          '--config.model.num_classes=7 ')
+BCCD = (SHORT + DETECTOR + '--config.data.path=voc --config.data.train_list=train '
+        '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=6 '
+        '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4 ')
 BOXES = LOCAL + ('--config.model.localizer.anchor_sizes=(10,20) '
                  '--config.model.localizer.anchor_ratios=(0.7,1.4) --config.data.path=boxes ')
 SESSIONS = {  # the command as it is printed; what makes it small
@@ -74,6 +80,14 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (MAIN + 'folder.py --config.data.path=DIR', IMAGES + '--config.model.width=8'),
         (MAIN + 'finetune.py --config.init.checkpoint=weights/r50 --config.data.path=DIR',
          IMAGES + '--config.eval.batch_size=7'),
+        (RUN + 'predict --checkpoint=runs/finetune photo.jpg', ''),
+        (RUN + 'evaluate --workdir=runs/finetune --config=configs/finetune.py '
+         '--config.data.path=OTHERS', '--config.data.path=DATA'),
+        (MAIN + 'imagenet_r50.py', RECIPE + '--workdir=runs/r50'),
+        (MAIN + 'imagenet_r50.py --workdir=runs/lower '
+         '--config.init.resume_from=runs/r50/checkpoints/120000 '
+         '--config.schedule.learning_rate=0.05',
+         RECIPE + '--config.init.resume_from=runs/r50/checkpoints/2 --config.num_steps=4'),
         (RUN + 'data.prepare --path=IMAGENET --output=DIR --shorter_side=256',
          '--output=shards --shorter_side=32'),
         (RUN + 'data.prepare --path=IMAGENET --output=imagenet256 --shorter_side=256',
@@ -106,9 +120,25 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (RUN + 'data.check --source=voc --path=DIR', '--path=voc'),
         (MAIN + 'bccd_r18.py --workdir=runs/mine --config.data.path=DIR '
          '--config.data.train_list=train --config.data.eval_list=val',
-         SHORT + DETECTOR + '--workdir=runs/voc --config.data.path=voc '
-         '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=6 '
-         '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4'),
+         BCCD + '--workdir=runs/voc'),
+        (MAIN + 'bccd_r18.py --config.data.path=bccd', BCCD),
+        (MAIN + 'bccd_r18.py --config.data.path=DIR', BCCD),
+        (RUN + 'data.prepare --source=voc --path=VOCdevkit/VOC2007 --format=coco --output=DIR',
+         '--path=voc --output=coco'),
+        (RUN + 'data.check --source=voc --path=bccd --train_list=train+val --eval_list=test',
+         '--path=voc --train_list=train'),
+        (MAIN + 'nuclei_r20.py --config.data.path=nuclei', SCENES + '--config.data.short_sides=() '
+         '--config.data.window=none --config.model.num_classes=10 '
+         '--config.model.detector.mask_features=8 --config.model.detector.anchor_sizes=(9,16)'),
+    ),
+    # docs/detection.md
+    'detectors of others': (
+        (RUN + 'convert --input=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --output=weights/fpn',
+         ''),
+        (RUN + 'predict --checkpoint=weights/fpn --draw=pictures photos/', ''),
+        (RUN + 'export --checkpoint=weights/fpn --output=fpn.safetensors', ''),
+        (RUN + 'convert --input=model_final_f10217.pkl --output=weights/mask', ''),
+        (RUN + 'predict --checkpoint=weights/mask --draw=pictures photos/', ''),
     ),
     # docs/localization.md
     'localizers': (
@@ -170,14 +200,47 @@ def prepare(folder: pathlib.Path) -> None:
         (folder / 'runs' / name).symlink_to('scenes_r20')
 
 
+def write_detectors(folder: pathlib.Path) -> None:
+    """Writes narrow detectors under the names that torchvision and detectron2 give to theirs."""
+    torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
+    torch.save({name: torch.from_numpy(tensor) for name, tensor in
+                test_fpn_names.tensors().items()},
+               folder / 'fasterrcnn_resnet50_fpn_coco-258fb6c6.pth')
+    (folder / 'model_final_f10217.pkl').write_bytes(
+        pickle.dumps({'model': test_detectron2.tensors('fpn')}, 2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('session', SESSIONS)
 def test_the_commands_of_the_documents_run_one_after_the_other(session, commands, tmp_path):
     prepare(tmp_path)
+    if session == 'detectors of others':
+        write_detectors(tmp_path)
     env = {'XLA_FLAGS': xla_options.quick(devices=1)}
     for text, more in SESSIONS[session]:
-        _, _, module, *arguments = text.split()
-        done = commands.run(module, *arguments, *shlex.split(more.replace('(', '"(').replace(
-            ')', ')"')), cwd=tmp_path, env=env)
+        done = commands.run(*as_printed(text, more), cwd=tmp_path, env=env)
         assert done.status == 0, f'{text}\n{done.output}\n{done.errors}'
         assert done.output, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words', [
+    as_printed('pip install -r requirements.txt -e .[cuda]'),
+    as_printed('pip install -r requirements.txt -e .[tpu]'),
+    as_printed('pip install -r requirements.txt -r experiments/requirements.txt '
+               '-e .[experiments]'),
+    as_printed('pip install -e .[gcs]'),
+    as_printed('pip install -e .[hub]'),
+    as_printed('pip install -e .[test]'),
+    as_printed('pip install -e .[torch]'),
+    as_printed('pip install torch torchvision onnx onnxscript'),
+], ids=' '.join)
+def test_pip_finds_what_it_is_told_to_install(words, commands):
+    """Without a network, the dependencies, and changing anything."""
+    done = commands.run('pip', *words, '--dry-run', '--no-deps', '--no-index',
+                        '--no-build-isolation', '--disable-pip-version-check')
+    if 'No matching distribution' in done.errors or 'No module named' in done.errors:
+        pytest.skip(done.errors.strip().splitlines()[-1])
+    assert done.status == 0, done.errors
+    assert 'does not provide the extra' not in done.errors
+    assert 'Would install' in done.output or 'already satisfied' in done.output

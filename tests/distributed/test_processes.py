@@ -20,6 +20,7 @@ from resnet_jax.training.program import build
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights.checkpoints import Checkpoints
 from tests import xla_options
+from tests.printed import as_printed
 
 CONFIG = {
     'model.depth': 8, 'model.width': 8, 'model.virtual_batch_size': 8, 'batch_size': 64,
@@ -123,7 +124,9 @@ def one(folder):
 def stopped(folder, commands):
     """A job on the on-device pipeline, one process of which got SIGTERM, and its workdir."""
     workdir = folder / 'two'
-    job = Job(commands, *main(workdir, num_steps=10**6), env=eight_threads)
+    first = as_printed('python -m resnet_jax.main --config=configs/digits_r20.py '
+                       '--coordinator=HOST:12345 --num_processes=2 --process_id=0')
+    job = Job(commands, *first, *main(workdir, num_steps=10**6)[2:], env=eight_threads)
     job.until(lambda: len(read_rows(workdir / 'metrics.jsonl')) > 6)
     job.processes[1].send_signal(signal.SIGTERM)
     return job, job.wait(), workdir

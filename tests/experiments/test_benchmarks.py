@@ -10,13 +10,17 @@ import sys
 import numpy as np
 import pytest
 
+from tests.printed import as_printed
+
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ('--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=4',
         '--config.batch_size=16', '--config.model.virtual_batch_size=8', '--config.mesh.data=1',
         '--config.schedule.warmup=none')
-CIFAR = ('--config=configs/cifar10_r20.py', *TINY[1:], '--config.data.source=synthetic',
-         '--config.num_steps=2', '--config.eval.batch_size=250', '--config.eval.every_steps=none',
-         '--config.checkpoint.every_steps=none')
+CIFAR = ' '.join(TINY[1:]) + (
+    ' --config.data.source=synthetic --config.num_steps=2 --config.eval.batch_size=250 '
+    '--config.eval.every_steps=none --config.checkpoint.every_steps=none')
+
+DETECTOR = ('--depth=18 --height=64 --width=96 --proposals=4 --regions=4 --classes=3 --repeats=1')
 
 
 @pytest.fixture(scope='module')
@@ -25,28 +29,37 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp('compiled')
 
 
-def benchmark(name: str, tmp_path: pathlib.Path, cache: pathlib.Path, *args: str) -> dict:
-    """Runs it as a user does; its JSON and its table."""
+def benchmark(words: list[str], tmp_path: pathlib.Path, cache: pathlib.Path) -> dict:
+    """Runs it as a user does; its JSON and its table.
+
+    Args:
+      words: the script and its flags, as of `as_printed`.
+      tmp_path: for the JSON.
+      cache: for compiled programs.
+    """
     path = tmp_path / 'result.json'
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
     environment['XLA_FLAGS'] = environment['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
     process = subprocess.run(
-        [sys.executable, f'experiments/benchmarks/{name}.py', *args, f'--json={path}'], cwd=ROOT,
-        capture_output=True, text=True, env=environment)
+        [sys.executable, *words, f'--json={path}'], cwd=ROOT, capture_output=True, text=True,
+        env=environment)
     assert process.returncode == 0, process.stderr
     result = json.loads(path.read_text())
-    assert result['command'].startswith(f'python experiments/benchmarks/{name}.py')
+    assert result['command'].startswith(f'python {words[0]}')
     table = [line.split('|')[1].strip() for line in process.stdout.splitlines() if '|' in line]
     return result | {'table': table[2:]}
 
 
 @pytest.mark.slow
 def test_train_step_gives_every_contender_as_many_passes_as_asked(tmp_path, cache):
-    result = benchmark('train_step', tmp_path, cache, *TINY, '--steps=1', '--repeats=2',
-                       '--variant=log.every_steps=7', '--nopytorch')
+    result = benchmark(as_printed(
+        'python experiments/benchmarks/train_step.py --config=configs/cifar10_r20.py '
+        '--config.data.source=synthetic --variant=model.unroll=False --variant=xla_preset=none '
+        '--steps=8 --repeats=7 --json=result.json',
+        CIFAR + ' --steps=1 --repeats=2 --nopytorch'), tmp_path, cache)
     rows = result['rows']
     assert result['table'] == list(rows) == [
-        'this program', 'this program, log.every_steps=7']
+        'this program', 'this program, model.unroll=False', 'this program, xla_preset=none']
     for row in rows.values():
         assert len(row['passes_milliseconds']) == 2
         assert row['images_per_second'] == pytest.approx(16e3 / row['milliseconds'])
@@ -57,8 +70,10 @@ def test_train_step_gives_every_contender_as_many_passes_as_asked(tmp_path, cach
 
 def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
     # No network compiles in a millisecond.
-    result = benchmark('compile_time', tmp_path, cache, *TINY, '--depths=8', '--repeats=1',
-                       '--limit=0.001')
+    result = benchmark(as_printed(
+        'python experiments/benchmarks/compile_time.py --config=configs/cifar10_r20.py '
+        '--depths=20,56,110,1202 --json=result.json',
+        CIFAR + ' --depths=8 --repeats=1 --limit=0.001'), tmp_path, cache)
     assert result['rows']['depth 8, scanned'] == {
         kind: {'not_run': 'not done after 0.001 s'} for kind in ('cold', 'warm')}
     assert result['table'] == ['depth 8, scanned', 'depth 8, unrolled']
@@ -66,7 +81,9 @@ def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
 
 @pytest.mark.slow
 def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
-    result = benchmark('startup', tmp_path, cache, *TINY, '--repeats=1')
+    result = benchmark(as_printed(
+        'python experiments/benchmarks/startup.py --config=configs/digits_r20.py --repeats=5 '
+        '--json=result.json', ' '.join(TINY) + ' --repeats=1'), tmp_path, cache)
     assert result['table'] == ['cold', 'warm', 'warm over cold']
     for kind in ('cold', 'warm'):
         row = result['rows'][kind]
@@ -75,13 +92,16 @@ def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
 
 @pytest.mark.slow
 def test_cifar_adds_up_the_pieces_of_a_run(tmp_path, cache):
-    args = (*CIFAR, f'--workdir={tmp_path}/runs', '--programs=ours')
-    first = benchmark('cifar', tmp_path, cache, *args)
+    words = as_printed(
+        'python experiments/benchmarks/cifar.py --config=configs/cifar10_r20.py '
+        '--config.data.source=folder --config.data.path=cifar10 --json=result.json',
+        CIFAR + f' --workdir={tmp_path}/runs --programs=ours')
+    first = benchmark(words, tmp_path, cache)
     row = first['rows']['ours']
     assert row['finished'] and row['evaluated']['step'] == 2
     assert row['evaluated']['eval/count'] == 250
     assert first['rows']['fair'] == {'not_run': 'not chosen'}
-    again = benchmark('cifar', tmp_path, cache, *args)
+    again = benchmark(words, tmp_path, cache)
     assert again['rows']['ours'] == row  # what is finished is not run again
 
 
@@ -122,29 +142,35 @@ def test_gpu_traffic_counts_kernels_or_says_what_is_missing(tmp_path, cache, com
         assert process.errors.splitlines()[-1].endswith("run `pip install -e '.[cuda]'`.")
         assert 'Traceback' not in process.errors
         return
-    result = benchmark('gpu_traffic', tmp_path, cache, *TINY)
+    result = benchmark(['experiments/benchmarks/gpu_traffic.py', *TINY], tmp_path, cache)
     assert result['table'][-1] == 'all' and result['kernels'] > 50
     assert result['bytes'] == sum(row['bytes'] for row in result['kinds'].values())
 
 
 @pytest.mark.slow
-def test_inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_does(tmp_path, cache):
+@pytest.mark.parametrize('words', [
+    as_printed('python experiments/benchmarks/inference.py --batch_size=1 --repeats=5 --units=8',
+               '--depth=18 --image_size=64 --repeats=1 --units=1'),
+    as_printed('python experiments/benchmarks/inference.py --batch_size=16 --repeats=5 --units=1',
+               '--depth=18 --image_size=32 --repeats=1')], ids=['one image', '16 images'])
+def test_inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_does(
+        words, tmp_path, cache):
     pytest.importorskip('torchvision', reason='torchvision is not installed')
     pytest.importorskip('onnxscript', reason='onnxscript is not installed')
-    rows = benchmark('inference', tmp_path, cache, '--depth=18', '--image_size=64', '--repeats=1',
-                     '--units=1')['rows']
+    rows = benchmark(words, tmp_path, cache)['rows']
     assert list(rows) == ['this program', 'PyTorch', 'PyTorch, channels-last', 'onnxruntime']
     assert rows['onnxruntime']['result'] == pytest.approx(rows['PyTorch']['result'], rel=1e-4)
     assert min(row['milliseconds'] for row in rows.values()) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('train', [False, True])
-def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, train):
+@pytest.mark.parametrize(('words', 'train'), [
+    (as_printed('python experiments/benchmarks/detection.py --json=result.json', DETECTOR), False),
+    (as_printed('python experiments/benchmarks/detection.py --train --parts --json=result.json',
+                DETECTOR), True)], ids=['inference', 'training'])
+def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, words, train):
     pytest.importorskip('torchvision', reason='torchvision is not installed')
-    result = benchmark(
-        'detection', tmp_path, cache, '--depth=18', '--height=64', '--width=96', '--proposals=4',
-        '--regions=4', '--classes=3', '--repeats=1', *['--train'] * train)
+    result = benchmark(words, tmp_path, cache)
     row = result['rows']['all']
     assert list(row) == ['this program', 'torchvision C4', 'torchvision C4, channels-last',
                          'torchvision FPN']

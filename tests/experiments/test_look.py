@@ -1,6 +1,7 @@
 """A network taken apart computes what it computes whole; and the command, from end to end."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from experiments.seeing import blocks as blocks_lib
 from experiments.seeing import images, lesion, projection, representation
 from resnet_jax import config as config_lib
 from resnet_jax.errors import UserError
+from tests.printed import ROOT, as_printed
 from tests.weights.networks import images as random_images
 from tests.weights.networks import store
 
@@ -215,13 +217,14 @@ def test_a_part_that_does_not_exist_is_named(tmp_path, commands):
 
 @pytest.mark.long
 def test_the_command_looks_at_two_networks(tmp_path):
-    for name, plain in (('residual', False), ('plain', True)):
-        store(tmp_path / name, channels=1, size=8, plain=plain, unroll=False)
-    result = subprocess.run(
-        [sys.executable, '-m', 'experiments.look', f'{tmp_path}/residual',
-         f'--plain={tmp_path}/plain', '--config=configs/digits_r20.py',
-         '--config.compilation_cache=', '--images=40', '--train_images=60',
-         f'--output={tmp_path}/out'], capture_output=True, text=True)
+    for name, plain in (('digits_r20', False), ('digits_plain', True)):
+        store(tmp_path / 'runs' / name, channels=1, size=8, plain=plain, unroll=False)
+    words = as_printed(
+        'python -m experiments.look runs/digits_r20 --plain=runs/digits_plain',
+        f'--config={ROOT}/configs/digits_r20.py --config.compilation_cache= --images=40 '
+        '--train_images=60 --output=out')
+    result = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True,
+                            cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)})
     assert result.returncode == 0, result.stderr
     report = (tmp_path / 'out' / 'report.html').read_text()
     assert len(report) < 8e6 and 'What ResNet-8 has learnt' in report

@@ -2,29 +2,33 @@
 
 import json
 import re
+import shutil
 
-import nbclient
 import nbformat
 import pytest
 
 from experiments import tour
+from tests.printed import as_printed
 
 MOST_BYTES = 100_000  # of a picture
 
 
 @pytest.mark.slow
-def test_the_tour_runs_to_its_end(monkeypatch):
-    monkeypatch.setenv('RESNET_JAX_TOUR_STEPS', '6')
-    monkeypatch.setenv('RESNET_JAX_TOUR_DEPTHS', '8')
-    notebook = nbformat.read(tour.NOTEBOOK, 4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3', resources={
-        'metadata': {'path': tour.NOTEBOOK.parent}}).execute()
-    text, pictures = tour.pages(notebook)
+def test_the_tour_runs_to_its_end(tmp_path, commands):
+    # In a copy of the project, since it writes the page.
+    shutil.copytree(tour.NOTEBOOK.parent, tmp_path / 'experiments')
+    (tmp_path / 'configs').symlink_to(tour.ROOT / 'configs')
+    (tmp_path / 'docs').mkdir()
+    done = commands.run(*as_printed('python -m experiments.tour'), cwd=tmp_path, env={
+        'RESNET_JAX_TOUR_STEPS': '6', 'RESNET_JAX_TOUR_DEPTHS': '8'})
+    assert done.status == 0, done.errors
+    text = (tmp_path / 'docs' / 'tour.md').read_text()
     assert 'of 297 test images are wrong' in text
     assert 'residual-8: ' in text and 'plain-8: ' in text
-    assert list(pictures) == ['picture1.png', 'picture2.png', 'picture3.svg']
-    assert pictures['picture1.png'].startswith(b'\x89PNG')
-    assert b'<svg' in pictures['picture3.svg']
+    pictures = sorted((tmp_path / 'docs' / 'tour').iterdir())
+    assert [path.name for path in pictures] == ['picture1.png', 'picture2.png', 'picture3.svg']
+    assert pictures[0].read_bytes().startswith(b'\x89PNG')
+    assert '<svg' in pictures[2].read_text()
 
 
 def test_the_tour_is_kept_without_outputs():

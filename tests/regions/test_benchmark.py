@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.printed import as_printed
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -15,8 +17,10 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def test_the_contenders_agree_and_each_is_measured_or_says_why_not(tmp_path):
     path = tmp_path / 'result.json'
     process = subprocess.run(
-        [sys.executable, 'experiments/benchmarks/regions.py', '--repeats=1', '--units=1',
-         '--regions=16', f'--json={path}'], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, *as_printed(
+            'python experiments/benchmarks/regions.py --json=result.json',
+            f'--repeats=1 --units=1 --regions=16 --json={path}')],
+        cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {'PYTHONPATH': os.pathsep.join(
             [str(ROOT), os.environ.get('PYTHONPATH', '')])})
     assert process.returncode == 0, process.stderr
