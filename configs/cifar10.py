@@ -7,7 +7,7 @@ Works for any depth 6n + 2. Prepare the data once with
 `tfds build cifar10 --file_format=array_record`, or read an image folder with
 --config.data.source=folder --config.data.path=DIR. The paper chose its recipe on 5,000 held-out
 images: --config.data.holdout=5000 --config.data.eval_split=holdout. Reproduces table 6 and
-figure 6; each cifar10_r*.py is one row of the table. Not run.
+figure 6; each cifar10_r*.py is one row of the table. Not run for want of computing time.
 """
 
 from resnet_jax import config as config_lib

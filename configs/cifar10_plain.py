@@ -1,4 +1,4 @@
-"""Plain networks (no shortcuts) on CIFAR-10 (figure 6, left). Not run.
+"""Plain networks (no shortcuts) on CIFAR-10 (figure 6, left). Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_plain.py --workdir=runs/cifar10_plain56 \
       --config.model.depth=56

@@ -1,4 +1,6 @@
-"""ResNet-110 with stochastic depth on CIFAR-10: 5.25 % test error, without it 6.41 %. Not run.
+"""ResNet-110 with stochastic depth on CIFAR-10: 5.25 % test error, without it 6.41 %.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_r110_stochastic.py
 

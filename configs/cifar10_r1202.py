@@ -1,4 +1,6 @@
-"""ResNet-1202 on CIFAR-10: 7.93 % test error, training error below 0.1 % (table 6). Not run.
+"""ResNet-1202 on CIFAR-10: 7.93 % test error, training error below 0.1 % (table 6).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_r1202.py
 

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10: 8.75 % test error (table 6). Not run.
+"""ResNet-20 on CIFAR-10: 8.75 % test error (table 6). Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_r20.py
 """

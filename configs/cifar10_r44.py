@@ -1,4 +1,4 @@
-"""ResNet-44 on CIFAR-10: 7.17 % test error (table 6). Not run.
+"""ResNet-44 on CIFAR-10: 7.17 % test error (table 6). Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_r44.py
 """

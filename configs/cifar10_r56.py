@@ -1,4 +1,4 @@
-"""ResNet-56 on CIFAR-10: 6.97 % test error (table 6). Not run.
+"""ResNet-56 on CIFAR-10: 6.97 % test error (table 6). Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/cifar10_r56.py
 """

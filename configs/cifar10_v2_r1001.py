@@ -3,7 +3,7 @@
   python -m resnet_jax.main --config=configs/cifar10_v2_r1001.py
 
 Blocks run in a loop, since straight-line code of 333 blocks takes too long to compile, and are
-computed again for the backward pass. Not run.
+computed again for the backward pass. Not run for want of computing time.
 """
 
 from configs import cifar10_v2_r164

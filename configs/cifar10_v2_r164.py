@@ -3,7 +3,7 @@
   python -m resnet_jax.main --config=configs/cifar10_v2_r164.py
 
 It has bottlenecks. --config.model.family=cifar is its counterpart without pre-activation (5.93 %).
-Not run.
+Not run for want of computing time.
 """
 
 from configs import cifar10_v2_r110

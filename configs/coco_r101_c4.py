@@ -1,4 +1,6 @@
-"""Faster R-CNN on ResNet-101, "C4", on COCO 2017, after detectron2: AP 41.1 on val2017. Not run.
+"""Faster R-CNN on ResNet-101, "C4", on COCO 2017, after detectron2: AP 41.1 on val2017.
+
+Not run for want of computing time.
 
   python -m resnet_jax.convert --input=ResNet-101-model.caffemodel --output=weights/r101
   python -m resnet_jax.main --config=configs/coco_r101_c4.py \

@@ -1,4 +1,6 @@
-"""Faster R-CNN on ResNet-50, "C4", on COCO 2017, after detectron2: AP 35.7 on val2017. Not run.
+"""Faster R-CNN on ResNet-50, "C4", on COCO 2017, after detectron2: AP 35.7 on val2017.
+
+Not run for want of computing time.
 
   python -m resnet_jax.convert --input=ResNet-50-model.caffemodel --output=weights/r50
   python -m resnet_jax.main --config=configs/coco_r50_c4.py \

@@ -4,7 +4,9 @@
   python -m resnet_jax.main --config=configs/coco_r50_fpn.py --config.data.path=DIR \
       --config.init.checkpoint=weights/r50
 
-Not run. The weights are torchvision's, for which this is set up. A batch has one orientation.
+Not run for want of computing time.
+
+The weights are torchvision's, for which this is set up. A batch has one orientation.
 
 Four images per chip fit on 16 TPU v5e chips, with 4,692 of 16,384 MiB per chip and 2 all-reduces,
 according to

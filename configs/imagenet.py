@@ -6,7 +6,7 @@
 ResNet-50 by default. Prepare the data once with
 `tfds build imagenet2012 --file_format=array_record`, or read an image folder or shards with
 --config.data.source=folder or shards and --config.data.path=DIR. Reproduces tables 2, 3 and 4; each
-imagenet_r*.py is one of their rows. Not run.
+imagenet_r*.py is one of their rows. Not run for want of computing time.
 
 For ResNet-50, 2,048 images per step fit on 16 TPU v5e chips, with 4,531 of 16,384 MiB per chip and
 2 all-reduces, according to

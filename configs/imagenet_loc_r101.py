@@ -1,4 +1,6 @@
-"""ResNet-101 localizes on ImageNet: the per-class proposal network of appendix C. Not run.
+"""ResNet-101 localizes on ImageNet: the per-class proposal network of appendix C.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_loc_r101.py --config.data.path=DIR \
       --config.init.checkpoint=weights/r101

@@ -1,4 +1,6 @@
-"""ResNet-101 localizes on ImageNet: the R-CNN of appendix C on proposals. Not run.
+"""ResNet-101 localizes on ImageNet: the R-CNN of appendix C on proposals.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_loc_rcnn_r101.py --config.data.path=DIR \
       --config.init.checkpoint=runs/imagenet_loc_r101

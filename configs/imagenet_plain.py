@@ -1,6 +1,6 @@
 """Plain networks on ImageNet: 27.94 % top-1 error with 18 layers, 28.54 % with 34 (table 2).
 
-Not run.
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_plain.py --workdir=runs/imagenet_plain34 \
       --config.model.depth=34

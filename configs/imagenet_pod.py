@@ -1,4 +1,6 @@
-"""A ResNet on ImageNet on a TPU slice or a GPU cluster: the paper's recipe, scaled. Not run.
+"""A ResNet on ImageNet on a TPU slice or a GPU cluster: the paper's recipe, scaled.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_pod.py:r152,v5e-256
 

@@ -1,4 +1,6 @@
-"""ResNet-152 on ImageNet: 21.43 / 5.71 % top-1 / top-5 error, 10-crop (table 3). Not run.
+"""ResNet-152 on ImageNet: 21.43 / 5.71 % top-1 / top-5 error, 10-crop (table 3).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r152.py
 

@@ -1,4 +1,4 @@
-"""ResNet-18 on ImageNet. Not run.
+"""ResNet-18 on ImageNet. Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r18.py
 

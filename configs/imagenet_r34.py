@@ -1,4 +1,6 @@
-"""ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error, 10-crop (table 3, B). Not run.
+"""ResNet-34 on ImageNet: 24.52 / 7.46 % top-1 / top-5 error, 10-crop (table 3, B).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r34.py
 

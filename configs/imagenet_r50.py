@@ -1,4 +1,6 @@
-"""ResNet-50 on ImageNet: 22.85 / 6.71 % top-1 / top-5 error, 10-crop (table 3). Not run.
+"""ResNet-50 on ImageNet: 22.85 / 6.71 % top-1 / top-5 error, 10-crop (table 3).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r50.py
 

@@ -1,4 +1,6 @@
-"""ResNet-50 by procedure A3 of "ResNet strikes back": 78.1 % top-1 accuracy. Not run.
+"""ResNet-50 by procedure A3 of "ResNet strikes back": 78.1 % top-1 accuracy.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r50_a3.py
 

@@ -1,4 +1,6 @@
-"""ResNet-50 with batches of 8,192 images: 23.74 +- 0.09 % top-1 error, i.e. 76.3 % top-1. Not run.
+"""ResNet-50 with batches of 8,192 images: 23.74 +- 0.09 % top-1 error, i.e. 76.3 % top-1.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r50_goyal.py
 

@@ -1,4 +1,6 @@
-"""ResNet-50-D on ImageNet (T. He et al., "Bag of Tricks", 2019), with this paper's recipe. Not run.
+"""ResNet-50-D on ImageNet (T. He et al., "Bag of Tricks", 2019), with this paper's recipe.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_r50d.py
 

@@ -1,4 +1,4 @@
-"""ResNeXt-101 32x8d on ImageNet, with this paper's recipe. Not run.
+"""ResNeXt-101 32x8d on ImageNet, with this paper's recipe. Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_resnext101_32x8d.py
 

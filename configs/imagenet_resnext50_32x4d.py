@@ -1,4 +1,6 @@
-"""ResNeXt-50 32x4d on ImageNet (S. Xie et al., 2017) with this paper's recipe. Not run.
+"""ResNeXt-50 32x4d on ImageNet (S. Xie et al., 2017) with this paper's recipe.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_resnext50_32x4d.py
 

@@ -1,4 +1,6 @@
-"""ResNet-50 with pre-activation on ImageNet (K. He et al., "Identity Mappings", 2016). Not run.
+"""ResNet-50 with pre-activation on ImageNet (K. He et al., "Identity Mappings", 2016).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_v2_r50.py
 

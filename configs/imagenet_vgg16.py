@@ -1,4 +1,6 @@
-"""VGG-16 with batch normalisation on ImageNet, the paper's point of comparison (table 3). Not run.
+"""VGG-16 with batch normalisation on ImageNet, the paper's point of comparison (table 3).
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_vgg16.py
 

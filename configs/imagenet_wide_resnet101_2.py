@@ -1,4 +1,4 @@
-"""Wide ResNet-101-2 on ImageNet, with this paper's recipe. Not run.
+"""Wide ResNet-101-2 on ImageNet, with this paper's recipe. Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_wide_resnet101_2.py
 """

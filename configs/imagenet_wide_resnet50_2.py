@@ -1,4 +1,6 @@
-"""Wide ResNet-50-2 on ImageNet (S. Zagoruyko and N. Komodakis, 2016), this paper's recipe. Not run.
+"""Wide ResNet-50-2 on ImageNet (S. Zagoruyko and N. Komodakis, 2016), this paper's recipe.
+
+Not run for want of computing time.
 
   python -m resnet_jax.main --config=configs/imagenet_wide_resnet50_2.py
 

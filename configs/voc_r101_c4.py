@@ -4,7 +4,9 @@
   python -m resnet_jax.main --config=configs/voc_r101_c4.py \
       --config.init.checkpoint=weights/r101 --config.data.path=VOCdevkit
 
-Not run. VOCdevkit holds the folders VOC2007 and VOC2012; the weights are the authors'. detectron2
+Not run for want of computing time.
+
+VOCdevkit holds the folders VOC2007 and VOC2012; the weights are the authors'. detectron2
 has 80.3 with ResNet-50 and its own recipe, configs/voc_r50_c4.py.
 
 The paper alternates between proposals and regions, with one or two images per step. Here both are

@@ -4,7 +4,9 @@
   python -m resnet_jax.main --config=configs/voc_r50_c4.py \
       --config.init.checkpoint=weights/r50 --config.data.path=VOCdevkit
 
-Not run. VOCdevkit holds the folders VOC2007 and VOC2012; the weights are the authors'. The number
+Not run for want of computing time.
+
+VOCdevkit holds the folders VOC2007 and VOC2012; the weights are the authors'. The number
 is the mean of 11-point average precisions; with the same metric the paper has 76.4 for ResNet-101
 (table 7; configs/voc_r101_c4.py). For weights of torchvision, pass --config.model.stride_in=v1.5
 and --config.model.pool_pad=both.

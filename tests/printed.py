@@ -1,4 +1,4 @@
-"""The commands that the documents print, which of them say that no test runs them, and which are run.
+"""The commands that the documents print, those that tests run, and those marked as not run.
 
 A document says so beside the command, in words that end with `not run by a test: REASON`. They are
 a comment in a block, behind a command or above those that follow up to an empty line; or a sentence
@@ -90,9 +90,9 @@ def commands() -> list[Printed]:
                *(ROOT / 'resnet_jax').rglob('*.py')]
     for path in sorted(sources):
         text = ast.get_docstring(ast.parse(path.read_text())) or ''
-        not_run = re.search(r'[Nn]ot run\b[^.]*\.', text) if path.parent.name == 'configs' else None
-        found += [Printed(words, str(path.relative_to(ROOT)), f'other: {not_run[0]}' if not_run
-                          else '') for words in of_docstring(text)]
+        why = re.search(r'[Nn]ot\s+run\b[^.]*\.', text) if path.parent.name == 'configs' else None
+        found += [Printed(words, str(path.relative_to(ROOT)), f'other: {why[0]}' if why else '')
+                  for words in of_docstring(text)]
     return found
 
 
