@@ -40,6 +40,9 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
     targets = sorted(map(topologies.describe, names), key=lambda target: target.count)
     if unknown := [target.name for target in targets if target.peak is None]:
         raise UserError(f'--sweep cannot predict {unknown[0]}, whose peak is not known.')
+    if '*' in names[0]:
+        raise UserError(f'--sweep compiles for its first topology, a single slice; put {names[0]} '
+                        'behind another one.')
     base = compiled.report(config, topologies.create(names[0]))
     compiled.check_memory(base)
     points = []

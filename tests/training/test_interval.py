@@ -27,17 +27,16 @@ def main(arguments):
     seen = []
     class Seen(interval.Interval):
         def choose(self, step, times):
-            line = super().choose(step, times)
-            seen.append((step, self.every, times.step))
+            own = times._replace(save=0.0, write=10.0 * (1 + 9 * jax.process_index()))
+            line = super().choose(step, own)
+            seen.append((step, self.every, interval.steps_between(own)))
             return line
 
     with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
-        # The clock of process 1 is three times as fast.
+        # Steps take three times as long by the clock of process 1, and writes ten times.
         patch.setattr(Meter, 'seconds_per_step', lambda meter: 4.0 * (1 + 2 * jax.process_index()))
-        patch.setattr(interval, 'FAILURE_SECONDS', 1e-9)
-        patch.setattr(interval, 'MOST_SHARE', 1e9)
         patch.setattr(loop, 'Interval', Seen)
-        loop.train(config(num_steps=30, **{'checkpoint.every_steps': 0}),
+        loop.train(config(num_steps=40, **{'checkpoint.every_steps': 0}),
                    pathlib.Path(arguments[1]))
         print('seen', *seen, flush=True)
 
@@ -150,7 +149,7 @@ def test_two_processes_with_different_clocks_save_at_the_same_steps(commands, tm
     job = Job(commands, str(script), str(tmp_path / 'run'))
     assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
     seen = [next(line for line in job.said(i) if line.startswith('seen')) for i in (0, 1)]
-    # 60 s of steps of 4 s after the tenth step, and a checkpoint of every step from then on.
-    assert [line.replace('12.0', '4.0') for line in seen] == ['seen (25, 1, 4.0)'] * 2
-    assert seen[0] != seen[1]
-    assert saved_by(tmp_path / 'run') == [25, 26, 27, 28, 29, 30]
+    # 60 s of steps of 4 s after the tenth step, and then every 2 x 10 s. Process 1 alone would take
+    # 2 x 100 s of steps of 12 s, 16.7 and thus 20 steps.
+    assert seen == ['seen (25, 5, 5)', 'seen (25, 5, 20)']
+    assert saved_by(tmp_path / 'run') == [25, 30, 35, 40]

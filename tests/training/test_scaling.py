@@ -53,6 +53,11 @@ def test_the_table_names_what_bounds_each_point(result):
                                 '1.11', 'ms', '2,950,272', '90%', 'to', '100%', 'memory']
 
 
+def test_the_topology_that_is_compiled_for_is_a_single_slice():
+    with pytest.raises(UserError, match=r'put v5e:2\*4x4 behind another one'):
+        scaling.sweep(tiny.config(), ['v5e:2*4x4', 'v5e:4x4'])
+
+
 def test_simulated_devices_have_no_peak_to_predict_from():
     with pytest.raises(UserError, match='cpu:8, whose peak is not known'):
         scaling.sweep(tiny.config(), ['cpu:8'])
