@@ -50,6 +50,5 @@ def get_config():
 
     config.eval.every_steps = 10_000
     config.eval.batch_size = 16
-    config.checkpoint.every_steps = 2_000
     config.log.every_steps = 20
     return config

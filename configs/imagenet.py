@@ -44,5 +44,4 @@ def get_config():
     config.eval.every_steps = 10_000
     config.eval.batch_size = 256
     config.eval.recalibrate_batches = 1_000  # as in the authors' released models
-    config.checkpoint.every_steps = 5_000
     return config

@@ -85,7 +85,8 @@ def _scale(config, devices: topologies.Topology, batch: int) -> None:
             ('eval.every_steps', _rounded(config.eval.every_steps / times), steps),
             ('eval.batch_size', batch, 'as batch_size'),
             ('eval.recalibrate_batches', _rounded(config.eval.recalibrate_batches / times), steps),
-            ('checkpoint.every_steps', _rounded(config.checkpoint.every_steps / times), steps)):
+            ('checkpoint.every_steps', 0,
+             'chosen while training, from the measured times of a step and a save')):
         derive(config, field, value, source)
 
 

@@ -55,5 +55,4 @@ def get_config():
 
     config.eval.every_steps = 10 * EPOCH
     config.eval.recalibrate_batches = 0
-    config.checkpoint.every_steps = 5 * EPOCH
     return config

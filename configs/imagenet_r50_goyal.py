@@ -42,5 +42,4 @@ def get_config():
 
     config.eval.every_steps = 1_564  # ten epochs
     config.eval.recalibrate_batches = 0
-    config.checkpoint.every_steps = 782
     return config

@@ -26,12 +26,13 @@ CONFIG = cli.config_flag()
 JSON = cli.json_flag()
 TOPOLOGY = cli.flag(
     flags.DEFINE_string, 'topology', None,
-    'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, GPUs such as h100:16, or '
-    'simulated devices such as cpu:8. By default, the topology of the config.')
+    'Devices to compile for: a TPU slice such as v5e:4x4 or v5p:4x4x4, two of them, v5e:2*4x4, '
+    'GPUs such as h100:16, or simulated devices such as cpu:8. By default, the topology of '
+    'the config.')
 SWEEP = cli.flag(
     flags.DEFINE_list, 'sweep', None,
     'Topologies whose images per second are predicted, such as v5e:4x4,8x8,16x16. The step is '
-    'compiled for the first one, with the batch of the config. 2*16x16 stands for two slices.')
+    'compiled for the first one, a single slice, with the batch of the config.')
 
 
 def main(_) -> None:

@@ -103,6 +103,7 @@ class Meter:
         self._elapsed = self._waited = 0.0
         self._started = time.perf_counter()
         self._steps = 0
+        self._before = (0.0, 0)  # elapsed and steps before the last line
 
     def start(self) -> None:
         self._started = time.perf_counter()
@@ -123,8 +124,16 @@ class Meter:
         return {'train/images_per_second': self._steps * batch_size / seconds,
                 'train/data_wait_fraction': self._waited / seconds}
 
+    def seconds_per_step(self) -> float:
+        """The average over all steps so far, across lines of the log; at least one is done."""
+        self.pause()
+        self.start()
+        seconds, steps = self._before
+        return max(seconds + self._elapsed, 1e-9) / (steps + self._steps)
+
     def reset(self) -> None:
-        """Discards the times measured so far."""
+        """Begins the next line."""
+        self._before = (self._before[0] + self._elapsed, self._before[1] + self._steps)
         self._elapsed = self._waited = 0.0
         self._steps = 0
         self.start()

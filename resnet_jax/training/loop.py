@@ -17,6 +17,7 @@ from resnet_jax.output import LiveLine, duration, say, warn
 from resnet_jax.training import accumulation, choices, disk
 from resnet_jax.training import workdir as workdir_lib
 from resnet_jax.training.choices import Machine
+from resnet_jax.training.interval import Interval, Times
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.profiler import Profiler
 from resnet_jax.training.program import Program, build, completed
@@ -103,7 +104,7 @@ def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
             return Run(program, workdir, stop).to_the_end()
 
 
-def steps_of_next_call(config: ConfigDict, step: int) -> int:
+def steps_of_next_call(config: ConfigDict, step: int, saves: Interval) -> int:
     """`steps_per_call` where nothing is due before its end, otherwise 1; 0 at the end of the run.
 
     So only two programs are compiled, whatever the fields are.
@@ -111,9 +112,11 @@ def steps_of_next_call(config: ConfigDict, step: int) -> int:
     Args:
       config: the fields `every_steps`, `num_steps` and `steps_per_call` are read.
       step: steps done.
+      saves: when checkpoints are due.
     """
-    dues = (config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+    dues = (config.log.every_steps, config.eval.every_steps)
     left = min(config.num_steps - step, *(every - step % every for every in dues if every))
+    left = min(left, saves.left(step) or left)
     return config.steps_per_call if config.steps_per_call <= left else min(1, left)
 
 
@@ -126,6 +129,7 @@ class Run:
         self.workdir = workdir
         self.stop = stop
         self.record = Record(program, workdir)
+        self.saves = Interval(self.config, self.record.start_step)
         self.evaluator = Evaluator(program, stop)
         self.live: LiveLine | None = None
 
@@ -186,7 +190,7 @@ class Run:
     def _steps(self, state: TrainState, feed: Iterator[Any],
                profiler: Profiler) -> tuple[TrainState, int]:
         config, step = self.config, self.record.start_step
-        count = steps_of_next_call(config, step)
+        count = steps_of_next_call(config, step, self.saves)
         inputs = self._inputs(feed, count)
         train_steps = {}  # by the shapes of their inputs and their number
         log, shown = StepLog(config, self.program.task, step), None
@@ -203,7 +207,7 @@ class Run:
                 step += count
                 log.add(reports)
                 asked, done = time.perf_counter(), count
-                count = steps_of_next_call(config, step)
+                count = steps_of_next_call(config, step, self.saves)
                 inputs = self._inputs(feed, count)
                 log.meter.waited(time.perf_counter() - asked, done)
             profiler.after(step, reports)
@@ -211,6 +215,9 @@ class Run:
             if due or shown is None or time.monotonic() - shown > pause:
                 self._report(log, step, due)
                 shown = time.monotonic()
+            if self.saves.asks_for_speed(step):
+                log.settle(self.record.written_step)
+                self.saves.plan(step, log.meter.seconds_per_step())
             self._save_and_evaluate(state, step, log)
         log.settle(self.record.written_step)
         return state, step
@@ -262,14 +269,28 @@ class Run:
     def _save_and_evaluate(self, state: TrainState, step: int, log: StepLog) -> None:
         """Does what is due after a step; saving comes first, so that no later error loses it."""
         evaluate = self._is_due(step, self.config.eval.every_steps)
-        if not evaluate and not self._is_due(step, self.config.checkpoint.every_steps):
+        if not evaluate and not self.saves.is_due(step):
             return
         log.settle(self.record.written_step)
+        step_seconds = log.meter.seconds_per_step()
         log.meter.pause()
-        self.record.save(state, step)
+        self._save(state, step, step_seconds)
         if evaluate:
             self._evaluate(state, step)
         log.meter.start()
+
+    def _save(self, state: TrainState, step: int, step_seconds: float) -> None:
+        if not self.saves.asks_for_times(step):
+            self.record.save(state, step)
+            self.saves.saved(step)
+            return
+        self.record.wait()  # of an earlier save, if there was one
+        started = time.perf_counter()
+        self.record.save(state, step)
+        saved = time.perf_counter()
+        self.record.wait()
+        say(self.saves.choose(step, Times(step_seconds, saved - started,
+                                          time.perf_counter() - started)))
 
     def _evaluate(self, state: TrainState, step: int, batch_stats: Any | None = None) -> None:
         """Evaluates a saved state, and stores the values beside it; a signal leaves it undone.

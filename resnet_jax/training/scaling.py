@@ -19,8 +19,9 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
 
     Weak scaling keeps the images per device, so all devices run the program that was compiled and
     only the all-reduce differs. Strong scaling keeps the batch: a device's FLOPs and bytes shrink
-    in proportion to its images, except `PARAMETER_BYTES` per parameter. In both, a device adds up
-    batch statistics alone.
+    in proportion to its images, except `PARAMETER_BYTES` per parameter; topologies whose devices
+    cannot share the batch out evenly, such as more devices than images, are left out of it. In
+    both, a device adds up batch statistics alone.
 
     Args:
       config: see `compiled.report`; its batch is that of the first topology, and of strong scaling.
@@ -32,7 +33,7 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
       'memory_seconds' and 'communication_seconds'; 'images_per_second' and 'efficiency', images per
       second and device relative to the smallest topology without communication, if communication
       overlaps with nothing, and 'efficiency_overlapped', if it overlaps with everything; 'bound',
-      the longest of the times.
+      the longest of the times. 'left_out': names of the topologies without strong scaling.
 
     Raises:
       UserError: there is no such topology, or its peak is not known; the step does not fit.
@@ -40,17 +41,21 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
     targets = sorted(map(topologies.describe, names), key=lambda target: target.count)
     if unknown := [target.name for target in targets if target.peak is None]:
         raise UserError(f'--sweep cannot predict {unknown[0]}, whose peak is not known.')
+    if '*' in names[0]:
+        raise UserError(f'--sweep compiles for its first topology, a single slice; put {names[0]} '
+                        'behind another one.')
     base = compiled.report(config, topologies.create(names[0]))
     compiled.check_memory(base)
-    points = []
+    points, left_out = [], [target for target in targets if config.batch_size % target.count]
     for scaling in ('weak', 'strong'):
-        rows = [_point(scaling, base, config.batch_size, target) for target in targets]
+        rows = [_point(scaling, base, config.batch_size, target) for target in targets
+                if scaling == 'weak' or target not in left_out]
         alone = rows[0]['images_per_device'] / _compute(rows[0])
         for row in rows:
             row['efficiency'] = row['images_per_device'] / _in_turn(row) / alone
             row['efficiency_overlapped'] = row['images_per_device'] / _at_once(row) / alone
         points += rows
-    return {'base': base, 'points': points}
+    return {'base': base, 'points': points, 'left_out': [target.name for target in left_out]}
 
 
 def expand(text: Sequence[str]) -> list[str]:
@@ -78,7 +83,9 @@ def table(result: dict[str, Any]) -> str:
         *lines, '', 'images: per device. images/s: if the all-reduce overlaps with nothing.',
         'efficiency: relative to the smallest without communication, without and with overlap.',
         f'Compiled for {result["base"]["topology"]} only: whether more images per device fit into '
-        'memory is not checked.', *(f'note: {note}' for note in result['base']['notes'])])
+        'memory is not checked.', *(f'note: {note}' for note in result['base']['notes']),
+        *(f'note: {name} has no strong scaling: its devices cannot share out the batch evenly.'
+          for name in result['left_out'])])
 
 
 def _point(scaling: str, base: dict[str, Any], batch: int,

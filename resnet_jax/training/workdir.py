@@ -287,6 +287,10 @@ class Record:
         self._writer.sync()
         self._checkpoints.save(state, step)
 
+    def wait(self) -> None:
+        """Waits until the last checkpoint is completely written."""
+        self._checkpoints.wait()
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a row of measurements."""
         self._writer.write(step, values)

@@ -6,6 +6,7 @@ as it runs, if the number of iterations is known at compile time.
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ import numpy as np
 
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                'collective-broadcast', 'ragged-all-to-all')
+# What libtpu makes of the part of a collective that crosses slices, over the network of the data
+# center: the program of each slice sends to the host and receives from it.
+BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+OVER_DCN = ' (DCN)'  # follows the name of its kind
 # Instructions that give names to bytes and move none, or whose computations are counted instead.
 FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional',
         'call', 'after-all', 'partition-id', 'replica-id')
@@ -50,7 +55,7 @@ class Instruction:
     @property
     def bytes(self) -> int:
         """The size of the result in bytes."""
-        return sum(_bits(kind) * math.prod(shape) // 8 for kind, shape in self.arrays)
+        return sum(itertools.starmap(_bytes, self.arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +108,21 @@ def parse(text: str) -> Module:
 def collectives(module: Module) -> dict[str, dict[str, int]]:
     """How often each kind of collective runs, and the bytes that one device has from all of them.
 
-    An asynchronous one is counted where it ends.
+    An asynchronous one is counted where it ends. Of those between slices, the names end with
+    OVER_DCN, and the bytes are those of one device.
     """
     totals = {}
     for name, times in module.runs.items():
         for instruction in module.computations[name]:
-            kind = instruction.opcode.removesuffix('-done')
-            if kind in COLLECTIVES:
+            kind, size = instruction.opcode.removesuffix('-done'), instruction.bytes
+            if instruction.opcode == 'recv' and (
+                    crossing := BETWEEN_SLICES.search(instruction.attributes)):
+                kind = crossing[1].lower().replace('_', '-') + OVER_DCN
+                size = _bytes(*instruction.arrays[0])
+            if kind in COLLECTIVES or kind.endswith(OVER_DCN):
                 total = totals.setdefault(kind, {'count': 0, 'bytes': 0})
                 total['count'] += times
-                total['bytes'] += times * instruction.bytes
+                total['bytes'] += times * size
     return totals
 
 
@@ -168,6 +178,10 @@ def _closing(text: str, depth: int = 0) -> int:
         if depth == 0:
             return match.end()
     return len(text)
+
+
+def _bytes(kind: str, shape: tuple[int, ...]) -> int:
+    return _bits(kind) * math.prod(shape) // 8
 
 
 def _bits(kind: str) -> int:

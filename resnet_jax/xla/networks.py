@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from resnet_jax.xla.hlo import OVER_DCN
+
 # Bytes that pass through a device for each byte of the whole array: an all-reduce is a
 # reduce-scatter and an all-gather, and in an all-to-all chunks go half way round on average.
 PASSES = {'all-reduce': 2, 'all-to-all': 0.25, 'ragged-all-to-all': 0.25}
@@ -54,7 +56,17 @@ def seconds(kind: str, count: int, size: float, levels: Iterable[Level]) -> floa
 
 
 def total_seconds(collectives: Mapping[str, Mapping[str, int]], levels: Iterable[Level]) -> float:
-    """The sum of `seconds` over kinds of collectives, each with 'count' and 'bytes'."""
+    """The sum of `seconds` over kinds of collectives, each with 'count' and 'bytes'.
+
+    In a program that was compiled for several slices, those between slices use the outermost level
+    alone, and all others stay below it.
+
+    Args:
+      collectives: see `hlo.collectives`.
+      levels: see `seconds`.
+    """
     levels = tuple(levels)
-    return sum(seconds(kind, total['count'], total['bytes'], levels)
+    inner = levels[:-1] if any(kind.endswith(OVER_DCN) for kind in collectives) else levels
+    return sum(seconds(kind.removesuffix(OVER_DCN), total['count'], total['bytes'],
+                       levels[-1:] if kind.endswith(OVER_DCN) else inner)
                for kind, total in collectives.items())

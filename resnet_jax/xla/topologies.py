@@ -149,18 +149,17 @@ def create(name: str) -> Topology:
     """Creates the topology of this name, with devices to compile for.
 
     Args:
-      name: see `describe`; a single slice of TPUs.
+      name: see `describe`.
 
     Raises:
       UserError: there is no such topology, or libtpu or JAX's plugin for CUDA is missing.
     """
     topology, kind = describe(name), name.partition(':')[0]
     if kind in CHIPS:
-        if '*' in name:
-            raise UserError(f'{name} has several slices, and a step can only be compiled for one; '
-                            'put it behind another topology in --sweep.')
-        shape = tuple(int(size) for size in name.partition(':')[2].split('x'))
-        return dataclasses.replace(topology, devices=_tpu_devices(name, shape, CHIPS[kind]))
+        slices, _, sizes = name.partition(':')[2].rpartition('*')
+        shape = tuple(int(size) for size in sizes.split('x'))
+        return dataclasses.replace(
+            topology, devices=_tpu_devices(name, shape, CHIPS[kind], int(slices or 1)))
     if kind in GPUS:
         return dataclasses.replace(topology, devices=_gpu_devices(name, GPUS[kind], topology.count),
                                    compiler_options=h100.COMPILER_OPTIONS)
@@ -240,7 +239,8 @@ def _simulated(name: str, count: int) -> tuple[jax.Device, ...]:
     return tuple(devices[:count])
 
 
-def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> tuple[jax.Device, ...]:
+def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip,
+                 slices: int) -> tuple[jax.Device, ...]:
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(f'--topology={name} is compiled by libtpu, which is not installed: run '
                         "`pip install -e '.[tpu]'`.")
@@ -253,8 +253,8 @@ def _tpu_devices(name: str, shape: tuple[int, ...], chip: Chip) -> tuple[jax.Dev
         os.environ.setdefault(*name_and_value)
     try:
         return tuple(topologies.get_topology_desc(
-            platform='tpu', topology_name=name, chips_per_host_bounds=host,
-            **dict(chip.options)).devices)
+            platform='tpu', topology_name=f'{name.partition(":")[0]}:{"x".join(map(str, shape))}',
+            chips_per_host_bounds=host, num_slices=slices, **dict(chip.options)).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise UserError(f'libtpu knows no topology {name!r}: {" ".join(str(error).split())}') from (
             error)

@@ -93,6 +93,51 @@ def test_the_cache_stays_within_its_bound(bucket, path, on_disk, tmp_path):
         del source  # which no longer reads its dataset
 
 
+READ = '''
+import pathlib
+import re
+import sys
+from resnet_jax.data.shards import Shards
+
+def memory(name):
+    status = pathlib.Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(rf'{name}:\\s+(\\d+)', status)[1])
+
+cache, most_bytes, *paths = sys.argv[1:]
+read = 0
+for number, path in enumerate(paths):
+    if number == 4:  # the libraries are loaded, and their buffers have their size
+        before = memory('VmRSS')
+        pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak
+        read = 0
+    source = Shards(path, 'train', cache, int(most_bytes))
+    read += sum(len(source[index].image) for index in range(len(source)))
+    del source
+print(read, memory('VmHWM') - before)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path('/proc/self/clear_refs').exists(),
+                    reason='the peak of memory is read from /proc')
+def test_the_memory_of_reading_grows_by_less_than_16_mib_while_150_mb_are(
+        bucket, commands, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (48, 256, 256, 3), np.uint8)
+    shard_writer.prepare(labelled(images, np.arange(48) % 5, 5, 'noise'), 'train',
+                         tmp_path / 'noise', shorter_side=0, quality=90, images_per_shard=12,
+                         processes=1, skip_unreadable=False)
+    shards = [file.stat().st_size for file in (tmp_path / 'noise').glob('*.array_record')]
+    bucket.fault = lambda request: None
+    paths = [upload(bucket, tmp_path / 'noise', f'noise/{number}') for number in range(20)]
+    process = commands.run('-c', READ, tmp_path / 'cache', sum(shards), *paths,
+                           env=bucket.variables)
+    assert process.status == 0, process.errors
+    read, growth = map(int, process.output.split())
+    assert read > 15 * sum(shards) > 140e6
+    assert growth < 2**24
+    assert stored(tmp_path / 'cache') <= sum(shards)
+
+
 def test_a_shard_that_is_cut_or_changes_is_found(bucket, path, on_disk, tmp_path):
     name = pathlib.PurePosixPath(path).name
     shard = sorted(on_disk.glob('*.array_record'))[1]

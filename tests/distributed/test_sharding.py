@@ -1,14 +1,17 @@
 """The mesh, and where the state lies on it."""
 
+import functools
 import types
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.distributed import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.training import accumulation
 from resnet_jax.training.program import build
 
 
@@ -30,15 +33,15 @@ def test_a_mesh_that_does_not_fit_is_an_error(tiny_config, data, model, sentence
         sharding.create_mesh(tiny_config)
 
 
-def loss_after(steps, config, mesh):
-    """The loss of the last of some steps with the first batch, on this mesh."""
+def after(steps, config, mesh):
+    """The loss of the last of some steps with the first batch, on this mesh, and the state."""
     program = build(config, mesh)
     state = jax.jit(program.create_state, out_shardings=program.shardings)()
     step = jax.jit(program.train_step, out_shardings=(program.shardings, program.everywhere))
     inputs = next(program.train_data.inputs(0))
     for _ in range(steps):
         state, report = step(state, inputs)
-    return float(report.metrics.loss.total)
+    return float(report.metrics.loss.total), jax.device_get(state)
 
 
 class Chip(types.SimpleNamespace):
@@ -60,7 +63,7 @@ def test_slices_lie_along_the_axis_data():
 
 
 @pytest.mark.slow
-def test_a_mesh_of_two_slices_gives_the_step_of_one(tiny_config, monkeypatch):
+def test_a_mesh_of_two_slices_gives_the_steps_of_one(tiny_config, monkeypatch):
     """On the simulated devices, of which every second is said to be of another slice."""
     tiny_config.mesh.data, tiny_config.schedule.learning_rate = 8, 0.01
     straight, over_slices = sharding.create_mesh(tiny_config), sharding.over_slices
@@ -71,8 +74,16 @@ def test_a_mesh_of_two_slices_gives_the_step_of_one(tiny_config, monkeypatch):
             slices).flat]).reshape(shape))
     mesh = sharding.create_mesh(tiny_config)
     assert [device.id for device in mesh.devices.flat] == [0, 2, 4, 6, 1, 3, 5, 7]
-    losses = [loss_after(2, tiny_config, used) for used in (straight, mesh)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    # Images 0 to 31 of 64 lie in the first slice, and with them their virtual batches of 8.
+    assert accumulation.spanning(tiny_config, 8) is None
+    places = NamedSharding(mesh, P('data')).devices_indices_map((64,))
+    assert {device.id: images.start for device, (images,) in places.items()} == {
+        0: 0, 2: 8, 4: 16, 6: 24, 1: 32, 3: 40, 5: 48, 7: 56}
+    first, second = (after(2, tiny_config, used) for used in (straight, mesh))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    tiny_config.mesh.data = 4
+    alone = after(2, tiny_config, Mesh(mesh.devices[:4], mesh.axis_names))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), first, alone)
 
 
 def test_fsdp_splits_parameters_and_optimizer_state_over_all_devices(tiny_config):
@@ -117,5 +128,5 @@ def test_fsdp_gives_the_losses_of_replicated_parameters(tiny_config):
     losses = []
     for kind in ('replicated', 'fsdp'):
         tiny_config.mesh.parameters = kind
-        losses.append(loss_after(5, tiny_config, sharding.create_mesh(tiny_config)))
+        losses.append(after(5, tiny_config, sharding.create_mesh(tiny_config))[0])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

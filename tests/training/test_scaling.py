@@ -1,11 +1,17 @@
 """Predicted images per second, from a report of numbers that are easy to follow."""
 
+import importlib.util
+import json
+
 import pytest
 
+from configs import coco_r50_fpn
+from experiments import scaling as drawing
 from resnet_jax.errors import UserError
 from resnet_jax.training import compiled, scaling
 from resnet_jax.xla import topologies
 from tests import tiny
+from tests.tasks.detection import tiny_detector
 
 # 16 chips of v5e with 128 images each: 2 ms of arithmetic, 10 ms of memory; 100 MB of gradients.
 PARAMETERS = 25_000_000
@@ -15,13 +21,28 @@ BASE = {'topology': 'v5e:4x4', 'devices': 16, 'parameters': PARAMETERS, 'notes':
         'collectives': {'all-reduce': {'count': 2, 'bytes': 4 * PARAMETERS}}}
 
 
+# The step of configs/coco_r50_fpn.py with 4 images per chip: 149.6 ms of memory.
+DETECTOR = BASE | {'parameters': 41_755_286, 'flops': 16 * 40e-3 * 197e12,
+                   'bytes': 16 * 149.6e-3 * 819e9,
+                   'collectives': {'all-reduce': {'count': 2, 'bytes': 4 * 41_500_000}}}
+
+
+def swept(monkeypatch, config, base, names):
+    """A sweep that takes the report for one of the step of the config."""
+    def report(given, topology):
+        assert (given, topology.name) == (config, base['topology'])
+        return base
+
+    monkeypatch.setattr(compiled, 'report', report)
+    monkeypatch.setattr(topologies, 'create', topologies.describe)
+    return scaling.sweep(config, scaling.expand(names))
+
+
 @pytest.fixture
 def result(monkeypatch):
-    monkeypatch.setattr(compiled, 'report', lambda *_: BASE)
-    monkeypatch.setattr(topologies, 'create', topologies.describe)
     config = tiny.config()
     config.batch_size = 2048
-    return scaling.sweep(config, scaling.expand(['v5e:4x4', '16x16']))
+    return swept(monkeypatch, config, BASE, ['v5e:4x4', '16x16'])
 
 
 def test_weak_scaling_adds_only_the_all_reduce(result):
@@ -51,6 +72,46 @@ def test_the_table_names_what_bounds_each_point(result):
     lines = scaling.table(result).splitlines()
     assert lines[2].split() == ['weak', 'v5e:16x16', '256', '32,768', '128', '10.00', 'ms',
                                 '1.11', 'ms', '2,950,272', '90%', 'to', '100%', 'memory']
+
+
+def test_a_detector_has_strong_scaling_down_to_one_image_per_chip(monkeypatch, tmp_path):
+    config = coco_r50_fpn.get_config()
+    config.batch_size = 64
+    result = swept(monkeypatch, config, DETECTOR, ['v5e:4x4', '8x8', '16x16'])
+    assert [(row['scaling'], row['devices'], row['batch_size'], row['images_per_device'])
+            for row in result['points']] == [
+        ('weak', 16, 64, 4), ('weak', 64, 256, 4), ('weak', 256, 1024, 4),
+        ('strong', 16, 64, 4), ('strong', 64, 64, 1)]
+    # Weak on 256 chips: 149.6 ms, and 166 MB over two rings of 16, 1.84 ms.
+    assert result['points'][2]['images_per_second'] == pytest.approx(1024 / 151.44e-3, rel=1e-4)
+    lines = scaling.table(result).splitlines()
+    assert lines[3].split()[:7] == ['weak', 'v5e:16x16', '256', '1,024', '4', '149.60', 'ms']
+    assert lines[-1].startswith('note: v5e:16x16 has no strong scaling')
+
+    file = tmp_path / 'coco.json'
+    file.write_text(json.dumps(result))
+    drawing.charts.save_one(drawing.chart(drawing.read(file)), tmp_path / 'coco.svg')
+    assert '>coco<' in (tmp_path / 'coco.svg').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
+                    reason="libtpu is not installed: pip install -e '.[tpu]'")
+def test_a_detector_is_compiled_and_its_scaling_predicted():
+    config = tiny_detector.get_config()
+    config.mesh.data, config.model.virtual_batch_size = -1, 2
+    result = scaling.sweep(config, ['v5e:2x2', 'v5e:4x4'])
+    assert result['base']['fits'] and result['left_out'] == ['v5e:4x4']
+    assert result['base']['collectives']['all-reduce']['count'] <= 2
+    assert [(row['scaling'], row['batch_size']) for row in result['points']] == [
+        ('weak', 8), ('weak', 32), ('strong', 8)]
+    assert all(0 < row['efficiency'] <= row['efficiency_overlapped'] <= 1
+               for row in result['points'])
+
+
+def test_the_topology_that_is_compiled_for_is_a_single_slice():
+    with pytest.raises(UserError, match=r'put v5e:2\*4x4 behind another one'):
+        scaling.sweep(tiny.config(), ['v5e:2*4x4', 'v5e:4x4'])
 
 
 def test_simulated_devices_have_no_peak_to_predict_from():

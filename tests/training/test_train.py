@@ -25,6 +25,7 @@ from resnet_jax.tasks.classification import inference
 from resnet_jax.tasks.classification.scores import score
 from resnet_jax.training import log, loop
 from resnet_jax.training import profiler as profiler_lib
+from resnet_jax.training.interval import Interval
 from tests import tiny
 
 
@@ -163,8 +164,8 @@ def test_calls_end_where_something_is_due_and_have_one_of_two_lengths(per_call, 
     for section, steps in zip((config.log, config.eval, config.checkpoint), every, strict=True):
         section.every_steps = steps
     step = data.draw(st.integers(0, num_steps))
-    ends, lengths = {step}, set()
-    while count := loop.steps_of_next_call(config, step):
+    ends, lengths, saves = {step}, set(), Interval(config, step)
+    while count := loop.steps_of_next_call(config, step, saves):
         lengths.add(count)
         step += count
         ends.add(step)

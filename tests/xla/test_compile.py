@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training import compiled
 from resnet_jax.training.costs import summarize
 from resnet_jax.training.program import build
-from resnet_jax.xla import hlo, topologies
+from resnet_jax.xla import hlo, networks, topologies
 from tests import tiny, xla_options
 
 PARAMETERS = 19_218
@@ -188,6 +188,37 @@ def test_collectives_are_read_from_loops_tuples_and_asynchronous_pairs():
         'all-gather': {'count': 1, 'bytes': 32 * 2}}
 
 
+SLICES = '''\
+HloModule slices
+
+ENTRY %main (g: f32[256,256]) -> f32[256,256] {
+  %g = f32[256,256]{1,0} parameter(0)
+  %part = f32[64,256]{1,0} reduce-scatter(%g), replica_groups={{0,1,2,3}}, dimensions={0}
+  %after = token[] after-all()
+  %send = (f32[16,8,128]{2,1,0}, u32[], token[]) send(%part, %after), is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[16,8,128]{2,1,0}, u32[], token[]) recv(%after), is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %done = (f32[16,8,128]{2,1,0}, token[]) recv-done(%recv), is_host_transfer=true
+  %sum = f32[64,256]{1,0} get-tuple-element(%done), index=0
+  ROOT %all = f32[256,256]{1,0} all-gather(%sum), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+'''
+
+
+def test_what_crosses_slices_is_told_from_what_stays_in_one():
+    """As libtpu 0.0.42 compiles the sum of 256 KiB over two slices of four chips."""
+    found = hlo.collectives(hlo.parse(SLICES))
+    assert found == {
+        'reduce-scatter': {'count': 1, 'bytes': 2**16}, 'all-gather': {'count': 1, 'bytes': 2**18},
+        'all-reduce (DCN)': {'count': 1, 'bytes': 2**16}}
+    # As an all-reduce over all of them takes by the formula, but for the latencies.
+    levels = [dataclasses.replace(level, latency=0.0)
+              for level in topologies.describe('v5e:2*2x2').network]
+    assert networks.total_seconds(found, levels) == pytest.approx(
+        networks.seconds('all-reduce', 1, 2**18, levels))
+
+
 def test_loops_of_unknown_length_are_counted_once_and_told():
     module = hlo.parse(MODULE.replace('constant(5)', 'parameter(1)'))
     assert module.open_loops == 1 and module.runs['body'] == 1
@@ -339,6 +370,24 @@ def test_a_tpu_slice_is_compiled_for_without_a_tpu(replicated):
     assert result['collectives']['all-reduce']['count'] <= 2
     assert result['flops'] == pytest.approx(result['model_flops'], rel=0.25)
     assert 0 < result['mfu'] < 1 and result['roofline_seconds'] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None,
+                    reason="libtpu is not installed: pip install -e '.[tpu]'")
+def test_two_slices_are_compiled_for_and_only_gradients_cross_them():
+    config, topology = host_config(), topologies.create('v5e:2*2x2')
+    mesh = sharding.create_mesh(config, list(topology.devices))
+    assert [device.slice_index for device in mesh.devices.flat] == [0] * 4 + [1] * 4
+    result = compiled.report(config, topology)
+    assert result['devices'] == 8 and result['fits']
+    crossing = {kind: total for kind, total in result['collectives'].items() if 'DCN' in kind}
+    assert list(crossing) == ['all-reduce (DCN)']
+    # A chip sends its quarter of the gradients, in tiles of 4 KiB per array and little more.
+    arrays = len(jax.tree.leaves(build(config, mesh, blank=True).state.params))
+    assert PARAMETERS < crossing['all-reduce (DCN)']['bytes'] < PARAMETERS + 4096 * (arrays + 5)
+    assert 'all-reduce (DCN)' in compiled.table(result)
+    assert result['communication_seconds'] > crossing['all-reduce (DCN)']['bytes'] / 3.125e9
 
 
 @pytest.mark.slow

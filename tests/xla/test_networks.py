@@ -82,8 +82,3 @@ def test_slices_have_the_shapes_that_clouds_offer(kind, count, name):
 def test_clusters_that_do_not_exist_are_named(name, sentence):
     with pytest.raises(UserError, match=sentence):
         topologies.describe(name)
-
-
-def test_a_step_is_compiled_for_a_single_slice_only():
-    with pytest.raises(UserError, match='several slices'):
-        topologies.create('v5e:2*4x4')

@@ -1,0 +1,155 @@
+"""Checkpoints at the interval that measured times ask for."""
+
+import types
+
+import pytest
+
+from resnet_jax.training import log, loop, workdir
+from resnet_jax.training.interval import Interval, Times, steps_between
+from resnet_jax.training.log import StepLog
+from tests import tiny
+from tests.distributed.test_processes import Job
+from tests.training.test_train import arrays, assert_same_bits
+
+JOB = '''
+import pathlib
+import jax
+import pytest
+from resnet_jax import cli
+from resnet_jax.distributed import processes
+from resnet_jax.training import interval, loop
+from resnet_jax.training.log import Meter
+from tests.distributed.test_processes import config
+
+PROCESSES = cli.process_flags()
+
+def main(arguments):
+    seen = []
+    class Seen(interval.Interval):
+        def choose(self, step, times):
+            own = times._replace(save=0.0, write=10.0 * (1 + 9 * jax.process_index()))
+            line = super().choose(step, own)
+            seen.append((step, self.every, interval.steps_between(own)))
+            return line
+
+    with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
+        # Steps take three times as long by the clock of process 1, and writes ten times.
+        patch.setattr(Meter, 'seconds_per_step', lambda meter: 4.0 * (1 + 2 * jax.process_index()))
+        patch.setattr(loop, 'Interval', Seen)
+        loop.train(config(num_steps=40, **{'checkpoint.every_steps': 0}),
+                   pathlib.Path(arguments[1]))
+        print('seen', *seen, flush=True)
+
+cli.run(main, takes_files=True)
+'''
+
+
+@pytest.mark.parametrize(('times', 'per_call', 'steps'), [
+    # sqrt(2 x 0.2 x 86,400) = 185.9 s are 619.7 steps.
+    (Times(step=0.3, save=0.2, write=2), 1, 1000),
+    (Times(step=0.3, save=0.2, write=2), 7, 700),
+    # Young's rule says 1,859 s; 1 % of the time, 2,000 s: 6,667 steps.
+    (Times(step=0.3, save=20, write=60), 1, 10_000),
+    # A write takes 50 s: not more often than every 100 s, 100,000 steps.
+    (Times(step=0.001, save=0.001, write=50), 1, 100_000),
+    # Steps of ten minutes: each.
+    (Times(step=600, save=0.2, write=2), 1, 1)])
+def test_the_interval_follows_from_the_times(times, per_call, steps):
+    assert steps_between(times, per_call) == steps
+
+
+def test_times_that_differ_by_a_tenth_give_the_same_interval():
+    found = {steps_between(Times(0.3 * a, 0.2 * b, 2.0)) for a in (0.9, 1.0, 1.1)
+             for b in (0.9, 1.0, 1.1)}
+    assert found == {1000}
+
+
+def clocked(monkeypatch):
+    """A clock on which a step takes 1 s, a save 0.5 ms and its write 4 s."""
+    clock = types.SimpleNamespace(now=0.0)
+    times = types.SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+
+    def taking(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def wrapped(*arguments):
+            clock.now += seconds
+            return original(*arguments)
+        monkeypatch.setattr(owner, name, wrapped)
+
+    for module in (log, loop):
+        monkeypatch.setattr(module, 'time', times)
+    taking(StepLog, 'add', 1)
+    taking(workdir.Record, 'save', 0.0005)
+    taking(workdir.Record, 'wait', 4)
+
+
+def saved_by(folder):
+    return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
+
+
+def automatic():
+    config = tiny.config()
+    config.num_steps, config.eval.every_steps = 100, None
+    config.checkpoint.update(every_steps=0, keep_last=1000)
+    return config
+
+
+def test_the_first_checkpoint_comes_after_a_minute_and_sets_the_interval_of_the_others(
+        monkeypatch, tmp_path, capsys):
+    clocked(monkeypatch)
+    config = automatic()
+    loop.train(config, tmp_path / 'run')
+    # Ten steps, a minute, and then every sqrt(2 x 0.0005 x 86,400) = 9.3 s.
+    assert saved_by(tmp_path / 'run') == [70, 80, 90, 100]
+    assert [line for line in capsys.readouterr().out.splitlines() if 'checkpoints' in line] == [
+        'checkpoints every 10 steps (0:00:10), which costs 0.005 % of the time: a step takes 1 s, '
+        "a save 0.0005 s, its write 4 s in the background; Young's rule for a failure every 24 h"]
+
+    config.num_steps = 200
+    loop.train(config, tmp_path / 'run')
+    assert saved_by(tmp_path / 'run') == [70, 80, 90, 100, 170, 180, 190, 200]
+    config.checkpoint.every_steps = None
+    loop.train(config, tmp_path / 'straight')
+    assert saved_by(tmp_path / 'straight') == [200]
+    assert_same_bits(arrays(tmp_path / 'run', 200), arrays(tmp_path / 'straight', 200))
+
+
+def test_an_interval_that_is_set_holds_and_nothing_is_timed(monkeypatch, tmp_path, capsys):
+    clocked(monkeypatch)
+    config = automatic()
+    config.checkpoint.every_steps = 40
+    loop.train(config, tmp_path)
+    assert saved_by(tmp_path) == [40, 80, 100]
+    assert 'checkpoints every' not in capsys.readouterr().out
+
+
+def test_calls_of_several_steps_pass_the_first_checkpoint_by_less_than_a_call():
+    config = automatic()
+    config.update_from_flattened_dict({
+        'num_steps': 2000, 'steps_per_call': 25, 'log.every_steps': 500})
+    step, saves, saved, lengths = 0, Interval(config, 0), [], set()
+    while count := loop.steps_of_next_call(config, step, saves):
+        step += count
+        lengths.add(count)
+        if saves.asks_for_speed(step):
+            saves.plan(step, 1.0)
+        if saves.is_due(step):
+            saved.append(step)
+            if saves.asks_for_times(step):
+                saves.choose(step, Times(1.0, 0.5, 1.0))  # 294 s; of 25 steps: 500
+            saves.saved(step)
+    assert saved == [85, 500, 1000, 1500, 2000] and lengths == {1, 25}
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_clocks_save_at_the_same_steps(commands, tmp_path):
+    script = tmp_path / 'job.py'
+    script.write_text(JOB)
+    job = Job(commands, str(script), str(tmp_path / 'run'))
+    assert job.wait() == [0, 0], job.errors(0) + job.errors(1)
+    seen = [next(line for line in job.said(i) if line.startswith('seen')) for i in (0, 1)]
+    # 60 s of steps of 4 s after the tenth step, and then every 2 x 10 s. Process 1 alone would take
+    # 2 x 100 s of steps of 12 s, 16.7 and thus 20 steps.
+    assert seen == ['seen (25, 5, 5)', 'seen (25, 5, 20)']
+    assert saved_by(tmp_path / 'run') == [25, 30, 35, 40]
