@@ -19,7 +19,7 @@ LOOP = re.compile(r'^for (\w+) in ([\w ]+); do\n(.*?)^done', re.MULTILINE | re.D
 BARE = re.compile(r'python3? -m \S+|(python3? -m resnet_jax|resnet-jax) \w+')  # only a name
 OPERATORS = re.compile(r'[;&|()]+$')
 REDIRECTIONS = re.compile(r'\d?[<>]+&?$')
-NOT_RUN = re.compile(r'[Nn]ot run by a test: [a-z0-9]')
+NOT_RUN = re.compile(r'[Nn]ot run by a test: ([a-z0-9].{9})')
 HERE_DOCUMENT = re.compile(r"<<'EOF'\n(?!#!).*?^EOF$", re.MULTILINE | re.DOTALL)  # not a script
 # A line of a block is a command if it starts with one of these, after variables that it sets.
 PROGRAMS = ('python', 'python3', '.venv/bin/python', 'pip', '.venv/bin/pip', '.venv/bin/ruff',
@@ -157,10 +157,12 @@ def run_by_tests() -> set[str]:
 
 
 def run_by_ci() -> set[str]:
-    """The commands of .ci/run, and those of the two blocks of the README that it runs."""
+    """The commands of .ci/run, and those of the blocks of the README that it runs."""
+    script = (ROOT / '.ci' / 'run').read_text()
     blocks = re.findall(r'^```bash\n(.*?)^```$', (ROOT / 'README.md').read_text(),
-                        re.MULTILINE | re.DOTALL)[:2]
-    return {one.text for text in [(ROOT / '.ci' / 'run').read_text(), *blocks]
+                        re.MULTILINE | re.DOTALL)
+    numbers = re.findall(r'^run_command (\d)$', script, re.MULTILINE)
+    return {one.text for text in [script, *(blocks[int(number) - 1] for number in numbers)]
             for one in of_lines(text)}
 
 

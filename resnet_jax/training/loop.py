@@ -48,6 +48,10 @@ class Stopped(Exception):  # noqa: N818
         super().__init__(message)
         self.signal = number
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows below a cell: one line, since nothing went wrong."""
+        return [str(self).replace('the same command', 'the same cell')]
+
 
 @backend.in_32_bits
 def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
