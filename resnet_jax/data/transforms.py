@@ -176,8 +176,9 @@ def cut(item: Item, crop: Crop, *, reduce: bool, kernel: str = 'bilinear') -> np
     Raises:
       UnreadableImageError: what the crop needs of the image is damaged.
     """
-    rows, y = _inside(crop.region.top, crop.region.height, crop.size[0], image_shape(item)[0])
-    columns, x = _inside(crop.region.left, crop.region.width, crop.size[1], image_shape(item)[1])
+    height, width = image_shape(item)  # reads the header
+    rows, y = _inside(crop.region.top, crop.region.height, crop.size[0], height)
+    columns, x = _inside(crop.region.left, crop.region.width, crop.size[1], width)
     size = (rows.stop - rows.start, columns.stop - columns.start)
     region = Region(y[0], x[0], y[1], x[1], crop.region.closed)
     if min(size) <= 0:
