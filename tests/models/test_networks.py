@@ -235,7 +235,7 @@ def test_option_a_takes_every_second_pixel_and_pads_half_the_channels_on_either_
 @pytest.mark.parametrize(('depth', 'channels'), [(18, 8), (50, 32)])
 def test_the_stem_may_have_a_width_of_its_own(depth, channels):
     def outputs(**changes):
-        model = models.create(model_config(depth=depth, width=8, unroll=False, **changes))
+        model = models.create(model_config(depth=depth, width=8, **changes))
         maps = jax.eval_shape(lambda *args: model.apply(*args, train=False, method='features'),
                               shapes(model), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
         return {stage: maps[stage].shape[-1] for stage in maps}, paths(shapes(model)['params'])

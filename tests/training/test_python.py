@@ -43,14 +43,18 @@ def test_the_example_of_train_is_true(tmp_path):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_python_and_the_command_end_with_the_same_bits(trained, tmp_path, commands):
+def test_python_and_the_command_end_with_the_same_bits(tmp_path, commands):
     process = commands.run(
-        'resnet_jax.main', f'--config={CONFIG}', f'--workdir={tmp_path}',
+        '-c', f'import resnet_jax; resnet_jax.train({CONFIG!r}, {str(tmp_path / "python")!r}, '
+        f'{FIELDS})', env={'XLA_FLAGS': xla_options.quick(devices=8)})
+    assert process.status == 0, process.errors
+    process = commands.run(
+        'resnet_jax.main', f'--config={CONFIG}', f'--workdir={tmp_path}/command',
         *(f'--config.{name}={value}' for name, value in FIELDS.items()),
         env={'XLA_FLAGS': xla_options.quick(devices=8)})
     assert process.status == 0, process.errors
-    assert_same_bits(arrays(tmp_path, 20), arrays(trained.workdir, 20))
-    assert rows(tmp_path)[-1] == rows(trained.workdir)[-1]  # the evaluation
+    assert_same_bits(*(arrays(tmp_path / name, 20) for name in ('command', 'python')))
+    assert rows(tmp_path / 'command')[-1] == rows(tmp_path / 'python')[-1]  # the evaluation
 
 
 def test_what_training_returns_predicts_and_shows_its_numbers(trained):
