@@ -5,6 +5,7 @@ JSON. All tests of a session share one such process, in the fixture `commands`. 
 the environment as it is imported cannot be set for a command; XLA_FLAGS can.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -115,11 +116,15 @@ class Commands:
 
 
 def serve() -> None:
+    gc.disable()
     # Only what defines no flags: those belong to the module that is run.
     import scipy.stats  # noqa: F401
 
     import resnet_jax.training.loop  # noqa: F401
 
+    gc.freeze()  # for all forks
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # nothing else goes there
     for line in sys.stdin:

@@ -5,12 +5,15 @@ again, in whichever process.
 """
 
 import atexit
+import gc
 import importlib.util
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
+
+gc.disable()  # while modules are imported
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for configs/ and experiments/, which are not installed
@@ -33,6 +36,13 @@ from tests.commands import Commands  # noqa: E402
 # What is compiled for an example may take any time on a busy machine.
 hypothesis.settings.register_profile('tests', deadline=None, max_examples=50)
 hypothesis.settings.load_profile('tests')
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not searched for garbage over and over."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from experiments import complexity, look, packages, study
 from resnet_jax import cli
 from resnet_jax.__main__ import COMMANDS
+from resnet_jax.data import scene_digits, scenes
 from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
 from resnet_jax.training import loop
@@ -252,6 +253,22 @@ def test_resnet_152_lacks_nothing_but_the_data(results):
     assert re.fullmatch(r'error: [^\n]*(data set|dataset|data\.source)[^\n]*\n', errors), errors
 
 
+@pytest.fixture(scope='module')
+def few_scenes():
+    """Of each data set that is made up, as many images as the largest batch has."""
+    made = scenes.scenes, scene_digits.scene_digits
+    with pytest.MonkeyPatch.context() as patch:
+        for numbers in (scenes.SCENES, scene_digits.IMAGES):
+            patch.setitem(numbers, 'train', 64)
+            patch.setitem(numbers, 'test', 64)
+        for function in made:
+            function.cache_clear()
+        yield
+    for function in made:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures('few_scenes')
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_reaches_training_or_the_sentence_about_missing_data(
         path, tmp_path, monkeypatch):

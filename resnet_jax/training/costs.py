@@ -61,9 +61,8 @@ def _whole(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> di
 
     maps = jax.eval_shape(functools.partial(model.apply, train=False, method='features'),
                           variables, images)
-    outputs = [*((stage, maps[stage]) for stage in model.stages),
-               *_named('head', jax.eval_shape(forward, variables, images))]
-    count = multiply_adds(forward, variables, images)
+    head, count = traced(forward, variables, images)
+    outputs = [*((stage, maps[stage]) for stage in model.stages), *_named('head', head)]
     return {'multiply_adds': count, 'train_flops': 3 * FLOPS_A_MULTIPLY_ADD * count,
             'stages': _described(outputs), 'parts': {}}
 
@@ -73,8 +72,8 @@ def _in_parts(parts: Sequence[Part], variables: Any, frozen: Any) -> dict[str, A
     outputs, total, flops, reached = [], 0, 0, False
     groups: dict[str, Any] = {}
     for part in parts:
-        outputs += _named(part.name, jax.eval_shape(part.function, variables, part.inputs))
-        count = multiply_adds(part.function, variables, part.inputs)
+        output, count = traced(part.function, variables, part.inputs)
+        outputs += _named(part.name, output)
         group = groups.setdefault(part.group, {
             'multiply_adds': 0, 'train_runs': part.runs[0], 'test_runs': part.runs[1]})
         group['multiply_adds'] += count
@@ -109,14 +108,15 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def multiply_adds(function: Callable, *args: Any) -> int:
-    """Multiply-adds of all convolutions and matrix products that a function traces to.
+def traced(function: Callable, *args: Any) -> tuple[Any, int]:
+    """The shapes that a function returns, and its multiply-adds in convolutions and products.
 
     Args:
       function: traced, never run.
       *args: arrays or `jax.ShapeDtypeStruct`.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    program, output = jax.make_jaxpr(function, return_shape=True)(*args)
+    return output, _count(program.jaxpr)
 
 
 def _count(jaxpr: jex.core.Jaxpr) -> int:

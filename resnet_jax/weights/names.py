@@ -4,6 +4,7 @@ The blocks of a stage after the first, which are stacked in our variables, are s
 there. What the tensors of each family are called is registered; see `resnet_jax.weights.foreign`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -104,12 +105,16 @@ def leaves(fields: Mapping[str, Any], channels: int,
     """
     known = known or foreign.of(fields)
     size = models.family_of(fields).least_size
-    image = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    model = known.create(fields)
-    tree = jax.eval_shape(
-        lambda image: model.init(jax.random.key(0), image, train=False), image)
-    flat = flax.traverse_util.flatten_dict(tree)
-    return [_leaf(path, leaf.shape, fields, known) for path, leaf in flat.items()]
+    shapes = _shapes(known.create(fields), (1, size, size, channels))
+    return [_leaf(path, shape, fields, known) for path, shape in shapes]
+
+
+@functools.lru_cache(maxsize=64)  # tracing takes most of a second, and a conversion asks often
+def _shapes(model: flax.linen.Module, image: tuple[int, ...]
+            ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    tree = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False),
+                          jax.ShapeDtypeStruct(image, np.float32))
+    return [(path, leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree).items()]
 
 
 def _leaf(path: tuple[str, ...], shape: tuple[int, ...], fields: Mapping[str, Any],

@@ -10,6 +10,7 @@ from resnet_jax.models.backbone import average
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.resnet import ResNet, ResNetBackbone
 from resnet_jax.models.vgg import VGG
+from tests import jitted
 
 NARROW = dict(width=4, unroll=False)
 
@@ -86,7 +87,7 @@ def test_the_feature_maps_of_vgg_are_taken_behind_its_pooling():
 def test_frozen_statistics_are_used_and_kept_in_training_too(train):
     model = ResNet(BasicBlock, (1,), num_classes=3, bn_frozen=True, **NARROW)
     variables, images = init(model)
-    logits, updates = model.apply(variables, images, train=train, mutable=['batch_stats'])
+    logits, updates = jitted.apply(model, variables, images, train=train, mutable='batch_stats')
     jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], variables['batch_stats'])
-    np.testing.assert_array_equal(logits, model.clone(bn_frozen=False).apply(
-        variables, images, train=False))
+    np.testing.assert_array_equal(logits, jitted.apply(
+        model.clone(bn_frozen=False), variables, images, train=False))

@@ -10,6 +10,7 @@ import pytest
 from resnet_jax.models import cascade, rcnn
 from resnet_jax.models.errors import ConfigError
 from resnet_jax.regions import boxes as boxes_lib
+from tests import jitted
 from tests.tasks.detection import tiny_cascade
 
 REGIONS = np.float32([[[2, 3, 20, 22], [8, 0, 31, 15], [0, 0, 32, 32]]] * 2)
@@ -32,13 +33,14 @@ def network():
         kernel = params[part][name]['kernel']
         params[part][name]['kernel'] = size * rng.normal(size=kernel.shape).astype(np.float32)
     images = rng.normal(size=(2, 32, 32, 1)).astype(np.float32)
-    return model, variables, model.apply(variables, images, train=False, method='trunk')
+    return model, variables, jitted.apply(model, variables, images, train=False, method='trunk')
 
 
 def heads(regions, params=None):
     model, variables, features = network()
-    return model.apply({**variables, 'params': params or variables['params']}, features, regions,
-                       np.zeros((2, 2), np.int32), SIZES, train=False, method='heads_and_masks')
+    return jitted.apply(
+        model, {**variables, 'params': params or variables['params']}, features, regions,
+        np.zeros((2, 2), np.int32), SIZES, train=False, method='heads_and_masks')
 
 
 @pytest.mark.parametrize('cells', [(4, 4), (8, 8), (12, 8)])
@@ -56,8 +58,8 @@ def test_features_are_multiplied_by_the_mean_probability_of_their_cells(cells):
 
 def test_the_class_is_read_from_masked_features_joined_with_all_features():
     model, variables, features = network()
-    maps = model.apply(variables, features, REGIONS, train=False, method='mask_maps')
-    masks = model.apply(variables, maps, method='mask_scores')
+    maps = jitted.apply(model, variables, features, REGIONS, train=False, method='mask_maps')
+    masks = jitted.apply(model, variables, maps, method='mask_scores')
     assert maps.shape == (2, 3, 2, 2, 32) and masks.shape == (2, 3, 4, 4)
     shares = sigmoid(masks).reshape(2, 3, 2, 2, 2, 2).mean((3, 5))
     assert shares.std() > 0.05
@@ -68,15 +70,15 @@ def test_the_class_is_read_from_masked_features_joined_with_all_features():
     for found, layer in ((scores, layers['score']), (deltas.reshape(2, 3, -1), layers['delta'])):
         np.testing.assert_allclose(found, joined @ layer['kernel'] + layer['bias'], atol=1e-4)
     np.testing.assert_allclose(first, masks[:, :2], atol=1e-5)  # those of two classes are wanted
-    without = model.apply(variables, features, REGIONS, SIZES, train=False, method='heads')
+    without = jitted.apply(model, variables, features, REGIONS, SIZES, train=False, method='heads')
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), without,
                  (scores, deltas))
 
 
 def test_a_mask_has_no_class():
     model, variables, features = network()
-    found = [model.apply(variables, features, REGIONS, np.full((2, 3), label, np.int32),
-                         method='mask_probabilities') for label in (0, 7)]
+    found = [jitted.apply(model, variables, features, REGIONS, np.full((2, 3), label, np.int32),
+                          method='mask_probabilities') for label in (0, 7)]
     np.testing.assert_array_equal(*found)
 
 
@@ -88,14 +90,14 @@ def test_the_gradient_of_classes_reaches_masks_and_the_boxes_of_the_first_round(
         scores, deltas, _ = heads(regions, params)
         return jax.nn.log_softmax(scores)[..., 0].sum(), (scores, deltas)
 
-    gradient, (scores, deltas) = jax.grad(of_classes, has_aux=True)(params, REGIONS)
+    gradient, (scores, deltas) = jax.jit(jax.grad(of_classes, has_aux=True))(params, REGIONS)
     assert float(abs(gradient['mask']['deconv']['kernel']).max()) > 1e-4
 
     def of_second_round(deltas):
         boxes = cascade.corrected(scores, deltas, REGIONS, SIZES, model.settings.box_weights)
         return of_classes(params, boxes)[0]
 
-    gradient = np.asarray(jax.grad(of_second_round)(deltas))
+    gradient = np.asarray(jax.jit(jax.grad(of_second_round))(deltas))
     assert np.isfinite(gradient).all()
     best = np.asarray(scores)[..., :-1].argmax(-1)
     own = np.take_along_axis(gradient, best[..., None, None], 2)
@@ -114,8 +116,8 @@ def test_a_corrected_box_is_that_of_the_most_probable_class_within_the_image():
         height, width = SIZES[n]
         np.testing.assert_allclose(
             found[n, r], np.clip(box, 0, [width, height, width, height]), atol=1e-4)
-    huge = jax.grad(lambda deltas: cascade.corrected(
-        scores, deltas, REGIONS, SIZES, (10, 10, 5, 5)).sum())(np.full_like(deltas, 1e6))
+    huge = jax.jit(jax.grad(lambda deltas: cascade.corrected(
+        scores, deltas, REGIONS, SIZES, (10, 10, 5, 5)).sum()))(np.full_like(deltas, 1e6))
     assert np.isfinite(huge).all()
 
 

@@ -14,6 +14,7 @@ from resnet_jax.models.conv import Conv
 from resnet_jax.models.pool import average_pool
 from resnet_jax.models.resnet_v2 import PreActivationBlock
 from resnet_jax.training import loop
+from tests import jitted
 
 RESNEXT = {'depth': 50, 'groups': 4, 'bottleneck_width': 16}
 
@@ -46,7 +47,7 @@ def test_scanned_and_unrolled_networks_have_one_tree_and_give_the_same(changes, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *outputs)
 
 
-@pytest.mark.parametrize('bottleneck', [False, True])
+@pytest.mark.parametrize('bottleneck', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_program_of_a_pre_activation_network_does_not_grow_with_its_depth(bottleneck):
     def equations(depth):
         model = models.create(fields(family='cifar_v2', depth=depth, bottleneck=bottleneck,
@@ -86,11 +87,11 @@ def test_the_first_unit_of_a_stage_carries_its_activation_and_others_their_input
 def test_pre_activation_ends_in_a_normalisation_and_begins_with_a_bare_convolution():
     model = models.create(fields(family='cifar_v2', depth=8, shortcut='A'))
     x = normal(2, 8, 8, 1)
-    variables = model.init(jax.random.key(0), x, train=False)
+    variables = jitted.init(model, jax.random.key(0), x, train=False)
     assert set(variables['params']['stem']) == {'conv'}
     assert variables['params']['norm']['scale'].shape == (32,)
     assert 'norm' not in variables['params']['stage2']['block1'].get('shortcut', {})
-    maps = model.apply(variables, x, train=False, method='features')
+    maps = jitted.apply(model, variables, x, train=False, method='features')
     assert maps['stage3'].min() == 0 and maps['stage2'].min() < 0
 
 

@@ -17,6 +17,7 @@ from resnet_jax.models import rcnn
 from resnet_jax.models.fpn import FeaturePyramid
 from resnet_jax.tasks.detection import inference
 from resnet_jax.xla import hlo
+from tests import jitted
 from tests.models.test_rcnn import SIZES, init, pictures
 
 
@@ -41,8 +42,8 @@ def test_a_level_is_its_own_stage_and_the_repeated_level_above():
     identity = jnp.eye(3)[None, None]
     one, centre = {'kernel': identity, 'bias': jnp.zeros(3)}, jnp.zeros((3, 3, 3, 3))
     three = {'kernel': centre.at[1, 1].set(jnp.eye(3)), 'bias': jnp.ones(3)}
-    levels = neck.apply({'params': {'lateral1': one, 'lateral2': one, 'output1': three,
-                                    'output2': three}}, maps)
+    levels = jitted.apply(neck, {'params': {'lateral1': one, 'lateral2': one, 'output1': three,
+                                            'output2': three}}, maps)
     above = np.repeat(np.repeat(maps[1], 2, 1), 2, 2)[:, :5]
     np.testing.assert_allclose(levels[0], maps[0] + above + 1, rtol=1e-6)
     np.testing.assert_allclose(levels[1], maps[1] + 1, rtol=1e-6)
@@ -54,8 +55,8 @@ def test_proposals_are_suppressed_within_their_level_only():
     boxes = np.float32([[4, 4, 20, 20], [4, 4, 20, 21], [0, 0, 9, 9]])
     levels = boxes, boxes[:1]  # the second level has the first box again
     scores = np.float32([[3, 2, 1, 2.5]])  # of which the best two of each level count
-    found = rcnn.propose(model, scores, np.zeros((1, 4, 4), np.float32),
-                         tuple(map(jnp.asarray, levels)), SIZES[:1], train=False)
+    found = jax.jit(rcnn.propose, static_argnums=0, static_argnames='train')(
+        model, scores, np.zeros((1, 4, 4), np.float32), levels, SIZES[:1], train=False)
     assert found.valid.tolist() == [[True, True, False]]
     assert found.scores[0, :2].tolist() == [3, 2.5]
     np.testing.assert_allclose(found.boxes[0, :2], boxes[[0, 0]], atol=1e-5)

@@ -46,7 +46,7 @@ def test_the_levels_are_torchvisions():
 def test_gathering_and_multiplying_pool_each_region_from_its_own_level(points, aligned):
     maps, boxes, levels = data()
     fields = {'bins': 5, 'points': points, 'aligned': aligned}
-    pools = [roi_align(x, boxes, scale=scale, **fields)
+    pools = [jax.jit(functools.partial(roi_align, scale=scale, **fields))(x, boxes)
              for x, scale in zip(maps, SCALES, strict=True)]
     expected = np.choose(levels[..., None, None, None], pools)
     assert expected.std() > 0.3
@@ -74,6 +74,7 @@ def test_the_gradient_without_gathering_has_no_scatter_and_is_the_same():
 
 def test_sampling_points_whose_number_depends_on_the_region_are_multiplied():
     maps, boxes, levels = data()
-    got, expected = (roi_align_levels(maps, boxes, levels, scales=SCALES, bins=3, points=0,
-                                      gathered=gathered) for gathered in (True, False))
+    got, expected = (jax.jit(functools.partial(
+        roi_align_levels, scales=SCALES, bins=3, points=0, gathered=gathered))(maps, boxes, levels)
+        for gathered in (True, False))
     assert jnp.array_equal(got, expected)

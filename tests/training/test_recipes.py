@@ -13,7 +13,7 @@ from resnet_jax.models import depth
 from resnet_jax.tasks.classification.metrics import binary_cross_entropy, targets
 from resnet_jax.training import loop, optimizers, schedules
 from resnet_jax.training.writers import read_rows
-from tests import tiny
+from tests import jitted, tiny
 
 torch = pytest.importorskip('torch')
 timm = pytest.importorskip('timm')
@@ -109,12 +109,15 @@ def test_warmup_may_begin_at_a_learning_rate():
     np.testing.assert_allclose(got, [0.875, 1.65, 2.425, 3.2, 3.2], rtol=1e-6)
 
 
+mix = jax.jit(augment.mix, static_argnums=(2, 3))
+
+
 def mixed(step, mixup_alpha=0.4, cutmix_alpha=1.0):
     """A batch before and after mixing, on the device."""
     rng = np.random.default_rng(step)
     batch = {'image': jnp.asarray(rng.normal(size=(8, 12, 10, 3)), jnp.float32),
              'label': jnp.asarray(rng.integers(0, 5, 8), jnp.int32)}
-    return batch, augment.mix(batch, jax.random.key(step), mixup_alpha, cutmix_alpha)
+    return batch, mix(batch, jax.random.key(step), mixup_alpha, cutmix_alpha)
 
 
 def test_mixup_and_cutmix_are_timms_pairwise(monkeypatch):
@@ -157,6 +160,8 @@ def test_binary_cross_entropy_and_its_gradient_are_timms(threshold):
     from timm.data.mixup import mixup_target
     from timm.loss import BinaryCrossEntropy
 
+    @jax.jit
+    @jax.value_and_grad
     def mean(logits, batch):
         return binary_cross_entropy(logits, targets(batch, 5, 0.1), threshold).mean()
 
@@ -165,7 +170,7 @@ def test_binary_cross_entropy_and_its_gradient_are_timms(threshold):
         batch = batch | {'mix_label': batch['label'][::-1], 'mix_weight': jnp.concatenate(
             [batch['mix_weight'][:4], batch['mix_weight'][:4][::-1]])}
         logits = np.random.default_rng(step).normal(size=(8, 5)).astype(np.float32) * 5
-        value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits), batch)
+        value, gradient = mean(jnp.asarray(logits), batch)
         x = torch.tensor(logits, requires_grad=True)
         wanted = mixup_target(torch.tensor(np.array(batch['label']).astype(np.int64)), 5,
                               torch.tensor(np.array(batch['mix_weight']))[:, None], 0.1)
@@ -211,18 +216,18 @@ def test_a_block_is_left_out_image_by_image(unroll):
     config.update(depth=20, num_classes=10, unroll=unroll)
     images = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
     plain = models.create(config)
-    variables = plain.init(jax.random.key(1), images, train=False)
+    variables = jitted.init(plain, jax.random.key(1), images, train=False)
     config.stochastic_depth = 0.5
     network = models.create(config)
 
     def outputs(network, key):
-        return network.apply(variables, images, train=True, mutable=['batch_stats'],
-                             rngs={depth.STREAM: jax.random.key(key)})[0]
+        return jitted.apply(network, variables, images, train=True, mutable='batch_stats',
+                            rngs={depth.STREAM: jax.random.key(key)})[0]
 
-    np.testing.assert_array_equal(network.apply(variables, images, train=False),
-                                  plain.apply(variables, images, train=False))
-    assert jax.tree.structure(network.init(jax.random.key(1), images, train=False)) == (
-        jax.tree.structure(variables))
+    np.testing.assert_array_equal(jitted.apply(network, variables, images, train=False),
+                                  jitted.apply(plain, variables, images, train=False))
+    assert jax.tree.structure(jax.eval_shape(lambda: network.init(
+        jax.random.key(1), images, train=False))) == jax.tree.structure(variables)
     np.testing.assert_array_equal(outputs(network, 0), outputs(network, 0))
     assert (outputs(network, 0) != outputs(network, 1)).any()
 

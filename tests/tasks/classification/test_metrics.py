@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ def test_ranks_are_those_of_a_stable_sort(seed, shape):
     labels = rng.integers(0, classes, n)
     order = np.argsort(-logits, axis=1, kind='stable')
     expected = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
-    np.testing.assert_array_equal(label_ranks(jnp.asarray(logits), jnp.asarray(labels)), expected)
+    np.testing.assert_array_equal(jax.jit(label_ranks)(logits, labels), expected)
     correct = logits.argmax(1) == labels
     np.testing.assert_array_equal(np.asarray(expected) == 0, correct)
 
@@ -32,6 +33,11 @@ def test_ranks_are_those_of_a_stable_sort(seed, shape):
 def test_a_network_that_is_not_a_number_is_wrong():
     logits = jnp.full((3, 10), jnp.nan)
     assert (label_ranks(logits, jnp.array([0, 5, 9])) >= 1).all()
+
+
+@jax.jit
+def measured(scores, batch):
+    return Metrics.of_batch(scores, batch, cross_entropy(scores, batch['label'], 0.0))
 
 
 @settings(max_examples=8)
@@ -44,10 +50,8 @@ def test_every_image_counts_once_whatever_the_batch_size(n, batch_size):
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
         mask = (np.arange(start, start + batch_size) < n).astype(np.float32)
-        batch = {'label': jnp.asarray(labels[index]), 'mask': jnp.asarray(mask)}
-        scores = jnp.asarray(logits[index])
-        parts.append(Metrics.of_batch(scores, batch, cross_entropy(scores, batch['label'], 0.0)))
-    report = functools.reduce(Metrics.merge, parts).report()
+        parts.append(measured(logits[index], {'label': labels[index], 'mask': mask}))
+    report = functools.reduce(jax.jit(Metrics.merge), parts).report()
     assert report['count'] == n
     assert report['top1_error'] == 100 * float((logits.argmax(1) != labels).mean())
     own = logits[np.arange(n), labels]

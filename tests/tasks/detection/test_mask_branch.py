@@ -59,7 +59,8 @@ def test_the_targets_of_positives_are_what_their_objects_cover():
     proposals = rcnn.Proposals(np.float32([[[6, 4, 14, 12], [0, 20, 8, 30]]]),
                                np.zeros((1, 2), np.float32), np.ones((1, 2), bool))
     settings = Settings(masks=True, roi_batch=8, roi_positive=0.5)
-    drawn = losses.draw_regions(settings, proposals, batch, 2, 4)
+    drawn = jax.jit(losses.draw_regions, static_argnums=(0, 3, 4))(
+        settings, proposals, batch, 2, 4)
     assert drawn.masks.shape == (1, 4, 4, 4) and drawn.positive[0].sum() == 3
     rows = {tuple(box): mask.round(4).tolist() for box, mask in zip(
         np.asarray(drawn.boxes[0, :3]), np.asarray(drawn.masks[0, :3]), strict=True)}
@@ -161,6 +162,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_is_trained_evaluated_and_its_masks_predicted(finished, commands, tmp_path):
     rows = read_rows(finished / 'metrics.jsonl')
     assert all(row['train/mask_loss'] > 0 for row in rows if 'train/loss' in row)
@@ -195,6 +197,7 @@ def test_it_is_trained_evaluated_and_its_masks_predicted(finished, commands, tmp
             assert rows.min() + 0.5 >= box[1] and rows.max() + 0.5 <= box[3]
 
 
+@pytest.mark.slow
 def test_several_scales_and_refined_boxes_have_masks_as_well(finished, commands):
     result = commands.run('resnet_jax.evaluate', f'--workdir={finished}', '--json', '--refine',
                           '--protocol=multi_scale', '--scales=24,32,40')

@@ -16,6 +16,7 @@ from resnet_jax.models.localizer import ClassLayer, Localizer, Settings, Sibling
 from resnet_jax.regions import boxes as boxes_lib
 from resnet_jax.tasks.localization import baseline, losses, metrics, testing, transforms
 from resnet_jax.tasks.localization.predictor import Prediction
+from tests import jitted
 from tests.tasks.localization import few_boxes
 
 SETTINGS = Settings((10, 20), (0.7, 1.4))
@@ -38,8 +39,9 @@ def test_the_losses_are_those_of_a_loop_over_the_drawn_anchors():
              'draws': jax.random.key_data(jax.random.split(jax.random.key(3), 3))}
     scores = rng.normal(size=(3, count)).astype(np.float32)
     deltas = rng.normal(size=(3, count, 4)).astype(np.float32)
-    drawn, index = losses.draw(8, anchors, batch)
-    found = losses.anchor_losses(8, scores, deltas, anchors, drawn, index, batch['boxes'])
+    drawn, index = jax.device_get(jax.jit(losses.draw, static_argnums=0)(8, anchors, batch))
+    found = jax.jit(losses.anchor_losses, static_argnums=0)(
+        8, scores, deltas, anchors, drawn, index, batch['boxes'])
     for n in range(3):
         truth = batch['boxes'][n][batch['present'][n]]
         score = box = 0.0
@@ -123,12 +125,13 @@ def test_anchors_cover_an_image_and_its_mirror_image_alike():
 def test_the_best_box_is_that_of_the_best_anchor_and_lies_in_the_image():
     model = network()
     images = np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    variables = model.init(jax.random.key(0), images, train=False)
-    outputs = model.apply(variables, images, train=False)
-    features = model.apply(variables, images, train=False, method='last_map')
+    variables = jitted.init(model, jax.random.key(0), images, train=False)
+    outputs = jax.device_get(jitted.apply(model, variables, images, train=False))
+    features = jitted.apply(model, variables, images, train=False, method='last_map')
     frames = np.float32([[0, 0, 32, 32], [4, 6, 20, 30]])
-    found = model.apply(variables, features, None, frames, method='locate')
-    anchors = model.anchors(features)
+    found = jax.device_get(jitted.apply(
+        model, variables, features, None, frames, method='locate'))
+    anchors = np.asarray(model.anchors(features))
     for n in range(2):
         for k in range(5):
             best = int(np.argmax(outputs['scores'][n, k]))
@@ -150,8 +153,9 @@ def test_boxes_follow_crops_and_mirrors(fields):
     item = Item(image, {'label': 1, 'boxes': np.float32([[20, 12, 56, 47]])}, 'an image')
     made = transforms.transforms(config)
     examples = [made['train_transform'](item, np.random.default_rng(i)) for i in range(12)]
-    examples = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *examples)
-    batch = made['augment'](examples, jax.random.key(0), PLAIN)
+    examples = jax.tree.map(lambda *x: np.stack(x), *examples)
+    batch = jax.device_get(jax.jit(lambda *args: made['augment'](*args))(
+        examples, jax.random.key(0), PLAIN))
     assert batch['present'].sum(0)[1] == 0 and batch['present'].sum() >= 9
     for pixels, box, present in zip(batch['image'], batch['boxes'][:, 0], batch['present'][:, 0],
                                     strict=True):

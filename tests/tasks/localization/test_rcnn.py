@@ -11,10 +11,12 @@ from resnet_jax.models.errors import ConfigError
 from resnet_jax.models.localizer import Found, Localizer, Settings
 from resnet_jax.models.localizer_rcnn import LocalizerRCNN
 from resnet_jax.tasks.localization import rcnn
+from tests import jitted
 from tests.tasks.localization import few_rcnn
 
 SETTINGS = Settings((10, 20), (0.7, 1.4), proposals=7, crop_size=8)
 FRAMES = np.float32([[0, 0, 32, 32], [4, 6, 20, 30]])
+warp = jax.jit(localizer_rcnn.warp, static_argnums=2)
 
 
 def network(kind=LocalizerRCNN, **fields):
@@ -27,10 +29,10 @@ def given():
     """A network, its variables with lively scores, two images and their features."""
     images = np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
     model = network()
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = jitted.init(model, jax.random.key(0), images, train=False)
     for name in ('localizer', 'region'):
         variables['params'][name] = jax.tree.map(lambda x: 20 * x, variables['params'][name])
-    features = model.apply(variables, images, train=False, method='last_map')
+    features = jitted.apply(model, variables, images, train=False, method='last_map')
     return model, variables, images, features
 
 
@@ -61,7 +63,7 @@ def test_crops_are_bilinear_and_zero_beyond_the_image():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 32, 24, 3)).astype(np.float32)
     boxes = np.stack([boxes_on(rng, 6), boxes_on(rng, 6)])
-    crops = localizer_rcnn.warp(images, boxes, 9)
+    crops = warp(images, boxes, 9)
     assert crops.shape == (2, 6, 9, 9, 3)
     for n, r in np.ndindex(2, 6):
         np.testing.assert_allclose(crops[n, r], bilinear(images[n], boxes[n, r], 9), atol=1e-5)
@@ -75,7 +77,7 @@ def test_crops_are_those_of_torchvision():
     boxes = boxes_on(rng, 20, 40.0)
     expected = ops.roi_align(torch.tensor(images.transpose(0, 3, 1, 2)), [torch.tensor(boxes)],
                              16, 1.0, 2, aligned=True).numpy().transpose(0, 2, 3, 1)
-    crops = localizer_rcnn.warp(images, boxes[None], 16)[0]
+    crops = warp(images, boxes[None], 16)[0]
     np.testing.assert_allclose(crops, expected, atol=1e-5)
 
 
@@ -92,10 +94,10 @@ def test_proposals_are_the_best_anchors_of_the_first_step(given):
     kept = {name: {part: tree for part, tree in parts.items() if part not in ('rcnn', 'region')}
             for name, parts in variables.items()}
     classes = np.array([[3, 1], [0, 3]])
-    outputs = first.apply(kept, images, train=False)
-    boxes = model.apply(variables, features, classes, FRAMES, method='propose')
+    outputs = jitted.apply(first, kept, images, train=False)
+    boxes = jitted.apply(model, variables, features, classes, FRAMES, method='propose')
     assert boxes.shape == (2, 2, 7, 4)
-    best = first.apply(kept, features, classes, FRAMES, method='locate')
+    best = jitted.apply(first, kept, features, classes, FRAMES, method='locate')
     np.testing.assert_allclose(boxes[:, :, 0], best.boxes, atol=1e-4)
     for n, t in np.ndindex(2, 2):
         scores = np.asarray(outputs['scores'][n, classes[n, t]])
@@ -113,8 +115,8 @@ def test_proposals_of_a_reduced_image_are_in_pixels_of_the_input(given):
     classes = np.array([[3], [0]])
 
     def propose(model, images, frames):
-        features = model.apply(variables, images, train=False, method='last_map')
-        return model.apply(variables, features, classes, frames, method='propose')
+        features = jitted.apply(model, variables, images, train=False, method='last_map')
+        return jitted.apply(model, variables, features, classes, frames, method='propose')
 
     np.testing.assert_allclose(propose(half, doubled, 2 * FRAMES),
                                2 * propose(model, images, FRAMES), atol=1e-3)
@@ -122,10 +124,11 @@ def test_proposals_of_a_reduced_image_are_in_pixels_of_the_input(given):
 
 def test_the_second_network_is_asked_for_the_class_of_each_crop(given):
     model, variables, images, _ = given
-    outputs = model.apply(variables, images, train=False)
+    outputs = jitted.apply(model, variables, images, train=False)
     whole = np.tile(np.float32([0, 0, 32, 32]), (2, 1, 1))
-    crops = localizer_rcnn.warp(images, whole, 8)[:, 0]
-    scores, deltas = model.apply(variables, crops, np.array([4, 2]), train=False, method='judge')
+    crops = warp(images, whole, 8)[:, 0]
+    scores, deltas = jitted.apply(model, variables, crops, np.array([4, 2]), train=False,
+                                  method='judge')
     np.testing.assert_allclose(scores, outputs['region_scores'][[0, 1], [4, 2]], rtol=1e-5)
     np.testing.assert_allclose(deltas, outputs['region_deltas'][[0, 1], [4, 2]], rtol=1e-5)
     assert np.abs(outputs['region_deltas'][0, 4] - outputs['region_deltas'][0, 2]).max() > 1e-4
@@ -135,15 +138,17 @@ def test_the_best_judged_proposal_is_corrected(given):
     """The same by a loop over all proposals, each warped and judged alone."""
     model, variables, images, features = given
     classes = np.array([[3, 1], [0, 3]])
-    found = rcnn.judged(model, variables, images, features, classes, FRAMES)
-    proposals = np.asarray(model.apply(variables, features, classes, FRAMES, method='propose'))
+    found = jax.jit(rcnn.judged, static_argnums=0)(
+        model, variables, images, features, classes, FRAMES)
+    proposals = np.asarray(jitted.apply(
+        model, variables, features, classes, FRAMES, method='propose'))
     chosen = []
     for n, t in np.ndindex(2, 2):
         answers = []
         for region in proposals[n, t]:
             crop = bilinear(images[n], region, 8).astype(np.float32)
-            score, delta = model.apply(variables, crop[None], classes[n, t:t + 1], train=False,
-                                       method='judge')
+            score, delta = jitted.apply(model, variables, crop[None], classes[n, t:t + 1],
+                                        train=False, method='judge')
             dx, dy, dw, dh = np.asarray(delta[0], np.float64) / [10, 10, 5, 5]
             (x1, y1, x2, y2), limit = region, np.log(1000 / 16)
             w, h = (x2 - x1) * np.exp(min(dw, limit)), (y2 - y1) * np.exp(min(dh, limit))
@@ -189,9 +194,9 @@ def test_samples_and_losses_are_those_of_a_loop():
     boxes[..., 2:] = boxes[..., :2] + rng.uniform(6, 20, (64, 2, 2))
     proposals = (boxes[:, rng.integers(0, 2, 9)] + rng.normal(0, 3, (64, 9, 4))).astype(np.float32)
     present = np.stack([np.arange(64) % 8 > 0, np.arange(64) % 3 == 1], 1)
-    drawn = jax.device_get(rcnn.draw(proposals, batch_of(boxes, present)))
+    drawn = jax.device_get(jax.jit(rcnn.draw)(proposals, batch_of(boxes, present)))
     scores, deltas = np.float32(rng.normal(size=64)), np.float32(rng.normal(size=(64, 4)))
-    score_loss, box_loss = rcnn.region_losses(scores, deltas, drawn)
+    score_loss, box_loss = jax.device_get(jax.jit(rcnn.region_losses)(scores, deltas, drawn))
     kinds = set()
     for n in range(64):
         assert drawn['trained'][n] == present[n].any()
