@@ -56,9 +56,13 @@ def test_groups_and_dilation_are_pytorchs_forward_and_backward(stride, dilation)
     torch = pytest.importorskip('torch', reason='parity needs PyTorch: pip install .[test-torch]')
     x, kernel, dy = grouped_case(stride)
     with jax.enable_x64(True):
-        y, gradients = jax.vjp(
-            lambda *args: conv2d(*args, stride, groups=3, dilation=dilation), x, kernel)
-        got = (y, *gradients(jnp.asarray(dy)))
+        @jax.jit
+        def with_gradients(x, kernel, dy):
+            y, gradients = jax.vjp(
+                lambda *args: conv2d(*args, stride, groups=3, dilation=dilation), x, kernel)
+            return y, *gradients(dy)
+
+        got = with_gradients(x, kernel, dy)
 
     inputs, weight = (torch.from_numpy(array.transpose(axes).copy()).requires_grad_()
                       for array, axes in ((x, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1))))
@@ -103,9 +107,10 @@ def test_of_bfloat16_images_the_float32_kernels_gradient_is_summed_in_float32(ke
     x = jnp.asarray(rng.normal(size=(8, 9, 6, 4)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4, 5)), jnp.float32)
 
-    y = conv2d(x, kernel, stride)
+    y = jax.jit(conv2d, static_argnums=2)(x, kernel, stride)
     dy = jnp.asarray(rng.normal(size=y.shape), jnp.bfloat16)
 
+    @jax.jit
     def gradients(x, dy):
         return jax.vjp(lambda *args: conv2d(*args, stride), x, kernel)[1](dy)
 
@@ -133,8 +138,8 @@ def test_a_tpu_is_given_convolutions_of_bfloat16_that_sum_the_kernels_gradient_i
     (7, 224, 2, 112), (3, 56, 2, 28), (3, 7, 2, 4), (1, 56, 2, 28), (1, 7, 2, 4), (3, 9, 1, 9)])
 def test_padding_is_half_the_kernel_on_every_side(kernel_size, size, stride, out):
     conv = Conv(1, kernel_size, stride)
-    x = jnp.ones((1, size, size, 1))
-    kernel = jnp.ones((kernel_size, kernel_size, 1, 1))
+    x = np.ones((1, size, size, 1), np.float32)
+    kernel = np.ones((kernel_size, kernel_size, 1, 1), np.float32)
     y = conv.apply({'params': {'kernel': kernel}}, x)
     assert y.shape == (1, out, out, 1)
     # The first output sees the padding on its upper left side: half the kernel and the centre.

@@ -47,7 +47,7 @@ def test_scanned_and_unrolled_networks_have_one_tree_and_give_the_same(changes, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *outputs)
 
 
-@pytest.mark.parametrize('bottleneck', [False, True])
+@pytest.mark.parametrize('bottleneck', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_program_of_a_pre_activation_network_does_not_grow_with_its_depth(bottleneck):
     def equations(depth):
         model = models.create(fields(family='cifar_v2', depth=depth, bottleneck=bottleneck,

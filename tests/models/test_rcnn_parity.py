@@ -6,7 +6,6 @@ Every comparison is also made in front of the thresholds, at which rounding can 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -138,8 +137,8 @@ def test_losses_of_given_anchors_equal_torchvisions():
     index = rng.integers(5, size=(2, 600)).astype(np.int32)
     drawn = np.stack([rng.permutation(600)[:256] for _ in range(2)]).astype(np.int32)
     positive = np.arange(256) < np.array([[100], [3]])
-    got = losses.anchor_losses(s, scores, deltas, anchors, Sample(
-        jnp.asarray(drawn), jnp.asarray(positive), jnp.asarray(~positive)), index, boxes)
+    got = jax.jit(losses.anchor_losses, static_argnums=0)(
+        s, scores, deltas, anchors, Sample(drawn, positive, ~positive), index, boxes)
 
     masks = np.zeros((2, 2, 600), bool)
     for i in range(2):
@@ -164,8 +163,9 @@ def test_losses_of_given_regions_equal_torchvisions():
     deltas = rng.normal(size=(2, count, classes + 1, 4)).astype(np.float32)
     positive = np.arange(count) < np.array([[128], [2]])
     labels = np.where(positive, rng.integers(1, classes + 1, (2, count)), 0)  # 0 is background
-    got = losses.region_losses(s, np.roll(scores, -1, -1), deltas[:, :, 1:], losses.Regions(
-        boxes, (labels - 1) % (classes + 1), targets, positive, np.ones_like(positive)))
+    got = jax.jit(losses.region_losses, static_argnums=0)(
+        s, np.roll(scores, -1, -1), deltas[:, :, 1:], losses.Regions(
+            boxes, (labels - 1) % (classes + 1), targets, positive, np.ones_like(positive)))
 
     coder = detection._utils.BoxCoder(s.box_weights)
     encoded = coder.encode([torch.from_numpy(x) for x in targets],

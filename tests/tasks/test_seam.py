@@ -26,19 +26,28 @@ from resnet_jax.training.evaluation import evaluate
 from resnet_jax.training.validation import Evaluator
 from resnet_jax.training.writers import read_rows
 from resnet_jax.weights import stored
-from tests import runs
+from tests import jitted, runs
 from tests.conftest import ROOT
 from tests.tasks import brightness, brightness_config, lamps
+from tests.training.test_faults import build_once
 from tests.weights.networks import store
 
 CONFIG = ROOT / 'tests' / 'tasks' / 'brightness_config.py'
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+def built():
+    """What the runs on one device share; see `build_once`."""
+    return {}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, built):
     """A run that was never stopped, on one device."""
     workdir = tmp_path_factory.mktemp('finished')
-    loop.train(brightness_config.get_config(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        build_once(patch, built)
+        loop.train(brightness_config.get_config(), workdir)
     return workdir
 
 
@@ -71,7 +80,9 @@ def test_a_metric_that_is_no_sum_is_that_of_all_images(finished):
 
 
 @pytest.mark.parametrize('devices', [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_stopped_and_resumed_it_gives_the_same_bits(devices, finished, tmp_path, monkeypatch):
+def test_stopped_and_resumed_it_gives_the_same_bits(
+        devices, finished, built, tmp_path, monkeypatch):
+    build_once(monkeypatch, built if devices == 1 else {})
     config = brightness_config.get_config()
     config.mesh.data = devices
     whole = finished
@@ -132,7 +143,7 @@ def test_a_network_of_several_outputs_is_summarised_and_applied(monkeypatch):
     config = brightness_config.get_config()
     assert summarize(config)['stages'][-2:] == [{'name': 'head/boxes', 'shape': [4, 4, 4]},
                                                 {'name': 'head/scores', 'shape': [1]}]
-    variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    variables = jitted.init(network, jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
     plain = {'mean': np.zeros(1, np.float32), 'std': np.ones(1, np.float32)}
     loaded, images = brightness.Photometer(config, variables, plain), np.zeros((3, 8, 8, 1))
     assert loaded.model is network

@@ -85,6 +85,7 @@ def outputs(commands, tmp_path_factory):
     return run(), run('stop')
 
 
+@pytest.mark.slow
 def test_steps_share_one_line_and_all_else_stays_above_it(outputs):
     lines = screen(outputs[0])
     parts = ['ResNet-8: ', 'compiling the training step', 'compiled the training step',
@@ -98,19 +99,10 @@ def test_steps_share_one_line_and_all_else_stays_above_it(outputs):
     assert [f' {step}/20  ' in outputs[0] for step in range(1, 21)] == [True] * 20
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_the_line_and_the_cursor_below_it(outputs):
     lines = screen(outputs[1])
     assert lines[-3].startswith(' 65 % |') and '| 13/20  ' in lines[-3], lines
     assert lines[-2].startswith('stopped by SIGINT; checkpoint saved at step 13.')
     assert lines[-1] == ''
     assert sum('%  |' in line or '% |' in line for line in lines) == 1
-
-
-def test_a_pipe_gets_plain_lines(commands, tmp_path):
-    code = ('import pathlib\nfrom resnet_jax.training import loop\nfrom tests import tiny\n'
-            'loop.train(tiny.config(), pathlib.Path("run"))')
-    done = commands.run('-c', code, cwd=tmp_path)
-    assert done.status == 0, done.errors
-    assert '\r' not in done.output
-    assert [line.split()[1] for line in done.output.splitlines() if line.startswith('step ')] == [
-        f'{step}/20' for step in (1, 5, 10, 15, 20)]

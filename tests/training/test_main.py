@@ -6,8 +6,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -32,6 +30,11 @@ def straight(tmp_path_factory, commands):
     output = process.output
     assert process.status == 0, process.errors
     assert 'ETA' in output and 'images/s' in output and 'waiting for data' in output
+    # Plain lines, as it is no terminal: of the first step, of those in the log, and of others if it
+    # takes long.
+    steps = [line.split()[1] for line in output.splitlines() if line.startswith('step ')]
+    assert '\r' not in output and len(steps) == len(set(steps))
+    assert {f'{step}/60' for step in (1, *range(5, 61, 5))} <= set(steps)
     return folder
 
 
@@ -77,7 +80,7 @@ def test_a_folder_in_use_and_a_cut_checkpoint_end_in_one_sentence_each(
     assert errors[-1].startswith(f'error: the checkpoint {folder}/checkpoints/60 is damaged')
 
 
-def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
+def test_training_imports_neither_tensorflow_nor_torch(tmp_path, commands):
     code = f'''
 import pathlib, sys
 import resnet_jax.main, resnet_jax.summary
@@ -89,9 +92,9 @@ loop.train(config, pathlib.Path({str(tmp_path)!r}))
 imported = {{name.split('.')[0] for name in sys.modules}}
 print(sorted(imported & {{'tensorflow', 'torch'}}))
 '''
-    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[-1] == '[]'
+    process = commands.run('-c', code)
+    assert process.status == 0, process.errors
+    assert process.output.splitlines()[-1] == '[]'
 
 
 def test_summary_prints_json_and_a_table(commands):

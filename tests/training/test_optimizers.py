@@ -29,9 +29,9 @@ def config(**changed):
 def run(c, gradients, rates, params=PARAMS):
     config_lib.check_ranges(config_lib.given(c))
     optimizer = optimizers.create(c)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient, rate in zip(gradients, rates, strict=True):
-        updates, state = optimizer.update(gradient, state, params, learning_rate=jnp.float32(rate))
+        updates, state = update(gradient, state, params, learning_rate=jnp.float32(rate))
         params = jax.tree.map(jnp.add, params, updates)
     return params
 

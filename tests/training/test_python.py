@@ -15,6 +15,7 @@ from resnet_jax.training import loop, start
 from resnet_jax.training.start import Trained
 from resnet_jax.xla import flags as xla_flags
 from tests import runs, tiny, xla_options
+from tests.training.test_faults import build_once
 from tests.training.test_train import arrays, assert_same_bits, rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -87,13 +88,9 @@ def test_a_wrong_config_is_refused_in_the_sentence_of_the_command(
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_config_object_needs_a_folder_and_stays_as_it_was(tmp_path):
-    config = tiny.config()
+def test_a_config_object_needs_a_folder():
     with pytest.raises(UserError, match='give the folder of the run'):
-        resnet_jax.train(config)
-    before = config.to_json()
-    resnet_jax.train(config, tmp_path, {'num_steps': 2})
-    assert config.to_json() == before
+        resnet_jax.train(tiny.config())
 
 
 def test_without_a_folder_it_is_that_of_the_command(monkeypatch, tmp_path):
@@ -111,6 +108,7 @@ def test_epochs_that_have_no_effect_are_warned_of(tmp_path, capsys):
 
 
 def test_an_interrupt_saves_a_checkpoint_and_the_next_call_resumes(trained, tmp_path, monkeypatch):
+    build_once(monkeypatch, {})
     with monkeypatch.context() as context:
         calls = runs.stop_at(context, 7)
         context.setattr(os, 'kill', lambda pid, number: signal.raise_signal(signal.SIGINT))
@@ -121,10 +119,12 @@ def test_an_interrupt_saves_a_checkpoint_and_the_next_call_resumes(trained, tmp_
     assert_same_bits(arrays(tmp_path, 20), arrays(trained.workdir, 20))
 
 
-def test_it_trains_where_jax_has_started_and_gives_no_option_twice(tmp_path):
+def test_it_trains_where_jax_has_started_and_leaves_the_config_and_gives_no_option_twice(tmp_path):
     assert jax.device_count() == 8  # started
     config = tiny.config()
+    before = config.to_json()
     resnet_jax.train(config, tmp_path, {'num_steps': 1})
+    assert config.to_json() == before
     start.prepare(config)
     options = os.environ['XLA_FLAGS'].split()
     for flag in xla_flags.PRESETS['cpu'].flags:

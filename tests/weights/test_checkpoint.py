@@ -231,7 +231,7 @@ def everything_read(folder, like):
 
 
 @pytest.mark.parametrize('flips', [
-    8, pytest.param(200, marks=pytest.mark.slow)])
+    4, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_read(tmp_path, program, state, flips):
     good, copy = tmp_path / 'good', tmp_path / 'copy'
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.variables))

@@ -34,7 +34,8 @@ def test_corrected_regions_are_matched_with_the_objects_again():
                       np.array([[True, True, True, True, False]]))
     now = np.float32([[[16, 8, 28, 28], [0, 0, 4, 4], [4, 4, 12, 12], [0, 20, 8, 30],
                        [4, 4, 12, 12]]])
-    found = losses.corrected_regions(settings, regions, now, batch, 10, 4)
+    found = jax.jit(losses.corrected_regions, static_argnums=(0, 4, 5))(
+        settings, regions, now, batch, 10, 4)
     # The first has another object, the second none, the third has one now; the last is padding.
     assert np.asarray(found.classes).tolist() == [[1, 10, 3, 10, 10]]
     assert np.asarray(found.positive).tolist() == [[True, False, True, False, False]]

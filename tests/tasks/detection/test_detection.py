@@ -23,6 +23,7 @@ from resnet_jax.weights import stored
 from tests import runs
 from tests.conftest import ROOT
 from tests.tasks.detection import few_scenes, tiny_detector
+from tests.training.test_faults import build_once
 
 CONFIG = ROOT / 'tests' / 'tasks' / 'detection' / 'tiny_detector.py'
 
@@ -122,10 +123,18 @@ def test_eight_devices_and_accumulation_give_the_losses_of_one(devices, parts):
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+def built():
+    """What the runs share; see `build_once`."""
+    return {}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, built):
     """A run that was never stopped."""
     workdir = tmp_path_factory.mktemp('finished')
-    loop.train(tiny_detector.get_config(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        build_once(patch, built)
+        loop.train(tiny_detector.get_config(), workdir)
     return workdir
 
 
@@ -140,7 +149,8 @@ def test_the_log_has_all_losses_and_the_evaluation_average_precision(finished):
     assert rows[-1]['eval/count'] == 8
 
 
-def test_stopped_and_resumed_it_gives_the_same_bits(finished, tmp_path, monkeypatch):
+def test_stopped_and_resumed_it_gives_the_same_bits(finished, built, tmp_path, monkeypatch):
+    build_once(monkeypatch, built)
     runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):
         loop.train(tiny_detector.get_config(), tmp_path / 'run')

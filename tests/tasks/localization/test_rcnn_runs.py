@@ -110,8 +110,8 @@ def test_predict_judges_the_boxes_of_the_classes_that_it_names(localizer, traine
             testing.baseline.best_overlap(after.boxes[0, label], truth), abs=1e-3)
 
 
-def test_the_cost_counts_the_second_network_for_every_proposal(config):
-    summary = summarize(completed(config))
+def test_the_cost_counts_the_second_network_for_every_proposal(folder):
+    summary = summarize(completed(few_rcnn.config(folder)))
     parts = summary['parts']
     assert parts['regions']['train_runs'] == 1 and parts['regions']['test_runs'] == 6
     assert summary['multiply_adds'] == (parts['proposals']['multiply_adds']
