@@ -120,11 +120,6 @@ def assert_same_metrics(measured, golden):
     np.testing.assert_allclose(measured['eval/loss'], golden['eval/loss'], rtol=1e-3)
 
 
-def test_the_first_five_steps_have_the_metrics_of_old(tmp_path):
-    case = 'resident, scanned, 1 devices'
-    assert_same_metrics(measure(case, tmp_path), json.loads(FILE.read_text())[SECTION][case])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_the_first_five_steps_are_those_of_old(case, tmp_path, commands):

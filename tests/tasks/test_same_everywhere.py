@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.distributed.test_processes import Job
 from tests.tasks.detection import tiny_mask_detector, tiny_pyramid_detector
 from tests.tasks.localization import few_boxes
+from tests.training.test_faults import build_once
 
 DETECTORS = {'masks': tiny_mask_detector, 'pyramid': tiny_pyramid_detector}
 KINDS = (*DETECTORS, 'localizer')
@@ -57,9 +58,10 @@ def test_eight_devices_and_accumulation_give_the_losses_of_one(kind, devices, pa
                  params, expected_params)
 
 
-@pytest.mark.parametrize('kind', ['localizer', *(
-    pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
 def test_stopped_and_resumed_it_gives_the_same_bits(kind, folder, tmp_path, monkeypatch):
+    build_once(monkeypatch, {})
     loop.train(config_of(kind, folder), tmp_path / 'whole')
     runs.stop_at(monkeypatch, 3)
     with pytest.raises(loop.Stopped, match='checkpoint saved at step 3'):

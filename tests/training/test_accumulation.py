@@ -29,6 +29,7 @@ def all_reduces(config, cpus):
     return found['all-reduce']
 
 
+@pytest.mark.slow
 def test_a_step_in_four_parts_adds_up_the_bytes_of_a_step_in_one(cpus):
     one, four = (all_reduces(in_parts(count), cpus) for count in (1, 4))
     assert one['count'] == 1

@@ -64,6 +64,7 @@ def assert_same_run(a, b, step):
         assert not (a / name).exists() or (a / name).read_text() == (b / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_disk_and_asks_nothing_after_its_end(bucket, on_disk):
     workdir = storage.path_of('gs://runs/plain/run')
     loop.train(config(), workdir)
@@ -78,6 +79,7 @@ def test_a_run_in_a_bucket_is_the_run_on_disk_and_asks_nothing_after_its_end(buc
     assert len(bucket.requests) == read > asked
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_and_forgets_rows_that_will_be_measured_again(bucket, on_disk):
     workdir = storage.path_of('gs://runs/resumed')
 

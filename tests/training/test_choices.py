@@ -148,6 +148,7 @@ def test_a_run_says_what_it_chose_and_keeps_it_on_another_machine(images, tmp_pa
         loop.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_what_its_origin_chose(images, tmp_path, monkeypatch):
     config = own_images(images, **TINY, batch_size=16)
     train(config, tmp_path / 'origin')

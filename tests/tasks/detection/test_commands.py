@@ -94,7 +94,7 @@ def test_a_detector_without_a_pyramid_has_no_form_in_other_projects(detector, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('source', ['coco', 'voc'])
+@pytest.mark.parametrize('source', [pytest.param('coco', marks=pytest.mark.slow), 'voc'])
 def test_devices_exchange_only_gradients_and_no_data_is_needed(source):
     config = tiny_config()
     config.mesh.data = -1
@@ -114,7 +114,7 @@ def test_a_converted_classifier_is_the_start_of_a_detector(tmp_path, capsys):
     read = weights.read(tmp_path / 'resnet50.safetensors')
     stored.write(tmp_path / 'weights', read)
     config = coco_r50_c4.get_config()
-    config.model.update(width=4, dtype='float32', stride_in='v1.5')
+    config.model.update(width=4, dtype='float32', stride_in='v1.5', unroll=False)
     config.data.image_size = (64, 96)
     config.init.checkpoint = str(tmp_path / 'weights')
     program = build(config, sharding.create_mesh(config, jax.devices()[:1]), blank=True)

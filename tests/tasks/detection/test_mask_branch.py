@@ -162,6 +162,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_is_trained_evaluated_and_its_masks_predicted(finished, commands, tmp_path):
     rows = read_rows(finished / 'metrics.jsonl')
     assert all(row['train/mask_loss'] > 0 for row in rows if 'train/loss' in row)
@@ -196,6 +197,7 @@ def test_it_is_trained_evaluated_and_its_masks_predicted(finished, commands, tmp
             assert rows.min() + 0.5 >= box[1] and rows.max() + 0.5 <= box[3]
 
 
+@pytest.mark.slow
 def test_several_scales_and_refined_boxes_have_masks_as_well(finished, commands):
     result = commands.run('resnet_jax.evaluate', f'--workdir={finished}', '--json', '--refine',
                           '--protocol=multi_scale', '--scales=24,32,40')
