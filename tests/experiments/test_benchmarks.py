@@ -83,7 +83,7 @@ def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
 def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
     result = benchmark(as_printed(
         'python experiments/benchmarks/startup.py --config=configs/digits_r20.py --repeats=5 '
-        '--json=result.json', ' '.join(TINY) + ' --repeats=1'), tmp_path, cache)
+        '--json=result.json', ' '.join(TINY[1:]) + ' --repeats=1'), tmp_path, cache)
     assert result['table'] == ['cold', 'warm', 'warm over cold']
     for kind in ('cold', 'warm'):
         row = result['rows'][kind]
