@@ -86,7 +86,7 @@ def _scale(config, devices: topologies.Topology, batch: int) -> None:
             ('eval.batch_size', batch, 'as batch_size'),
             ('eval.recalibrate_batches', _rounded(config.eval.recalibrate_batches / times), steps),
             ('checkpoint.every_steps', 0,
-             'chosen while training, from the measured times of a step and a save')):
+             'automatic: from the measured times of a step and a save')):
         derive(config, field, value, source)
 
 

@@ -110,7 +110,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f'  {"fits":<17} {"yes" if result["fits"] else "no"}')
     if result['collectives'] is not None:
         lines += ['', f'{"collectives":<19} {"count per step":>14} {"bytes per " + device:>26}']
-        lines += [f'  {name:<17} {total["count"]:>14,} {total["bytes"]:>26,}'
+        lines += [f'  {name}{total["count"]:>{32 - len(name)},} {total["bytes"]:>26,}'
                   for name, total in sorted(result['collectives'].items())] or ['  none']
         lines += ['', f'one step, over all {count} devices',
                   f'  FLOPs             {result["flops"]:.4g}, the model\'s '

@@ -11,15 +11,15 @@ from resnet_jax.output import duration
 # Between failures of a job that come without SIGTERM, which saves: assumed.
 FAILURE_SECONDS = 24 * 3600
 MOST_SHARE = 0.01  # of the time, that saving may cost
-FIRST_SECONDS = 60  # of training, before the first checkpoint, which is timed
-SPEED_STEPS = 10  # after which the step of the first checkpoint is planned
+SPEED_STEPS = 10  # after which the step of the first checkpoint, which is timed, is planned
+FIRST_SECONDS = 60  # of training, between these and the first checkpoint
 
 
 class Times(NamedTuple):
     """What was measured, in seconds.
 
     Attributes:
-      step: of a training step, with its share of the wait for data.
+      step: of a training step, with its share of the wait for data; of the latest steps.
       save: for which training waits while a checkpoint is taken.
       write: until a checkpoint is completely written, which goes on beside training.
     """
@@ -51,9 +51,11 @@ def steps_between(times: Times, per_call: int = 1) -> int:
 class Interval:
     """The steps at which checkpoints are due, apart from those before evaluations.
 
-    Where `checkpoint.every_steps` is 0, the first one comes after a minute of training, and the
-    times measured until then, including that of its own save, say how often the others come. All
-    processes follow the clock of process 0.
+    Where `checkpoint.every_steps` is 0, the first one comes a minute after the first ten steps. It
+    is timed, and its times and those of the steps say how often the others come; each of these
+    looks again at how long the steps since the last one took. Such a checkpoint comes at the end of
+    the call in which it is due, so that the clock never changes which steps are compiled together.
+    All processes follow the clock of process 0.
 
     Attributes:
       every: steps between checkpoints; None: not known yet, or no checkpoints are due.
@@ -71,58 +73,79 @@ class Interval:
         self._per_call = config.steps_per_call
         self._start = step
         self._next = self._after(step)
+        self._times = Times(0.0, 0.0, 0.0)
 
     def left(self, step: int) -> int | None:
-        """Steps until the next one after this step is due; None: no step is known."""
-        if self.every:
-            return self.every - step % self.every
-        return None if self._next is None or self._next <= step else self._next - step
+        """Steps until a call must end for the next checkpoint after this step; None: none must."""
+        return None if self._automatic or not self.every else self.every - step % self.every
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after this step."""
         return self._next is not None and step >= self._next
 
-    def saved(self, step: int) -> None:
-        """Notes that a checkpoint of this step was taken."""
-        if self.every:
-            self._next = self._after(step)
-
     def asks_for_speed(self, step: int) -> bool:
-        """Whether `plan` is to be called after this step: once, a few steps after the start."""
-        return self._automatic and self._next is None and step >= self._start + SPEED_STEPS
+        """Whether `note_speed` is to be called after this step."""
+        planned = self._next is not None
+        return self._automatic and (
+            self.is_due(step) if planned else step >= self._start + SPEED_STEPS)
 
-    def plan(self, step: int, step_seconds: float) -> None:
-        """Plans the first checkpoint; all processes call this at the same step.
+    def note_speed(self, step: int, step_seconds: float) -> None:
+        """Notes how long steps take; all processes call this at the same step.
 
         Args:
           step: steps done.
-          step_seconds: of a step, so far.
+          step_seconds: of a step, since the last call of this.
         """
-        seconds = of_first_process(step_seconds)
-        self._next = step + max(1, math.ceil(FIRST_SECONDS / seconds))
+        self._times = self._times._replace(step=of_first_process(step_seconds))
+        if self._next is None:
+            self._next = step + max(1, math.ceil(FIRST_SECONDS / self._times.step))
+
+    def saved(self, step: int) -> str | None:
+        """Notes that a checkpoint of this step was taken.
+
+        Returns:
+          How the interval has changed, a line for the terminal, or None.
+        """
+        if not self.every:
+            return None
+        before = self.every
+        if self._automatic and self.is_due(step):
+            self.every = steps_between(self._times, self._per_call)
+        self._next = self._after(step)
+        return None if self.every == before else self._line()
 
     def asks_for_times(self, step: int) -> bool:
         """Whether the checkpoint of this step is the one to be timed."""
         return self._automatic and self.every is None and self.is_due(step)
 
-    def choose(self, step: int, times: Times) -> str:
+    def choose(self, step: int, save: float, write: float) -> str:
         """Sets the interval; all processes call this at the same step.
 
         Args:
           step: of the checkpoint that was timed.
-          times: measured.
+          save: see `Times`.
+          write: see `Times`.
 
         Returns:
           What was chosen and why, a line for the terminal.
         """
-        times = Times(*of_first_process(times))
-        self.every = steps_between(times, self._per_call)
+        save, write = of_first_process([save, write])
+        self._times = self._times._replace(save=save, write=write)
+        self.every = steps_between(self._times, self._per_call)
         self._next = self._after(step)
-        seconds = self.every * times.step
+        return self._line()
+
+    def _line(self) -> str:
+        seconds = self.every * self._times.step
+        step, save, write = map(_text, self._times)
         return (f'checkpoints every {self.every:,} steps ({duration(seconds)}), which costs '
-                f'{100 * times.save / seconds:.2g} % of the time: a step takes {times.step:.3g} s, '
-                f'a save {times.save:.2g} s, its write {times.write:.2g} s in the background; '
+                f'{100 * self._times.save / seconds:.2g} % of the time: a step takes {step}, '
+                f'a save {save}, its write {write} in the background; '
                 f"Young's rule for a failure every {FAILURE_SECONDS // 3600} h")
 
     def _after(self, step: int) -> int | None:
         return (step // self.every + 1) * self.every if self.every else None
+
+
+def _text(seconds: float) -> str:
+    return f'{seconds:.2g} s' if seconds < 10 else f'{seconds:,.0f} s'

@@ -103,7 +103,7 @@ class Meter:
         self._elapsed = self._waited = 0.0
         self._started = time.perf_counter()
         self._steps = 0
-        self._before = (0.0, 0)  # elapsed and steps before the last line
+        self._before = (0.0, 0)  # elapsed and steps from the last lap to the last line
 
     def start(self) -> None:
         self._started = time.perf_counter()
@@ -124,11 +124,12 @@ class Meter:
         return {'train/images_per_second': self._steps * batch_size / seconds,
                 'train/data_wait_fraction': self._waited / seconds}
 
-    def seconds_per_step(self) -> float:
-        """The average over all steps so far, across lines of the log; at least one is done."""
+    def lap(self) -> float:
+        """Seconds per step since the last call of this, across lines; at least one was done."""
         self.pause()
         self.start()
         seconds, steps = self._before
+        self._before = (-self._elapsed, -self._steps)
         return max(seconds + self._elapsed, 1e-9) / (steps + self._steps)
 
     def reset(self) -> None:

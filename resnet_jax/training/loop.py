@@ -17,7 +17,7 @@ from resnet_jax.output import LiveLine, duration, say, warn
 from resnet_jax.training import accumulation, choices, disk
 from resnet_jax.training import workdir as workdir_lib
 from resnet_jax.training.choices import Machine
-from resnet_jax.training.interval import Interval, Times
+from resnet_jax.training.interval import Interval
 from resnet_jax.training.log import StepLog
 from resnet_jax.training.profiler import Profiler
 from resnet_jax.training.program import Program, build, completed
@@ -221,7 +221,7 @@ class Run:
                 shown = time.monotonic()
             if self.saves.asks_for_speed(step):
                 log.settle(self.record.written_step)
-                self.saves.plan(step, log.meter.seconds_per_step())
+                self.saves.note_speed(step, log.meter.lap())
             self._save_and_evaluate(state, step, log)
         log.settle(self.record.written_step)
         return state, step
@@ -276,25 +276,24 @@ class Run:
         if not evaluate and not self.saves.is_due(step):
             return
         log.settle(self.record.written_step)
-        step_seconds = log.meter.seconds_per_step()
         log.meter.pause()
-        self._save(state, step, step_seconds)
+        self._save(state, step)
         if evaluate:
             self._evaluate(state, step)
         log.meter.start()
 
-    def _save(self, state: TrainState, step: int, step_seconds: float) -> None:
+    def _save(self, state: TrainState, step: int) -> None:
         if not self.saves.asks_for_times(step):
             self.record.save(state, step)
-            self.saves.saved(step)
+            if line := self.saves.saved(step):
+                say(line)
             return
         self.record.wait()  # of an earlier save, if there was one
         started = time.perf_counter()
         self.record.save(state, step)
         saved = time.perf_counter()
         self.record.wait()
-        say(self.saves.choose(step, Times(step_seconds, saved - started,
-                                          time.perf_counter() - started)))
+        say(self.saves.choose(step, saved - started, time.perf_counter() - started))
 
     def _evaluate(self, state: TrainState, step: int, batch_stats: Any | None = None) -> None:
         """Evaluates a saved state, and stores the values beside it; a signal leaves it undone.

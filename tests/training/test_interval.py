@@ -1,9 +1,13 @@
 """Checkpoints at the interval that measured times ask for."""
 
+import errno
+import itertools
+import os
 import types
 
 import pytest
 
+from resnet_jax.errors import UserError
 from resnet_jax.training import log, loop, workdir
 from resnet_jax.training.interval import Interval, Times, steps_between
 from resnet_jax.training.log import StepLog
@@ -18,7 +22,6 @@ import pytest
 from resnet_jax import cli
 from resnet_jax.distributed import processes
 from resnet_jax.training import interval, loop
-from resnet_jax.training.log import Meter
 from tests.distributed.test_processes import config
 
 PROCESSES = cli.process_flags()
@@ -26,15 +29,18 @@ PROCESSES = cli.process_flags()
 def main(arguments):
     seen = []
     class Seen(interval.Interval):
-        def choose(self, step, times):
-            own = times._replace(save=0.0, write=10.0 * (1 + 9 * jax.process_index()))
-            line = super().choose(step, own)
+        def note_speed(self, step, step_seconds):
+            # Steps take three times as long by the clock of process 1, and writes ten times.
+            self.own = 4.0 * (1 + 2 * jax.process_index())
+            super().note_speed(step, self.own)
+
+        def choose(self, step, save, write):
+            own = interval.Times(self.own, 0.0, 10.0 * (1 + 9 * jax.process_index()))
+            line = super().choose(step, own.save, own.write)
             seen.append((step, self.every, interval.steps_between(own)))
             return line
 
     with processes.job(*(flag.value for flag in PROCESSES)), pytest.MonkeyPatch.context() as patch:
-        # Steps take three times as long by the clock of process 1, and writes ten times.
-        patch.setattr(Meter, 'seconds_per_step', lambda meter: 4.0 * (1 + 2 * jax.process_index()))
         patch.setattr(loop, 'Interval', Seen)
         loop.train(config(num_steps=40, **{'checkpoint.every_steps': 0}),
                    pathlib.Path(arguments[1]))
@@ -52,6 +58,8 @@ cli.run(main, takes_files=True)
     (Times(step=0.3, save=20, write=60), 1, 10_000),
     # A write takes 50 s: not more often than every 100 s, 100,000 steps.
     (Times(step=0.001, save=0.001, write=50), 1, 100_000),
+    # docs/pods.md: 293.9 s are 9,185 steps.
+    (Times(step=0.032, save=0.5, write=10), 1, 10_000),
     # Steps of ten minutes: each.
     (Times(step=600, save=0.2, write=2), 1, 1)])
 def test_the_interval_follows_from_the_times(times, per_call, steps):
@@ -64,8 +72,8 @@ def test_times_that_differ_by_a_tenth_give_the_same_interval():
     assert found == {1000}
 
 
-def clocked(monkeypatch):
-    """A clock on which a step takes 1 s, a save 0.5 ms and its write 4 s."""
+def clocked(monkeypatch, first_steps=()):
+    """A clock on which a step takes 1 s after these first ones, a save 0.5 ms, its write 4 s."""
     clock = types.SimpleNamespace(now=0.0)
     times = types.SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
 
@@ -73,15 +81,15 @@ def clocked(monkeypatch):
         original = getattr(owner, name)
 
         def wrapped(*arguments):
-            clock.now += seconds
+            clock.now += next(seconds)
             return original(*arguments)
         monkeypatch.setattr(owner, name, wrapped)
 
     for module in (log, loop):
         monkeypatch.setattr(module, 'time', times)
-    taking(StepLog, 'add', 1)
-    taking(workdir.Record, 'save', 0.0005)
-    taking(workdir.Record, 'wait', 4)
+    taking(StepLog, 'add', itertools.chain(first_steps, itertools.repeat(1)))
+    taking(workdir.Record, 'save', itertools.repeat(0.0005))
+    taking(workdir.Record, 'wait', itertools.repeat(4))
 
 
 def saved_by(folder):
@@ -124,22 +132,66 @@ def test_an_interval_that_is_set_holds_and_nothing_is_timed(monkeypatch, tmp_pat
     assert 'checkpoints every' not in capsys.readouterr().out
 
 
-def test_calls_of_several_steps_pass_the_first_checkpoint_by_less_than_a_call():
+def test_the_interval_follows_steps_that_are_slow_only_at_first(monkeypatch, tmp_path, capsys):
+    clocked(monkeypatch, [30] * 14)  # such as while shards are copied
+    config = automatic()
+    config.num_steps = 30
+    loop.train(config, tmp_path)
+    # Ten steps, two of 30 s, and each, which takes more than 9.3 s; the first of 1 s ends this.
+    assert saved_by(tmp_path) == [12, 13, 14, 15, 20, 30]
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'checkpoints' in line]
+    assert [line.partition(', which')[0] for line in lines] == [
+        'checkpoints every 1 steps (0:00:30)', 'checkpoints every 10 steps (0:00:10)']
+
+
+def test_a_disk_that_is_full_at_the_checkpoint_that_is_timed_is_one_sentence(
+        monkeypatch, tmp_path):
+    clocked(monkeypatch)
+    original, waits = workdir.Record.wait, itertools.count()
+
+    def wait(record):
+        original(record)
+        if next(waits) == 1:  # until its own save is written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    monkeypatch.setattr(workdir.Record, 'wait', wait)
+    with pytest.raises(UserError, match=r'No space left on device\. .* Make space, and run'):
+        loop.train(automatic(), tmp_path)
+
+
+def test_times_of_minutes_are_written_in_full():
+    saves = Interval(automatic(), 0)
+    saves.note_speed(10, 1200.0)
+    assert saves.choose(11, 150.0, 3600.0).endswith(
+        'every 20 steps (6:40:00), which costs 0.62 % of the time: a step takes 1,200 s, a save '
+        "150 s, its write 3,600 s in the background; Young's rule for a failure every 24 h")
+
+
+# After 30 steps, a minute; then every 294 s: 420, 294 and 59 steps, which are rounded up to 30
+# times 20, 10 and 2.
+@pytest.mark.parametrize(('step_seconds', 'first', 'every'),
+                         [(0.7, 120, 600), (1.0, 90, 300), (5.0, 60, 60)])
+def test_the_clock_does_not_change_the_calls_of_several_steps(step_seconds, first, every):
     config = automatic()
     config.update_from_flattened_dict({
-        'num_steps': 2000, 'steps_per_call': 25, 'log.every_steps': 500})
-    step, saves, saved, lengths = 0, Interval(config, 0), [], set()
+        'num_steps': 2000, 'steps_per_call': 30, 'log.every_steps': 500})
+    step, saves, saved, ends = 0, Interval(config, 0), [], []
     while count := loop.steps_of_next_call(config, step, saves):
         step += count
-        lengths.add(count)
+        ends.append(step)
         if saves.asks_for_speed(step):
-            saves.plan(step, 1.0)
+            saves.note_speed(step, step_seconds)
         if saves.is_due(step):
             saved.append(step)
             if saves.asks_for_times(step):
-                saves.choose(step, Times(1.0, 0.5, 1.0))  # 294 s; of 25 steps: 500
+                saves.choose(step, 0.5, 1.0)
             saves.saved(step)
-    assert saved == [85, 500, 1000, 1500, 2000] and lengths == {1, 25}
+    # Calls of 30 steps up to a line of the log, and single steps before it.
+    assert ends == [line + end for line in range(0, 2000, 500)
+                    for end in (*range(30, 481, 30), *range(481, 501))]
+    # Checkpoints come at the end of the call in which they are due.
+    assert saved == [first, *(next(end for end in ends if end >= due)
+                              for due in range(every, 2001, every) if due > first)]
 
 
 @pytest.mark.slow

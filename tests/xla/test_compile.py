@@ -219,6 +219,20 @@ def test_what_crosses_slices_is_told_from_what_stays_in_one():
         networks.seconds('all-reduce', 1, 2**18, levels))
 
 
+def test_names_of_collectives_of_any_length_keep_the_columns():
+    result = {'topology': 'v5e:2*2x2', 'device': 'chip', 'devices': 8, 'parameters': 1,
+              'compile_seconds': None, 'fits': True, 'memory': dict.fromkeys((
+                  'arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'), 2**20),
+              'collectives': dict.fromkeys(('all-reduce', 'reduce-scatter (DCN)'),
+                                           {'count': 2, 'bytes': 1_000_000}),
+              'flops': 1, 'model_flops': 1, 'bytes': 1, 'mfu': None,
+              'communication_seconds': None, 'notes': []}
+    lines = compiled.table(result).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith('collectives'))
+    assert len({len(line) for line in lines[first:first + 3]}) == 1
+    assert lines[first + 2].split()[-2:] == ['2', '1,000,000']
+
+
 def test_loops_of_unknown_length_are_counted_once_and_told():
     module = hlo.parse(MODULE.replace('constant(5)', 'parameter(1)'))
     assert module.open_loops == 1 and module.runs['body'] == 1
