@@ -85,6 +85,8 @@ def _library(name: str | os.PathLike) -> Any:
     except ImportError as error:
         raise UserError(f"{name} needs huggingface_hub to be downloaded: pip install -e '.[hub]'"
                         ) from error
+    # It prints its messages itself; a logger above it, such as absl's, would print them again.
+    huggingface_hub.utils.logging.disable_propagation()
     return huggingface_hub
 
 
