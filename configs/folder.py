@@ -8,7 +8,7 @@ training images is held out; CLASS/IMAGE alone works as well. The classes are co
 the crops, the batches, the number of steps and the learning rate are chosen from the images and the
 machine, and printed before training; any of them can be set instead, for example with
 --config.data.image_size=64 or --config.num_epochs=30. If you have few images, start from trained
-weights with configs/finetune.py. Not run.
+weights with configs/finetune.py. Not run for want of computing time.
 """
 
 from resnet_jax import config as config_lib

@@ -5,7 +5,6 @@
       --checkpoint=weights/resnet50 --protocol=ten_crop
   python -m resnet_jax.evaluate --config=configs/imagenet_r50.py --config.data.path=DATA \\
       --checkpoint=weights/resnet50 --checkpoint=weights/resnet101 --protocol=multi_scale
-
   python -m resnet_jax.evaluate --workdir=runs/scenes_r20 --protocol=multi_scale --refine
 
 Several checkpoints form an ensemble. Of classifiers, the softmax outputs of all views and networks

@@ -23,8 +23,8 @@ NOT_RUN = re.compile(r'[Nn]ot run by a test: ([a-z0-9].{9})')
 HERE_DOCUMENT = re.compile(r"<<'EOF'\n(?!#!).*?^EOF$", re.MULTILINE | re.DOTALL)  # not a script
 # A line of a block is a command if it starts with one of these, after variables that it sets.
 PROGRAMS = ('python', 'python3', '.venv/bin/python', 'pip', '.venv/bin/pip', '.venv/bin/ruff',
-            '.venv/bin/mkdocs', 'cat', 'find', 'hf', 'resnet-jax', 'taskset', 'tensorboard',
-            'tfds')
+            '.venv/bin/mkdocs', '.venv/bin/mypy', 'cat', 'find', 'hf', 'resnet-jax', 'taskset',
+            'tensorboard', 'tfds')
 SHELL = ('[', 'cat', 'cd', 'cp', 'curl', 'do', 'done', 'else', 'exit', 'export', 'fi', 'find',
          'for', 'if', 'kill', 'main', 'on_all', 'set', 'sh', 'source', 'tail', 'tar', 'then',
          'until', 'wait', 'while')

@@ -42,6 +42,6 @@ def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
         try:
             config.update_from_flattened_dict({name: value})
         except (TypeError, ValueError) as error:
-            raise UserError(f'{name}={value!r} has the wrong type; now it is '
+            raise UserError(f'{name}={value!r} has the wrong type; the config has '
                             f'{known[name]!r}.') from error
     return config

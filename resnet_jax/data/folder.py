@@ -214,6 +214,8 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
         if len(empty) < len(_class_folders(root)):
             raise UserError(f'the folder {readable(str(root / empty[0]))} holds no images (JPEG, '
                             'PNG or WebP); add some, or remove it.')
+        raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}, nor images '
+                        f'(JPEG, PNG or WebP) in folders of classes: {how}')
     if split == 'test':
         how = ('move some images of each class there, or hold out training images with '
                '--config.data.eval_split=auto.')

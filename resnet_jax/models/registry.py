@@ -89,9 +89,14 @@ def named(name: str) -> nn.Module:
         if (network := family.named(name)) is not None:
             return network
     known = [name for family in _FAMILIES.values() for name in family.names]
-    nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known
+    plain = name.rpartition('/')[2].partition('.')[0].lower()  # of 'hf:timm/resnet50.a1_in1k'
+    nearest = ([one for one in known if one.startswith(plain)][:4]
+               or difflib.get_close_matches(plain, known, n=4, cutoff=0.4) or known)
+    hint = '' if plain == name.lower() else (
+        '; trained weights are loaded by resnet_jax.load, such as '
+        "resnet_jax.load('hf:timm/resnet50.a1_in1k')")
     raise ConfigError(f'there is no network {name!r}; the nearest names are '
-                      f'{", ".join(nearest)}.')
+                      f'{", ".join(nearest)}{hint}.')
 
 
 def common_fields(config: ModelConfig) -> dict[str, Any]:

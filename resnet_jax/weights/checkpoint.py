@@ -63,9 +63,14 @@ def locate(path: Path) -> Path:
     path = path.expanduser()
     if path.parent.name == FOLDER and path.name.isdigit() and is_complete(path):
         return path
+    if not in_bucket(path) and path.is_file():
+        raise UserError(f'{path} is a file; if it holds weights, `python -m resnet_jax.convert '
+                        f'--input={path} --output=DIR` makes the folder to give here.')
     if not path.is_dir():
-        hint = '' if path.is_absolute() else (
-            '; weights of the Hugging Face hub are named hf:OWNER/NAME')
+        # Perhaps a name of the hub without hf:, but not where runs/ is and runs/NAME is not.
+        perhaps = not path.is_absolute() and (
+            len(path.parts) == 1 or (len(path.parts) == 2 and not path.parent.exists()))
+        hint = '; weights of the Hugging Face hub are named hf:OWNER/NAME' if perhaps else ''
         raise UserError(f'there is no folder {path}{hint}.')
     steps = steps_in(path / FOLDER)
     if not steps:

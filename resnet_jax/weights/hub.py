@@ -82,9 +82,12 @@ def _library(name: str | os.PathLike) -> Any:
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors  # noqa: F401  (it imports them lazily)
+        from huggingface_hub.utils import logging
     except ImportError as error:
         raise UserError(f"{name} needs huggingface_hub to be downloaded: pip install -e '.[hub]'"
                         ) from error
+    # It prints its messages itself; a logger above it, such as absl's, would print them again.
+    logging.disable_propagation()
     return huggingface_hub
 
 

@@ -77,7 +77,10 @@ def test_every_name_that_is_suggested_is_one():
 
 @pytest.mark.parametrize(('name', 'nearest'), [
     ('resnet51', 'resnet50'), ('ResNet50', 'resnet50'), ('vgg17', 'vgg16'), ('plain9', 'plain'),
-    ('resnext18_32x4d', 'resnext50_32x4d'), ('wide_resnet50', 'wide_resnet50_2')])
+    ('resnext18_32x4d', 'resnext50_32x4d'), ('wide_resnet50', 'wide_resnet50_2'),
+    ('resnext50', 'resnext50_32x4d'),
+    ('hf:timm/resnet50.a1_in1k', r'resnet50, .*resnet_jax\.load\(.hf:timm'),
+    ('resnet50.a1_in1k', r'resnet50, .*resnet_jax\.load\(.hf:timm')])
 def test_a_name_that_is_not_there_is_one_sentence_with_the_nearest(name, nearest):
     with pytest.raises(ValueError, match=f"^there is no network '{name}'; .*{nearest}.*\\.$"):
         resnet_jax.create(name)

@@ -72,8 +72,12 @@ def test_nothing_is_chosen_without_epochs(images):
 def test_folders_of_neither_splits_nor_classes_are_refused(tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'cat').mkdir()
-    with pytest.raises(UserError, match='has no folder train or training: unpack the images as '
-                       'split/class/image or class/image, or'):
+    how = 'unpack the images as split/class/image or class/image, or'
+    with pytest.raises(UserError, match='has no folder train or training, nor images .* in '
+                       f'folders of classes: {how}'):
+        completed(own_images(tmp_path))
+    (tmp_path / 'val').mkdir()
+    with pytest.raises(UserError, match=f'has no folder train or training: {how}'):
         completed(own_images(tmp_path))
 
 

@@ -75,7 +75,7 @@ def test_called_again_it_has_nothing_to_do(trained, capsys):
 @pytest.mark.parametrize(('config', 'fields', 'sentence'), [
     (CONFIG, {'model.dept': 8}, 'the config has no field model.dept; did you mean model.depth?'),
     (CONFIG, {'model': 8}, 'model is a section of the config; set one of its fields.'),
-    (CONFIG, {'num_steps': 'many'}, "num_steps='many' has the wrong type; now it is 450."),
+    (CONFIG, {'num_steps': 'many'}, "num_steps='many' has the wrong type; the config has 450."),
     (CONFIG, {'model.depth': 21}, 'depth'),
     (CONFIG, {'xla_preset': 'cup'}, 'xla_preset must be one of'),
     (f'{CONFIG}:r20', {}, f'{CONFIG} takes no argument; leave out :r20.'),

@@ -1,6 +1,7 @@
 """Weights by name: downloaded and converted once, and nothing half-written is used later."""
 
 import json
+import logging
 import pathlib
 import sys
 
@@ -211,7 +212,13 @@ def test_no_network_is_told(hub, here, monkeypatch):
     monkeypatch.setattr(constants, 'ENDPOINT', nowhere)
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
                         nowhere + '/{repo_id}/resolve/{revision}/{filename}')
+    told = []
+    for name in (None, 'huggingface_hub'):  # the loggers that print; the first one as absl's does
+        handler = logging.Handler()
+        monkeypatch.setattr(handler, 'emit', lambda record: told.append(record.getMessage()))
+        monkeypatch.setattr(logging.getLogger(name), 'handlers', [handler])
     refuse(f'has not been downloaded yet, and {nowhere} cannot be reached')
+    assert sum('[Retry 1/' in message for message in told) == 1
     assert_nothing_is_kept(here)
 
 

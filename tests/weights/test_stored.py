@@ -190,10 +190,24 @@ def test_the_names_of_the_classes_of_a_folder_are_stored_with_its_run(tmp_path):
         resnet_jax.load(run)
 
 
+def test_a_name_of_the_hub_is_suggested_where_the_path_looks_like_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs').mkdir()
+    for path, hint in (('resnet50', True), ('timm/resnet50', True), ('runs/a', False),
+                       ('runs/a/b', False), ('a/b/c', False), (tmp_path / 'a', False)):
+        with pytest.raises(UserError) as raised:
+            resnet_jax.load(path)
+        assert str(raised.value) == f'there is no folder {path}' + (
+            '; weights of the Hugging Face hub are named hf:OWNER/NAME.' if hint else '.')
+
+
 def test_damage_is_told(tmp_path):
     store(tmp_path / 'a')
-    for path, told in ((tmp_path / 'nothing', 'there is no folder'),
-                       (tmp_path, 'holds no checkpoints')):
+    file = tmp_path / 'resnet50.pth'
+    file.write_bytes(b'')
+    for path, told in ((tmp_path / 'nothing', 'there is no folder .*nothing\\.$'),
+                       (tmp_path, 'holds no checkpoints'),
+                       (file, f'is a file; .*resnet_jax.convert --input={file} --output=DIR`')):
         with pytest.raises(UserError, match=told):
             resnet_jax.load(path)
     config = tmp_path / 'a' / 'config.json'
