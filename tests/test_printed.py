@@ -74,6 +74,8 @@ RUN_ELSEWHERE = {
     r'python experiments/benchmarks/regions\.py .*':
         'tests/regions/test_benchmark.py::'
         'test_the_contenders_agree_and_each_is_measured_or_says_why_not',
+    r'python -m resnet_jax.summary --config=configs/imagenet_r152\.py':
+        'tests/training/test_main.py::test_summary_prints_json_and_a_table',
     'python -m resnet_jax.compile .*':
         'tests/xla/test_compile.py::test_a_tpu_slice_is_compiled_for_without_a_tpu',
     'python -m resnet_jax.main .*init.resume_from.*':
