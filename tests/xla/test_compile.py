@@ -223,8 +223,8 @@ def test_names_of_collectives_of_any_length_keep_the_columns():
     result = {'topology': 'v5e:2*2x2', 'device': 'chip', 'devices': 8, 'parameters': 1,
               'compile_seconds': None, 'fits': True, 'memory': dict.fromkeys((
                   'arguments', 'outputs', 'temporaries', 'code', 'total', 'capacity'), 2**20),
-              'collectives': dict.fromkeys(('all-reduce', 'reduce-scatter (DCN)'),
-                                           {'count': 2, 'bytes': 1_000_000}),
+              'collectives': {name: {'count': 2, 'bytes': 1_000_000}
+                              for name in ('all-reduce', 'reduce-scatter (DCN)')},
               'flops': 1, 'model_flops': 1, 'bytes': 1, 'mfu': None,
               'communication_seconds': None, 'notes': []}
     lines = compiled.table(result).splitlines()
