@@ -56,7 +56,7 @@ NETWORKS = {
 }
 FULL = {
     'resnext50_32x4d': 25_028_904, 'resnext101_32x8d': 88_791_336, 'wide_resnet50_2': 68_883_240,
-    'resnet50d': 25_576_264, 'resnetv2_50': 25_549_352,
+    'wide_resnet101_2': 126_886_696, 'resnet50d': 25_576_264, 'resnetv2_50': 25_549_352,
 }
 
 
@@ -124,8 +124,9 @@ def test_whole_networks_equal_torchvisions_and_timms(name, tmp_path):
     assert sum(p.numel() for p in network.parameters()) == FULL[name]
     found = assert_same(randomize(network, 1), tmp_path / 'n.pth', {
         'resnext50_32x4d': 'ResNeXt-50 32x4d', 'resnext101_32x8d': 'ResNeXt-101 32x8d',
-        'wide_resnet50_2': 'Wide ResNet-50-2', 'resnet50d': 'ResNet-50-D',
-        'resnetv2_50': 'ResNet-50 v2'}[name], (1, 64, 64, 3), gradients=False)
+        'wide_resnet50_2': 'Wide ResNet-50-2', 'wide_resnet101_2': 'Wide ResNet-101-2',
+        'resnet50d': 'ResNet-50-D', 'resnetv2_50': 'ResNet-50 v2'}[name],
+        (1, 64, 64, 3), gradients=False)
     assert models.named(name) == models.create(found).clone(unroll=True)
 
 
