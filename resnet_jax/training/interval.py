@@ -136,6 +136,7 @@ class Interval:
         return self._line()
 
     def _line(self) -> str:
+        assert self.every
         seconds = self.every * self._times.step
         step, save, write = map(_text, self._times)
         return (f'checkpoints every {self.every:,} steps ({duration(seconds)}), which costs '
