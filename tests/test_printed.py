@@ -115,7 +115,7 @@ NOT_RUN = {  # normal form, or a regular expression for it: the reason
     r'python -m resnet_jax.convert --input=resnet50_half_width_open_nsfw\.npz .*': OF_OTHERS,
     r'python -m resnet_jax.main --config=configs/imagenette_finetune\.py .*': OF_OTHERS,
     'python -m resnet_jax.predict --checkpoint=runs/imagenette_finetune photos/': OF_OTHERS,
-    'python -m experiments.gallery .*photos_gradcam.*': OF_OTHERS,
+    'python -m experiments.gallery .*photos_.*': OF_OTHERS,
     'tensorboard .*': 'a server of another project, which reads the event files',
     'mkdocs serve': 'a server; the build is tested',
     'hf .*': SERVICE,
