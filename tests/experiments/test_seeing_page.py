@@ -21,6 +21,8 @@ def flat(numbers: dict) -> dict:
 NUMBERS, BLOCKS = measured('numbers'), measured('photos_blocks')
 FLAT, MAXIMISED = flat(NUMBERS), flat(measured('photos_maximised'))
 OF_BLOCKS = flat(BLOCKS)
+ATTRIBUTIONS = measured('photos_attributions')
+GRADIENTS = flat(ATTRIBUTIONS)
 PHOTOS = measured('photos')
 
 
@@ -30,8 +32,8 @@ def column(table: str, head: str, numbers: dict = NUMBERS) -> list:
     return [row[heads.index(head)] for row in rows]
 
 
-def without_fifth(table: str, order: str) -> str:
-    heads, *rows = NUMBERS['tables'][table]
+def without_fifth(order: str) -> str:
+    heads, *rows = ATTRIBUTIONS['tables']['attribution_deletion']
     row, = (row for row in rows if row[0] == order)
     return f'{row[heads.index("20 % taken away")]:.2f}'
 
@@ -80,17 +82,12 @@ SENTENCES = [
                                           for i in (1, 2, 3, 4))) + end
       for other, end in (('random', 'the activation of noise'),
                          ('best_image', 'that of the best test image'))),
-    f'within 2 % in {100 * FLAT["attribution_within_2_percent"]:.0f} % of the images (median gap '
-    f'{100 * FLAT["attribution_gap_median"]:.2f} %, largest '
-    f'{100 * FLAT["attribution_gap_largest"]:.2f} %)',
-    f'{100 * FLAT["attribution_against"]:.0f} % of them count against the class',
-    f'from {column("attribution_deletion", "0 % taken away")[0]:.2f} to '
-    f'{without_fifth("attribution_deletion", "integrated gradients")} if integrated gradients '
-    f'choose them, and to {without_fifth("attribution_deletion", "random pixels")} if they are '
-    'random',
-    f'falls to {without_fifth("gradcam_deletion", "stage2")} with the map of stage 2 and to '
-    f'{without_fifth("gradcam_deletion", "stage3")} with that of stage 3, where random pixels give '
-    f'{without_fifth("gradcam_deletion", "random pixels")}',
+    f'a median gap of {100 * GRADIENTS["attribution_gap_median"]:.1f} % (largest '
+    f'{100 * GRADIENTS["attribution_gap_largest"]:.1f} %)',
+    f'{100 * GRADIENTS["attribution_against"]:.0f} % of them count against the class',
+    f'from {column("attribution_deletion", "0 % taken away", ATTRIBUTIONS)[0]:.2f} to '
+    f'{without_fifth("integrated gradients")} if integrated gradients choose them, and to '
+    f'{without_fifth("random pixels")} if they are random',
     *(f'({FLAT["loss_surface_residual_centre"]:.4f} and {FLAT["loss_surface_plain_centre"]:.4f})',
       f'on {100 * FLAT["loss_surface_residual_low_share"]:.0f} % of its slice and on '
       f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of that of the plain',
