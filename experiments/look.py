@@ -4,7 +4,8 @@
   python -m experiments.look runs/digits --plain=runs/digits_plain --output=runs/look
   python -m experiments.look weights/resnet20 --config=configs/cifar10_r20.py \\
       --config.data.source=folder --config.data.path=DATA
-  python -m experiments.look runs/imagenette_finetune --only=filters,gradcam
+  python -m experiments.look runs/imagenette_finetune --only=maximisation --images=100 \\
+      --side=112 --ascent_steps=64 --starts=1 --channels=6
 
 The folder is the workdir of a run, or a folder of converted weights, for which --config must name
 the data. Writes report.html, numbers.json, and every chart and picture as a file in figures/.
@@ -42,8 +43,43 @@ ONLY = cli.flag(
     flags.DEFINE_list, 'only', [BLOCKS, *PICTURES],
     'Parts of the report, separated by commas: blocks is everything that is measured block by '
     f'block, and {", ".join(PICTURES)} are one section each.')
+SIDE = cli.flag(
+    flags.DEFINE_integer, 'side', None,
+    'Pixels per side of the images that maximise a channel. Default: those of the network\'s '
+    'images.', lower_bound=8)
+STEPS = cli.flag(
+    flags.DEFINE_integer, 'ascent_steps', 128, 'Steps of their optimisation.', lower_bound=1)
+STARTS = cli.flag(
+    flags.DEFINE_integer, 'starts', 4, 'Images of noise to optimise each from; the best is shown.',
+    lower_bound=1)
+CHANNELS = cli.flag(
+    flags.DEFINE_integer, 'channels', 10, 'Channels of each stage to show them for.',
+    lower_bound=1)
+GRADIENTS = cli.flag(
+    flags.DEFINE_integer, 'gradients', 4096,
+    'Gradients per image for the integrated ones, at most. They are added up until the '
+    'contributions are complete within 1.5 %.', lower_bound=64)
 
 WEIGHT = 8  # each takes about as long as this many blocks
+
+
+class Effort(NamedTuple):
+    """How much is computed for the pictures of one network.
+
+    Attributes:
+      side, steps, starts, channels: of the images that maximise a channel; see
+        `maximisation.section`.
+      gradients: per image, at most; see `integrated_gradients`.
+    """
+
+    side: int | None = None
+    steps: int = 128
+    starts: int = 4
+    channels: int = 10
+    gradients: int | None = None
+
+
+DEFAULT = Effort()
 
 
 class Found(NamedTuple):
@@ -84,7 +120,8 @@ def main(argv) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{output} cannot be written to: {error.strerror}.') from error
-    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value, ONLY.value)
+    found = look(networks, config, IMAGES.value, TRAIN_IMAGES.value, ONLY.value, Effort(
+        SIDE.value, STEPS.value, STARTS.value, CHANNELS.value, GRADIENTS.value))
     found.facts['time'] = f'{time.monotonic() - start:.0f} s on {device()}'
     write(output, title(first), found)
     for paragraph in found.paragraphs:
@@ -144,7 +181,7 @@ def named(networks: list[Any], paths: list[str]) -> dict[str, Any]:
 
 
 def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
-         only: Sequence[str] = (BLOCKS, *PICTURES)) -> Found:
+         only: Sequence[str] = (BLOCKS, *PICTURES), effort: Effort = DEFAULT) -> Found:
     """Everything that is measured.
 
     Args:
@@ -153,6 +190,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
       count: held-out images.
       train_count: training images for the probes.
       only: parts of the report, see `ONLY`; without the blocks there is no summary.
+      effort: for the pictures.
     """
     import jax
 
@@ -169,7 +207,7 @@ def look(networks: dict[str, Any], config: Any, count: int, train_count: int,
         seen, lesions, sections = block_by_block(networks, test, train, bar)
         paragraphs = answer.answer(seen, lesions)
         highlights = answer.highlights(seen, lesions)
-    makers = pictures(networks, test, train)
+    makers = pictures(networks, test, train, effort)
     for part in parts:
         bar.set_description_str(part.replace('_', ' '))
         sections.append(makers[part]())
@@ -225,7 +263,7 @@ def block_by_block(networks, test, train, bar) -> tuple[dict, dict, list]:
     return seen, lesions, sections
 
 
-def pictures(networks, test, train) -> dict[str, Callable[[], Any]]:
+def pictures(networks, test, train, effort: Effort) -> dict[str, Callable[[], Any]]:
     """Makers of the sections that show the first network itself, see `PICTURES`."""
     from experiments.seeing import (
         filters,
@@ -239,9 +277,11 @@ def pictures(networks, test, train) -> dict[str, Callable[[], Any]]:
     seen = first, test.pixels, test.labels
     return {
         'filters': lambda: filters.section(first),
-        'maximisation': lambda: maximisation.section(first, test.pixels),
+        'maximisation': lambda: maximisation.section(
+            first, test.pixels, steps=effort.steps, starts=effort.starts,
+            channels=effort.channels, side=effort.side),
         'gradcam': lambda: gradcam.section(*seen),
-        'attributions': lambda: integrated_gradients.section(*seen),
+        'attributions': lambda: integrated_gradients.section(*seen, effort.gradients),
         'loss_surface': lambda: loss_surface.section(networks, train.pixels, train.labels)}
 
 

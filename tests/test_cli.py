@@ -49,7 +49,8 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.detection_errors': 'checkpoint config least_score output',
     'experiments.gallery': 'columns output width',
     'experiments.scaling': 'output',
-    'experiments.look': 'config images only output plain train_images',
+    'experiments.look': 'ascent_steps channels config gradients images only output plain side '
+                        'starts train_images',
     BENCHMARKS + 'cifar.py': 'config json limit programs workdir workers',
     BENCHMARKS + 'compile_time.py': 'config depths json limit repeats',
     BENCHMARKS + 'detection.py': 'classes depth height json kind parts proposals regions repeats '

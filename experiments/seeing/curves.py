@@ -9,8 +9,9 @@ HEIGHT = 230  # pixels
 
 
 def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, legend: str, *,
-          domain: tuple[float, float] | None = None, scale: str = 'linear') -> alt.LayerChart:
-    """A line for each name, over the steps of a network.
+          domain: tuple[float, float] | None = None, scale: str = 'linear',
+          count: int | None = None) -> alt.LayerChart:
+    """A line for each name, over the steps of a network; of one name alone, without a legend.
 
     Args:
       steps: names of the steps, in order: T of them.
@@ -19,15 +20,18 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
       legend: its title, what the names are.
       domain: of the vertical axis.
       scale: of the vertical axis, 'linear' or 'log'.
+      count: images, where the values are percentages of them: each gets its 95 % interval.
     """
-    rows = [{'step': step, 'name': name, 'value': round(float(value), 5)}
+    rows = [{'step': step, 'name': name, 'value': round(float(value), 5),
+             **(dict(zip(('low', 'high'), interval(value, count), strict=True)) if count else {})}
             for name, series in values.items()
             for step, value in zip(steps, series, strict=True)]
     names = list(values)
     vertical = alt.Scale(type=scale, **({} if scale == 'log' else {'zero': False}),
                          **({} if domain is None else {'domain': list(domain)}))
     # Alike for color and shape: otherwise there are two legends.
-    named, key = alt.Scale(domain=names), alt.Legend(orient='top', columns=2)
+    named = alt.Scale(domain=names)
+    key = alt.Legend(orient='top', columns=2) if len(names) > 1 else None
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
                 axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
@@ -38,7 +42,21 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
                  alt.Tooltip('value:Q', format='.4')])
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
         shape=alt.Shape('name:N', title=legend, scale=named, legend=key))
-    return (base.mark_line(strokeWidth=2) + points).properties(width='container', height=HEIGHT)
+    layers = [base.mark_line(strokeWidth=2), points]
+    if count:
+        layers.insert(0, base.mark_rule(opacity=.5).encode(y='low:Q', y2='high:Q'))
+    return alt.layer(*layers).properties(width='container', height=HEIGHT)
+
+
+def interval(percent: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a percentage of so many images, in percent.
+
+    E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(percent / 100 * count), count).proportion_ci(method='wilson')
+    return round(100 * float(found.low), 3), round(100 * float(found.high), 3)
 
 
 def table(steps: Sequence[str], columns: Mapping[str, np.ndarray],

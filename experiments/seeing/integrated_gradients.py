@@ -26,6 +26,7 @@ GROUP = 8  # images that are computed at once
 SHOWN = 10
 IMAGES = 32  # over which the curves and the completeness are measured
 TOLD = 0.02  # gap
+STRONGEST = 99  # percentile of the contributions of an image that has the strongest colour
 
 
 class Attributions(NamedTuple):
@@ -62,13 +63,13 @@ class ClassScore:
 
 def integrated_gradients(score: Callable[[Any, jax.Array, jax.Array], jax.Array], weights: Any,
                          targets: np.ndarray, images: np.ndarray, baseline: float = 0.0,
-                         tolerance: float = TOLERANCE) -> Attributions:
+                         tolerance: float = TOLERANCE, most: int | None = None) -> Attributions:
     """Attributes a score to the pixels: equation 1.
 
     The integral along the straight path from the baseline is taken by Gauss-Legendre quadrature in
     pieces. The gradient of a ReLU network jumps on the way, so the pieces of an image are made
     smaller until its attributions are complete (proposition 1) within the tolerance, or there are
-    256 pieces of 16 points.
+    256 pieces of 16 points; see `POINTS` and `PIECES`.
 
     Args:
       score: (weights, targets, float32 images) -> float32 [N], each from its own image alone;
@@ -78,6 +79,7 @@ def integrated_gradients(score: Callable[[Any, jax.Array, jax.Array], jax.Array]
       images: uint8, or float in units of the full range, [N, H, W, C].
       baseline: the grey level that stands for no evidence, from 0 to 1; black by default.
       tolerance: the gap that is asked for.
+      most: gradients per image, at most; the first 64 are always taken.
     """
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
@@ -85,6 +87,8 @@ def integrated_gradients(score: Callable[[Any, jax.Array, jax.Array], jax.Array]
     difference, gap = np.zeros(len(images), np.float32), np.full(len(images), np.inf, np.float32)
     points = np.zeros(len(images), int)
     for pieces in PIECES:
+        if most is not None and pieces > PIECES[0] and pieces * POINTS > most:
+            break
         left = np.flatnonzero(gap > tolerance)
         for start in range(0, len(left), GROUP):
             rows = left[start:start + GROUP]
@@ -116,29 +120,33 @@ def _integrate(score, weights, targets, images, baseline, pieces):
     return way * mean, difference
 
 
-def section(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Section:
+def section(network: Classifier, images: np.ndarray, labels: np.ndarray,
+            most: int | None = None) -> Section:
     """Attributions for the predicted classes of some images, and what the pixels are worth.
 
     Args:
       network: a trained network.
       images, labels: of the test split, uint8 [N, H, W, C] and int [N].
+      most: gradients per image, at most; see `integrated_gradients`.
     """
     shown = pictures.one_of_each(labels, SHOWN)
     chosen = np.concatenate([shown, np.setdiff1d(np.arange(len(images)), shown)])[:IMAGES]
     images, labels = images[chosen], labels[chosen]
     predicted = network.predict(images).argmax(1)
     found = integrated_gradients(
-        ClassScore(looped(network.model)), on_device(network), predicted, images)
+        ClassScore(looped(network.model)), on_device(network), predicted, images, most=most)
     maps = found.values.sum(-1)
     curves = deletion.compare(network, images, predicted, {'integrated gradients': maps})
     within = int((found.gap <= TOLD).sum())
     against = -np.minimum(maps, 0).sum((1, 2)) / np.abs(maps).sum((1, 2))
-    tiles = [pictures.enlarged(x) for x in (
-        pictures.to_rgb(images[:len(shown)]), pictures.signed(maps[:len(shown)]))]
+    cells = pictures.summed(maps[:len(shown)])
+    photos = pictures.enlarged(pictures.to_rgb(images[:len(shown)]))
+    colours = pictures.enlarged(pictures.signed(cells, STRONGEST))
+    tiles = [photos, pictures.scaled(colours, *photos.shape[1:3])]
     at = deletion.SHARES.index(deletion.TOLD)
     caption = (
         f'Red pixels raised the score of the predicted class, compared with a black image, and '
-        f'blue ones lowered it; each picture is scaled by its own strongest pixel. In {within} of '
+        f'blue ones lowered it; each picture has a scale of its own. In {within} of '
         f'{len(images)} images the contributions add up to the difference of the scores within '
         f'2 %; the median gap is {100 * np.median(found.gap):.2f} % and the largest '
         f'{100 * found.gap.max():.2f} %, with {np.median(found.points):.0f} gradients for the '

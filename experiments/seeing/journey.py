@@ -16,7 +16,7 @@ from experiments.seeing.section import Section
 REFERENCE = ('P. Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966; '
              'L. McInnes, J. Healy and J. Melville, "UMAP", 2018.')
 THUMBNAIL = 48  # pixels per side, at most
-SIDE = 380  # pixels of a panel
+SIDE, STILL = 380, 180  # pixels of a panel that moves, and of one that does not
 # One for each of the ten classes, beside its colour and its name.
 SHAPES = ('circle', 'square', 'cross', 'diamond', 'triangle-up', 'triangle-down', 'triangle-left',
           'triangle-right', 'M0,-1L.3,-.3L1,0L.3,.3L0,1L-.3,.3L-1,0L-.3,-.3Z',
@@ -66,7 +66,8 @@ def _moving(images: Images, steps, projections: Mapping[str, Projections]) -> al
     for number, points in enumerate(panels.values()):
         for row, path in zip(rows, np.round(points, 3).transpose(1, 2, 0).tolist(), strict=True):
             row[f'x{number}'], row[f'y{number}'] = path
-    charts = [_panel(number, f'{name}: {method}', _reach(points), images)
+    charts = [_panel(number, method if len(projections) == 1 else f'{name}: {method}',
+                     _reach(points), images)
               for number, ((name, method), points) in enumerate(panels.items())]
     lines = [alt.hconcat(*charts[i:i + 2], spacing=14) for i in range(0, len(charts), 2)]
     return alt.vconcat(*lines, data=alt.Data(values=rows), spacing=14,
@@ -96,18 +97,26 @@ def _stills(images: Images, networks, projections) -> alt.TopLevelMixin:
     first = next(iter(networks.values()))
     shown = [0, 1, *ends(first.steps, first.blocks)]
     names = _names(images)
-    rows = [{'network': name, 'step': first.steps[i], 'class': label,
-             'x': round(float(x), 3), 'y': round(float(y), 3)}
-            for name, points in projections.items() for i in shown
-            for label, (x, y) in zip(names, points.pca[i], strict=True)]
-    reach = _reach(*(points.pca for points in projections.values()))
+    rows = []
+    for name, points in projections.items():
+        panels = []
+        for i in shown:
+            title = first.steps[i] if len(projections) == 1 else f'{name}: {first.steps[i]}'
+            panels.append(_still_panel(title, names, points.pca[i], images))
+        rows.append(alt.hconcat(*panels, spacing=10))
+    return alt.vconcat(*rows, spacing=10).resolve_scale(color='shared', shape='shared')
+
+
+def _still_panel(title: str, names: list[str], points: np.ndarray, images: Images) -> alt.Chart:
+    """The points of one step, as large as the panel allows: the scale has no meaning."""
+    reach = _reach(points)
     domain = alt.Scale(domain=[-reach, reach], nice=False)
-    return alt.Chart(alt.Data(values=rows)).mark_point(
-        filled=True, size=16, opacity=.8, strokeWidth=0).encode(
+    rows = [{'class': label, 'x': round(float(x), 3), 'y': round(float(y), 3)}
+            for label, (x, y) in zip(names, points, strict=True)]
+    return alt.Chart(alt.Data(values=rows), title=title).mark_point(
+        filled=True, size=24, opacity=.8, strokeWidth=0).encode(
         x=alt.X('x:Q', scale=domain, axis=None), y=alt.Y('y:Q', scale=domain, axis=None),
-        column=alt.Column('step:N', sort=[first.steps[i] for i in shown], title=None),
-        row=alt.Row('network:N', sort=list(projections), title=None),
-        **_classes(images)).properties(width=140, height=140)
+        **_classes(images)).properties(width=STILL, height=STILL)
 
 
 def _classes(images: Images) -> dict:
@@ -126,8 +135,8 @@ def _short(name: str) -> str:
     return name.split(',')[0]
 
 
-def _reach(*points: np.ndarray) -> float:
-    return 1.06 * max(float(np.abs(x).max()) for x in points)
+def _reach(points: np.ndarray) -> float:
+    return 1.06 * float(np.abs(points).max())
 
 
 def thumbnail(pixels: np.ndarray) -> str:

@@ -19,6 +19,7 @@ from resnet_jax.tasks.classification.classifier import Classifier
 
 REFERENCE = ('A. Veit, M. Wilber and S. Belongie, "Residual Networks Behave Like Ensembles of '
              'Relatively Shallow Networks", 2016, sections 4.1 and 4.3.')
+LONG = 8  # characters: longer names of bars are slanted
 MOST_PAIRS = 120  # to swap at most; if there are more, this many are drawn at random
 
 
@@ -85,28 +86,25 @@ def section(networks: Mapping[str, Lesions]) -> Section:
     """Section of the report. The keys are the networks' names."""
     first = next(iter(networks.values()))
     names, count = list(networks), len(first.blocks)
-    rows = [{'block': block, 'network': name, 'error': round(float(value), 3)}
-            for name, lesions in networks.items()
-            for block, value in zip(lesions.blocks, lesions.deleted, strict=True)]
-    charts = {'deletion': alt.Chart(alt.Data(values=rows)).mark_bar().encode(
-        x=alt.X('block:O', sort=list(first.blocks), title='deleted block (stage.block)',
-                axis=alt.Axis(labelAngle=0, labelOverlap='greedy')),
-        xOffset=alt.XOffset('network:N', sort=names),
-        y=alt.Y('error:Q', title='top-1 error without it (%)'),
-        color=alt.Color('network:N', sort=names, legend=alt.Legend(orient='top')),
-        tooltip=['block:O', 'network:N', alt.Tooltip('error:Q', format='.2f')],
-    ).properties(width='container', height=curves.HEIGHT)}
+    whole = {name: lesions.whole for name, lesions in networks.items()}
+    charts = {'deletion': _bars(
+        {name: dict(zip(x.blocks, x.deleted, strict=True)) for name, x in networks.items()},
+        whole, 'deleted block (stage.block)', 'top-1 error without it (%)')}
     described = {'deletion': ' '.join(
         _deletion(name, lesions) for name, lesions in networks.items())}
     if first.swapped:
-        charts['swapping'] = alt.hconcat(*(_swaps(name, x) for name, x in networks.items()))
+        charts['swapping'] = _bars(
+            {name: {f'{x.blocks[i]} and {x.blocks[j]}': error
+                    for (i, j), error in x.swapped.items()} for name, x in networks.items()},
+            whole, 'blocks that changed places (stage.block)', 'top-1 error (%)')
         described['swapping'] = ' '.join(
             _swapping(name, lesions) for name, lesions in networks.items())
     return Section(
         'Deleting and swapping blocks',
         'If every block only refines what it is given, the others should cope without it, or with '
         'it in another place. A deleted block passes on what it carries; no weights are '
-        'retrained. Blocks that change the shape are deleted too, but are not swapped.',
+        'retrained. Blocks that change the shape are deleted too, but are not swapped. The line '
+        'is the error of the network as it is.',
         REFERENCE, charts, described,
         numbers={f'{key}_{name}': value for name, lesions in networks.items() for key, value in {
             'error': lesions.whole,
@@ -125,18 +123,31 @@ def section(networks: Mapping[str, Lesions]) -> Section:
                           for i, j in first.swapped])})
 
 
-def _swaps(name: str, lesions: Lesions) -> alt.Chart:
-    rows = [{'a': lesions.blocks[i], 'b': lesions.blocks[j], 'error': round(value, 3)}
-            for (i, j), value in lesions.swapped.items()]
-    axis = alt.Axis(labelAngle=0, labelOverlap='greedy', grid=False)
-    order = list(lesions.blocks)
-    return alt.Chart(alt.Data(values=rows), title=name).mark_rect().encode(
-        x=alt.X('a:O', sort=order, title='block (stage.block)', axis=axis),
-        y=alt.Y('b:O', sort=order, title='swapped with', axis=axis),
-        color=alt.Color('error:Q', title='error (%)', scale=alt.Scale(
-            scheme='viridis', domain=[0, 100])),
-        tooltip=['a:O', 'b:O', alt.Tooltip('error:Q', format='.2f')],
-    ).properties(width=300, height=260)
+def _bars(errors: Mapping[str, Mapping[str, float]], whole: Mapping[str, float], what: str,
+          title: str) -> alt.LayerChart:
+    """A bar for every change to every network, and a line for the network as it is.
+
+    Args:
+      errors: by network and change, in percent.
+      whole: the error of each network, in percent.
+      what, title: of the axes.
+    """
+    names = list(errors)
+    rows = [{'change': change, 'network': name, 'error': round(float(error), 3)}
+            for name, changes in errors.items() for change, error in changes.items()]
+    legend = alt.Legend(orient='top') if len(names) > 1 else None
+    changes = list(next(iter(errors.values())))
+    color = alt.Color('network:N', sort=names, legend=legend)
+    bars = alt.Chart(alt.Data(values=rows)).mark_bar().encode(
+        x=alt.X('change:O', sort=changes, title=what, axis=alt.Axis(
+            labelAngle=0 if max(map(len, changes)) < LONG else -45, labelOverlap='greedy')),
+        xOffset=alt.XOffset('network:N', sort=names),
+        y=alt.Y('error:Q', title=title), color=color,
+        tooltip=['change:O', 'network:N', alt.Tooltip('error:Q', format='.2f')])
+    lines = alt.Chart(alt.Data(values=[
+        {'network': name, 'error': round(error, 3)} for name, error in whole.items()])).mark_rule(
+            strokeDash=[4, 3]).encode(y='error:Q', color=color)
+    return (bars + lines).properties(width='container', height=curves.HEIGHT)
 
 
 def _deletion(name: str, lesions: Lesions) -> str:

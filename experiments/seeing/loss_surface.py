@@ -160,7 +160,7 @@ def section(networks: Mapping[str, Classifier], images: np.ndarray, labels: np.n
         told.append(
             f'{name}: {values["centre"]:.4f} in the middle, below {LOW:.0f} on '
             f'{100 * values["low_share"]:.0f} % of the slice, with a median of '
-            f'{values["median"]:.2f} and a maximum of {values["highest"]:.3g}; '
+            f'{values["median"]:.2f} and a maximum of {values["highest"]:,.1f}; '
             f'{values["local_minima"]} local '
             f'{"minimum" if values["local_minima"] == 1 else "minima"}')
     chance = math.log(next(iter(networks.values())).config.model.num_classes)

@@ -3,7 +3,7 @@
 Gradient ascent on the pixels: K. Simonyan et al., "Deep Inside Convolutional Networks", 2014; with
 the regularisers of J. Yosinski et al., "Understanding Neural Networks Through Deep Visualization",
 2015 (decay and blur), and of C. Olah et al., "Feature Visualization", 2017 (jitter, and an image
-parametrised by waves that favours low frequencies).
+parametrised by waves that favours low frequencies, in colours as correlated as those of real ones).
 """
 
 import functools
@@ -27,6 +27,7 @@ CONTRAST = 4.0  # scores of the sigmoid that makes pixels, for one unit of the w
 STARTS = 4  # of which the best counts: a channel that a first image leaves silent gives no gradient
 RANDOM_IMAGES = 16  # that an optimised image is compared with
 CHANNELS = 10  # shown of each stage
+CLASSES = 10  # shown
 IMAGES = 512  # of the test split, at most, for comparison
 
 
@@ -47,8 +48,9 @@ class Maximised(NamedTuple):
 
 def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np.ndarray,
              shape: tuple[int, int, int], key: jax.Array, *, steps: int = STEPS,
-             decay: float = 0.03, blur: float = 0.03) -> Maximised:
-    """Optimises one image for each target channel, from four starts, and keeps the best.
+             starts: int = STARTS, decay: float = 0.03, blur: float = 0.03,
+             colors: np.ndarray | None = None) -> Maximised:
+    """Optimises one image for each target channel, from several starts, and keeps the best.
 
     Args:
       model: a network with a head.
@@ -58,16 +60,21 @@ def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np
       shape: (H, W, C) of the images.
       key: of the first images, the jitter and the noise.
       steps: of Adam.
+      starts: images of noise to start from.
       decay: share of every wave that is taken away at each step, which pulls pixels to mid-grey.
       blur: the share more that the fastest waves lose, the slower ones less by the square.
+      colors: what mixes C independent waves to the C channels of the pixels, float [C, C]; see
+        `color_mixture`. By default the channels are independent.
     """
+    colors = np.eye(shape[-1]) if colors is None else colors
     found = _maximise(model, weights, stage, jnp.asarray(targets, jnp.int32), shape, key, steps,
-                      jnp.float32(decay), jnp.float32(blur))
+                      starts, jnp.float32(decay), jnp.float32(blur),
+                      jnp.asarray(colors, jnp.float32))
     return Maximised(*map(np.asarray, found))
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'stage', 'shape', 'steps'))
-def _maximise(model, weights, stage, targets, shape, key, steps, decay, blur):
+@functools.partial(jax.jit, static_argnames=('model', 'stage', 'shape', 'steps', 'starts'))
+def _maximise(model, weights, stage, targets, shape, key, steps, starts, decay, blur, colors):
     """What `Maximised` holds."""
     first_key, jitter_key, noise_key = jax.random.split(key, 3)
 
@@ -76,19 +83,19 @@ def _maximise(model, weights, stage, targets, shape, key, steps, decay, blur):
         return jnp.take_along_axis(means, targets[:, None], 1)[:, 0]
 
     n = len(targets)
-    repeated = jnp.tile(targets, STARTS)
-    tried = _ascend(lambda images: activation(images, repeated).sum(), (n * STARTS, *shape),
-                    first_key, jax.random.split(jitter_key, steps), decay, blur)
-    reached = activation(tried, repeated).reshape(STARTS, n)
+    repeated = jnp.tile(targets, starts)
+    tried = _ascend(lambda images: activation(images, repeated).sum(), (n * starts, *shape),
+                    first_key, jax.random.split(jitter_key, steps), decay, blur, colors)
+    reached = activation(tried, repeated).reshape(starts, n)
     best = reached.argmax(0)
-    images = tried.reshape(STARTS, n, *shape)[best, jnp.arange(n)]
+    images = tried.reshape(starts, n, *shape)[best, jnp.arange(n)]
     noise = jax.lax.map(
         lambda key: activation(noise_of_length(key, images, weights[1]), targets),
         jax.random.split(noise_key, RANDOM_IMAGES))
     return images, reached.max(0), noise.T
 
 
-def _ascend(objective, shape, first_key, jitter_keys, decay, blur):
+def _ascend(objective, shape, first_key, jitter_keys, decay, blur, colors):
     """Images from 0 to 1, float32 [n, H, W, C], one step for each of the keys of the jitter."""
     n, height, width, channels = shape
     frequency = jnp.hypot(jnp.fft.fftfreq(height)[:, None], jnp.fft.rfftfreq(width)[None, :])
@@ -102,7 +109,7 @@ def _ascend(objective, shape, first_key, jitter_keys, decay, blur):
     def pixels(waves):
         spectrum = jax.lax.complex(*waves) * amplitude
         image = jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
-        return jax.nn.sigmoid(CONTRAST * image)
+        return jax.nn.sigmoid(CONTRAST * image @ colors)
 
     def loss(waves, shift):
         return -objective(jnp.roll(pixels(waves), shift, (1, 2)))
@@ -121,6 +128,25 @@ def _ascend(objective, shape, first_key, jitter_keys, decay, blur):
     waves = tuple(0.3 * jax.random.normal(first_key, size))
     (waves, _), _ = jax.lax.scan(step, (waves, optimizer.init(waves)), jitter_keys)
     return pixels(waves)
+
+
+def color_mixture(images: np.ndarray) -> np.ndarray:
+    """Mixes independent channels into colours as correlated as those of some images.
+
+    The symmetric square root of the covariance of their pixels, scaled to a mean variance of 1.
+
+    Args:
+      images: uint8 or float [N, H, W, C].
+
+    Returns:
+      float64 [C, C]; the identity if all pixels are alike.
+    """
+    channels = images.shape[-1]
+    covariance = np.cov(images.reshape(-1, channels).T.astype(float)).reshape(channels, channels)
+    if not covariance.trace():
+        return np.eye(channels)
+    values, vectors = np.linalg.eigh(covariance / covariance.trace() * channels)
+    return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
 
 
 def noise_of_length(key: jax.Array, images: jax.Array, normalization) -> jax.Array:
@@ -143,7 +169,7 @@ def noise_of_length(key: jax.Array, images: jax.Array, normalization) -> jax.Arr
 
 
 def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: int = STEPS,
-            ) -> Section:
+            starts: int = STARTS, channels: int = CHANNELS, side: int | None = None) -> Section:
     """Images that maximise the classes and some channels of every stage, beside test images.
 
     Args:
@@ -151,18 +177,23 @@ def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: in
       images: of the test split, uint8 [N, H, W, C].
       seed: of the first images and the jitter.
       steps: of the optimisation.
+      starts: images of noise that each is optimised from; the best result is shown.
+      channels: shown of each stage.
+      side: pixels of the optimised images; by default they have the size of the test images.
     """
     images = images[:IMAGES]
-    model, weights = looped(network.model), on_device(network)
+    shape = images.shape[1:] if side is None else (side, side, images.shape[-1])
+    model, weights, colors = looped(network.model), on_device(network), color_mixture(images)
     stages = [stage for stage in network.stages if stage.startswith('stage')]
     found, numbers, told = {}, {}, []
     for number, stage in enumerate([*stages, SCORES]):
         means = _channel_means(network, images, stage)
         # Of a stage, the channels that tell the images apart most; of the scores, the first ones.
-        targets = (np.arange(means.shape[1]) if stage == SCORES
-                   else np.argsort(-means.std(0), kind='stable'))[:CHANNELS]
-        result = maximise(model, weights, stage, targets, images.shape[1:],
-                          jax.random.fold_in(jax.random.key(seed), number), steps=steps)
+        targets = (np.arange(means.shape[1])[:CLASSES] if stage == SCORES
+                   else np.argsort(-means.std(0), kind='stable')[:channels])
+        result = maximise(model, weights, stage, targets, shape,
+                          jax.random.fold_in(jax.random.key(seed), number), steps=steps,
+                          starts=starts, colors=colors)
         best = means[:, targets]
         found[stage] = result, images[best.argmax(0)]
         if stage != SCORES:
@@ -172,13 +203,14 @@ def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: in
                         f'maximised_over_best_image_{stage}': float(over_best)}
             told.append(f'{over_noise:.1f} and {over_best:.1f} in {stage}')
     result, _ = found[SCORES]
-    names = network.classes[:CHANNELS]
+    names = network.classes[:CLASSES]
     probability = network.predict(result.images)[np.arange(len(names)), np.arange(len(names))]
     numbers['maximised_class_probability'] = float(np.median(probability))
     numbers['maximised_class_score'] = float(np.median(result.activation))
     caption = (
-        f'Every image was optimised in {steps} steps, from {STARTS} images of noise, and is the '
-        f'best of the {STARTS}. For the classes '
+        f'Every image has {shape[0]} x {shape[1]} pixels and was optimised in {steps} steps'
+        f'{f", from {starts} images of noise, and is the best of them" if starts > 1 else ""}. '
+        'For the classes '
         f'{", ".join(names)}, the network gives the class of each image a median probability of '
         f'{100 * numbers["maximised_class_probability"]:.1f} % (lowest: '
         f'{100 * probability.min():.1f} %); the median score is '
@@ -208,14 +240,20 @@ def _channel_means(network: Classifier, images: np.ndarray, stage: str) -> np.nd
 
 def _picture(found, stages: list[str], what: str) -> Picture:
     """Two rows per stage: the optimised images, and the test images that come closest."""
-    rows = [part for stage in stages for part in (found[stage][0].images, found[stage][1])]
+    rows, names = [], []
+    for stage in stages:
+        result, best = found[stage]
+        side = result.images.shape[1:3]
+        rows += [pictures.to_rgb(result.images), pictures.scaled(pictures.to_rgb(best), *side)]
+        names += [_title(stage) + 'optimised', 'best test image']
     columns = max(map(len, rows))
-    tiles = [np.concatenate([pictures.to_rgb(row), np.zeros(
-        (columns - len(row), *row.shape[1:3], 3), np.uint8)]) for row in rows]
-    where = f' of {", ".join(stages)}, from above' if what == 'channel' else ''
+    tiles = [pictures.enlarged(np.concatenate([row, np.full(
+        (columns - len(row), *row.shape[1:]), pictures.PAPER, np.uint8)])) for row in rows]
     return Picture(
-        pictures.mosaic(np.concatenate(tiles), columns),
-        alt=f'Rows in pairs{where}: images that were optimised for a {what}, and under each the '
-            f'test image with the highest activation of this {what}.',
-        caption=f'Upper row of each pair: optimised; lower row: the test image with the highest '
-                f'activation of the same {what}{where}.')
+        pictures.mosaic(np.concatenate(tiles), columns, names),
+        alt=f'Rows in pairs: images that were optimised for a {what}, and under each the test '
+            f'image with the highest activation of this {what}.')
+
+
+def _title(stage: str) -> str:
+    return '' if stage == SCORES else f'{stage.replace("stage", "stage ")}: '

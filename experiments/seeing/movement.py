@@ -50,8 +50,8 @@ def section(networks: Mapping[str, Representation]) -> Section:
 
 def _told(series: np.ndarray, steps: Sequence[str]) -> str:
     lowest, highest = int(series.argmin()), int(series.argmax())
-    return (f'{series[lowest]:.2f} (block {steps[lowest]}) to {series[highest]:.2f} (block '
-            f'{steps[highest]}), with a median of {np.median(series):.2f}; over the depth it '
+    return (f'{series[lowest]:z.2f} (block {steps[lowest]}) to {series[highest]:z.2f} (block '
+            f'{steps[highest]}), with a median of {np.median(series):z.2f}; over the depth it '
             f'{_trend(series)}.')
 
 
@@ -63,4 +63,4 @@ def _trend(series: np.ndarray) -> str:
         return 'has too few blocks to show a trend'
     correlation = float(spearmanr(np.arange(len(series)), series).statistic)
     verb = 'rises' if correlation > .5 else 'falls' if correlation < -.5 else 'shows no trend'
-    return f'{verb} (rank correlation {correlation:.2f})'
+    return f'{verb} (rank correlation {correlation:z.2f})'

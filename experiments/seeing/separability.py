@@ -26,11 +26,12 @@ def section(networks: Mapping[str, Representation]) -> Section:
     series = {key: {name: getattr(network, field) for name, network in networks.items()}
               for key, (field, _) in measures.items()}
     charts = {f'separability_{key}': curves.lines(
-        steps, series[key], title, 'network', scale='log' if key == 'scatter' else 'linear')
+        steps, series[key], title, 'network', scale='log' if key == 'scatter' else 'linear',
+        count=None if key == 'scatter' else count)
         for key, (_, title) in measures.items()}
     charts['class_share'] = curves.lines(
         first.blocks,
-        {f'{part}, {name}': getattr(network, f'{part}_share')
+        {part if len(networks) == 1 else f'{part}, {name}': getattr(network, f'{part}_share')
          for name, network in networks.items() for part in ('carried', 'branch')},
         'share of the variance between classes', 'part of the block', domain=(0, 1))
     described = {
@@ -45,7 +46,8 @@ def section(networks: Mapping[str, Representation]) -> Section:
         f'Four views of one question, on {count} held-out images: a logistic regression fitted to '
         'training images, once on the whole feature map and once on its average over all '
         'positions, which is all that the last layer sees; the class of the nearest other image; '
-        'and the scatter between the classes over the scatter within them. Last, which part of '
+        'and the scatter between the classes over the scatter within them. The bars are 95 % '
+        'intervals for other images of this kind. Last, which part of '
         'the variance lies between the classes in what a block carries, and in what its branch '
         'adds.',
         REFERENCE, charts, described,

@@ -26,7 +26,8 @@ def chance(network: Representation) -> float:
 def section(networks: Mapping[str, Representation]) -> Section:
     """Section of the report. The keys are the networks' names."""
     steps = next(iter(networks.values())).steps
-    maps = alt.hconcat(*(_heatmap(name, network) for name, network in networks.items()))
+    maps = alt.hconcat(*(_heatmap(name if len(networks) > 1 else '', network)
+                         for name, network in networks.items()))
     pixels = {name: network.cka[0] for name, network in networks.items()}
     level = {name: chance(network) for name, network in networks.items()}
     near = ' '.join(_with_pixels(name, network, level[name])

@@ -91,6 +91,34 @@ def test_a_mosaic_keeps_every_tile():
     assert (picture[0] == pictures.PAPER).all()
 
 
+def test_the_rows_of_a_mosaic_are_named_in_a_margin_and_keep_their_tiles():
+    tiles = np.full((4, 64, 64, 3), 200, np.uint8)
+    plain = pictures.mosaic(tiles, 2)
+    named = pictures.mosaic(tiles, 2, ['stage 1', 'best test image'])
+    margin = named.shape[1] - plain.shape[1]
+    assert named.shape[0] == plain.shape[0] and margin > 0
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    for row in np.split(named[:-4, :margin], 2):
+        assert row.min() < 60  # letters, on grey
+
+
+def test_summing_over_windows_keeps_the_total_and_needs_no_multiple():
+    maps = np.arange(2 * 10 * 7, dtype=float).reshape(2, 10, 7)
+    found = pictures.summed(maps, 4)
+    assert found.shape == (2, 4, 3)
+    np.testing.assert_allclose(found.sum((1, 2)), maps.sum((1, 2)))
+    assert found[0, 0, 0] == maps[0, :3, :3].sum()
+    np.testing.assert_array_equal(pictures.summed(maps, 10), maps)
+
+
+def test_one_strong_pixel_pales_the_others_unless_a_percentile_is_given():
+    maps = np.full((1, 10, 10), 0.1)
+    maps[0, 0, 0] = 10
+    pale, strong = pictures.signed(maps)[0, 5, 5], pictures.signed(maps, 98)[0, 5, 5]
+    assert pale[1] > 235 and strong[1] == 0
+    assert tuple(pictures.signed(maps, 98)[0, 0, 0]) == tuple(pictures.DIVERGING[-1])
+
+
 def test_zero_is_white_and_the_signs_are_blue_and_red():
     blue, white, red = pictures.signed(np.array([[[-2.0, 0.0, 1.0]]]))[0, 0].astype(int)
     assert len(set(white)) == 1 and blue[2] > blue[0] and red[0] > red[2]

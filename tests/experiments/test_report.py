@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.seeing import answer, journey, lesion, movement, separability, similarity
+from experiments.seeing import answer, curves, journey, lesion, movement, separability, similarity
 from experiments.seeing.images import Images
 from experiments.seeing.projection import Projections
 from experiments.seeing.representation import Representation
@@ -110,6 +110,37 @@ def test_the_answer_follows_the_numbers():
     assert 'without 2 of the 3 blocks' in text[2] and 'without block 1.1 it is 30.0 %' in text[2]
     both = answer.answer(NETWORKS, LESIONS)
     assert 'No block of the plain network can be spared' in both[-1]
+
+
+def legends(chart):
+    """The legends of all layers of a chart; None where there is none."""
+    return [layer['encoding'][channel]['legend'] for layer in chart.to_dict()['layer']
+            for channel in ('color', 'shape') if channel in layer['encoding']]
+
+
+def test_a_network_alone_needs_no_legend():
+    for name, section, networks in (
+            ('movement_branch_over_carried', movement.section, NETWORKS),
+            ('separability_probe_of_mean', separability.section, NETWORKS),
+            ('deletion', lesion.section, LESIONS)):
+        alone = {'residual': networks['residual']}
+        assert not any(legends(section(alone).charts[name])), name
+        assert all(legends(section(networks).charts[name])), name
+
+
+def test_swapped_blocks_are_bars_beside_the_error_of_the_whole_network():
+    layers = lesion.section(LESIONS).charts['swapping'].to_dict()['layer']
+    bars, whole = (layer['data']['values'] for layer in layers)
+    assert bars == [{'change': '1.1 and 2.1', 'network': 'residual', 'error': 9.0},
+                    {'change': '1.1 and 2.1', 'network': 'plain', 'error': 90.0}]
+    assert [row['error'] for row in whole] == [1.0, 2.0]
+
+
+def test_a_percentage_has_the_interval_of_wilson():
+    # (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n), with z = 1.96, by hand.
+    np.testing.assert_allclose(curves.interval(50, 100), (40.38, 59.62), atol=0.01)
+    np.testing.assert_allclose(curves.interval(98, 100), (93.00, 99.45), atol=0.01)
+    np.testing.assert_allclose(curves.interval(100, 300), (98.74, 100), atol=0.01)
 
 
 def test_charts_are_written_beside_the_page(tmp_path):

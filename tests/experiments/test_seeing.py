@@ -20,6 +20,7 @@ from resnet_jax.data.digits import digits
 from resnet_jax.tasks.network import normalized, outputs
 from resnet_jax.training.loop import train
 from tests import tiny
+from tests.experiments import hand_set
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,36 @@ def test_attributions_of_a_polynomial_are_exact():
     expected = targets[:, None, None, None] * weights * (images.astype(float) ** 3 - 0.5 ** 3)
     np.testing.assert_allclose(found.values, expected, atol=2e-5)
     assert (found.points == 64).all() and found.gap.max() < 1e-3
+
+
+def test_no_more_gradients_are_taken_than_asked_for():
+    rng = np.random.default_rng(0)
+    weights, images = rng.normal(size=(4, 4, 3)), rng.random((3, 4, 4, 3), np.float32)
+    for most, taken in ((64, 64), (100, 64), (256, 256)):
+        found = integrated_gradients.integrated_gradients(
+            cubes, weights.astype(np.float32), np.ones(3), images, tolerance=0.0, most=most)
+        assert (found.points == taken).all() and found.gap.max() < 1e-3
+
+
+def test_colours_are_mixed_as_those_of_the_images_are_correlated():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(5, 9, 9, 3)) @ np.array([[3, 2, 2], [0, 1, 0.5], [0, 0, 0.5]])
+    mixture = maximisation.color_mixture(images)
+    covariance = np.cov(images.reshape(-1, 3).T)
+    np.testing.assert_allclose(mixture @ mixture / 3, covariance / covariance.trace(), atol=1e-9)
+    np.testing.assert_allclose(maximisation.color_mixture(TEST.images[:9]), [[1]])
+    np.testing.assert_array_equal(maximisation.color_mixture(np.zeros((2, 4, 4, 3))), np.eye(3))
+
+
+def test_optimised_images_have_the_size_and_the_number_asked_for():
+    section = maximisation.section(hand_set.network(), hand_set.images(), steps=2, starts=1,
+                                   channels=3, side=16)
+    rows = {'maximised_classes': (2, 10), 'maximised_channels': (6, 3)}
+    for name, (count, columns) in rows.items():
+        height, width, _ = section.pictures[name].pixels.shape
+        assert height == count * (64 + 4) + 4  # enlarged to 64 pixels, with lines of 4 between
+        assert width > columns * (64 + 4) + 4
+    assert '16 x 16 pixels' in section.caption and 'best of' not in section.caption
 
 
 @pytest.mark.slow
