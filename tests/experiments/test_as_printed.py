@@ -88,8 +88,18 @@ def write_ledger(folder, kinds):
      'runs/digits_r20/look/report.html', ''),
     (as_printed('python -m experiments.look WORKDIR', FEW + ' --only=filters --output=page'),
      'page/report.html', ''),
-    (as_printed('python -m experiments.look runs/imagenette_finetune --only=filters,gradcam '
-                '--images=100', FEW), 'runs/imagenette_finetune/look/report.html', ''),
+    (as_printed('python -m experiments.look runs/imagenette_finetune --output=runs/seen/filters '
+                '--only=filters,gradcam --images=100', FEW), 'runs/seen/filters/report.html', ''),
+    (as_printed('python -m experiments.look runs/imagenette_finetune --output=runs/seen/blocks '
+                '--only=blocks --images=200 --train_images=400', FEW + ' --only=filters'),
+     'runs/seen/blocks/report.html', ''),
+    (as_printed('python -m experiments.look runs/imagenette_finetune --output=runs/seen/maximised '
+                '--only=maximisation --images=100 --side=112 --ascent_steps=64 --starts=1 '
+                '--channels=6', FEW + ' --side=8 --ascent_steps=2 --channels=2'),
+     'runs/seen/maximised/report.html', ''),
+    (as_printed('python -m experiments.look runs/imagenette_finetune '
+                '--output=runs/seen/attributions --only=attributions --images=24 --gradients=64',
+                FEW), 'runs/seen/attributions/report.html', ''),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
 def test_a_command_writes_what_it_is_for(run, words, file, says):
     assert says in run(words)
@@ -97,16 +107,24 @@ def test_a_command_writes_what_it_is_for(run, words, file, says):
 
 
 @pytest.mark.slow
-def test_pictures_of_a_report_are_put_side_by_side(run):
-    figures = run.folder / 'runs' / 'imagenette_finetune' / 'look' / 'figures'
-    figures.mkdir(parents=True, exist_ok=True)
-    PIL.Image.new('RGB', (60, 40)).save(figures / 'gradcam_maps.png')
-    (run.folder / 'docs' / 'seeing').mkdir(parents=True, exist_ok=True)
-    run(as_printed('python -m experiments.gallery --output=docs/seeing/photos_gradcam.jpg '
-                   '--columns=1 --width=1100 '
-                   'runs/imagenette_finetune/look/figures/gradcam_maps.png'))
-    with PIL.Image.open(run.folder / 'docs' / 'seeing' / 'photos_gradcam.jpg') as picture:
-        assert picture.width >= 1100
+@pytest.mark.parametrize('words', [
+    as_printed('python -m experiments.gallery --output=docs/seeing/photos_gradcam.jpg --columns=1 '
+               '--width=1100 runs/seen/filters/figures/gradcam_maps.png'),
+    as_printed('python -m experiments.gallery --output=docs/seeing/photos_attributions.jpg '
+               '--columns=1 --width=1100 runs/seen/attributions/figures/attributions.png'),
+    as_printed('python -m experiments.gallery --output=docs/seeing/photos_maximised_classes.jpg '
+               '--columns=1 --width=1100 runs/seen/maximised/figures/maximised_classes.png'),
+    as_printed('python -m experiments.gallery --output=docs/seeing/photos_maximised_channels.jpg '
+               '--columns=1 --width=600 runs/seen/maximised/figures/maximised_channels.png'),
+], ids=lambda words: words[-1].rpartition('/')[2])
+def test_pictures_of_a_report_are_put_side_by_side(run, words):
+    figure, made = run.folder / words[-1], run.folder / words[1].partition('=')[2]
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new('RGB', (60, 40)).save(figure)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    run(words)
+    with PIL.Image.open(made) as picture:
+        assert picture.width >= int(words[3].partition('=')[2])
 
 
 @pytest.mark.slow
