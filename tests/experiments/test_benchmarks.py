@@ -79,6 +79,47 @@ def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
     assert result['table'] == ['depth 8, scanned', 'depth 8, unrolled']
 
 
+@pytest.fixture
+def turns(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'experiments' / 'benchmarks')
+    return importlib.import_module('turns')
+
+
+def test_a_pass_too_short_for_the_clock_has_no_ratio(turns):
+    one, other, instant = (turns.Outcome(passes=[{'seconds': 3.0}, {'seconds': seconds}])
+                           for seconds in (3.0, 1.5, 0.0))
+    assert turns.ratio(one, other, 'seconds') == 1.5
+    assert np.isnan(turns.ratio(one, instant, 'seconds'))
+
+
+CONTENDER = '''
+import multiprocessing
+import time
+
+import turns
+
+def contender():
+    worker = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(600,))
+    worker.start()
+    return {'worker': worker.pid}, turns.timed
+
+if __name__ == '__main__':
+    process = turns.Process('one with a worker', contender, (), ())
+    print(process.receive()['worker'])
+    process.close()
+'''
+
+
+def test_the_workers_of_a_contender_end_with_it(turns, tmp_path):
+    (tmp_path / 'script.py').write_text(CONTENDER)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / 'script.py')], capture_output=True, text=True, timeout=60,
+        env=os.environ | {'PYTHONPATH': f'{ROOT}:{pathlib.Path(turns.__file__).parent}'})
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
 @pytest.mark.slow
 def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
     result = benchmark(as_printed(
@@ -166,8 +207,8 @@ def test_inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_doe
 @pytest.mark.slow
 @pytest.mark.parametrize(('words', 'train'), [
     (as_printed('python experiments/benchmarks/detection.py --json=result.json', DETECTOR), False),
-    (as_printed('python experiments/benchmarks/detection.py --train --parts --json=result.json',
-                DETECTOR), True)], ids=['inference', 'training'])
+    (['experiments/benchmarks/detection.py', '--train', *DETECTOR.split()], True)],
+    ids=['inference', 'training'])
 def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, words, train):
     pytest.importorskip('torchvision', reason='torchvision is not installed')
     result = benchmark(words, tmp_path, cache)
