@@ -8,6 +8,7 @@ passes; ratios are computed within a turn.
 import copy
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -190,9 +191,12 @@ def take_turns(contenders: Mapping[str, Sequence], repeats: int, units: int,
 
 
 def ratio(one: Outcome, other: Outcome, name: str) -> float:
-    """The median over the turns of what was measured of one, over the same of the other."""
-    return statistics.median(
-        a[name] / b[name] for a, b in zip(one.passes, other.passes, strict=True))
+    """The median over the turns of what was measured of one, over the same of the other.
+
+    It is nan if one of the other's passes was too short for the clock.
+    """
+    pairs = [(a[name], b[name]) for a, b in zip(one.passes, other.passes, strict=True)]
+    return statistics.median(a / b for a, b in pairs) if all(b for _, b in pairs) else math.nan
 
 
 def with_made_up_images(config):

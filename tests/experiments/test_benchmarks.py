@@ -79,6 +79,14 @@ def test_what_cannot_be_run_reads_not_run(tmp_path, cache):
     assert result['table'] == ['depth 8, scanned', 'depth 8, unrolled']
 
 
+def test_a_pass_too_short_for_the_clock_has_no_ratio(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'experiments' / 'benchmarks')
+    turns = importlib.import_module('turns')
+    one, two, none = (turns.Outcome(passes=[{'seconds': value}]) for value in (3.0, 2.0, 0.0))
+    assert turns.ratio(one, two, 'seconds') == 1.5
+    assert np.isnan(turns.ratio(one, none, 'seconds'))
+
+
 @pytest.mark.slow
 def test_startup_reaches_the_first_step_after_the_compilation(tmp_path, cache):
     result = benchmark(as_printed(
@@ -166,8 +174,8 @@ def test_inference_times_every_runtime_and_onnxruntime_computes_what_pytorch_doe
 @pytest.mark.slow
 @pytest.mark.parametrize(('words', 'train'), [
     (as_printed('python experiments/benchmarks/detection.py --json=result.json', DETECTOR), False),
-    (as_printed('python experiments/benchmarks/detection.py --train --parts --json=result.json',
-                DETECTOR), True)], ids=['inference', 'training'])
+    (['experiments/benchmarks/detection.py', '--train', *DETECTOR.split()], True)],
+    ids=['inference', 'training'])
 def test_the_detector_and_torchvisions_compute_the_same(tmp_path, cache, words, train):
     pytest.importorskip('torchvision', reason='torchvision is not installed')
     result = benchmark(words, tmp_path, cache)
