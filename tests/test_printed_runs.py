@@ -40,7 +40,7 @@ LOCAL = SHORT + ('--config.model.family=cifar --config.model.depth=8 --config.mo
                  '--config.eval.batch_size=8 --config.model.virtual_batch_size=8 '
                  '--config.data.image_size=32 ')
 RECIPE = (IMAGES + '--config.data.source=folder --config.data.path=DIR --config.model.width=8 '
-          '--config.model.num_classes=7 ')
+          '--config.model.num_classes=7 --config.model.depth=18 ')
 BCCD = (SHORT + DETECTOR + '--config.data.path=voc --config.data.train_list=train '
         '--config.data.eval_list=test --config.model.width=8 --config.model.num_classes=6 '
         '--config.model.detector.anchor_sizes=(9,16) --config.model.detector.roi_size=4 ')
