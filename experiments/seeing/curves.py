@@ -34,7 +34,7 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
     key = alt.Legend(orient='top', columns=2) if len(names) > 1 else None
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
-                axis=alt.Axis(labelOverlap='greedy', labelAngle=0)),
+                axis=alt.Axis(labelOverlap='greedy', labelSeparation=5, labelAngle=0)),
         y=alt.Y('value:Q', title=title, scale=vertical, axis=alt.Axis(
             tickCount=5, grid=scale != 'log')),
         color=alt.Color('name:N', title=legend, scale=named, legend=key),
