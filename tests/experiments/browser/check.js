@@ -60,7 +60,7 @@ async function look(page, found) {
   await slider.scrollIntoViewIfNeeded();
   const [x, y] = await page.evaluate(uncovered);
   await page.mouse.move(x, y);
-  await page.waitForSelector('#vg-tooltip-element img', {timeout: 5000});
+  await page.waitForSelector('#vg-tooltip-element img', {timeout: 60000});
   found.tooltip = await page.$eval('#vg-tooltip-element img',
     (image) => [image.naturalWidth, image.src.slice(0, 10)]);
   await page.mouse.move(0, 0);

@@ -33,7 +33,7 @@ async function look(page, found) {
   await page.setViewportSize(SIZES.desktop);
   await page.goto(`${site}index.html`);
   await page.locator('input[data-md-component="search-query"]').fill('multi_scale');
-  await page.waitForSelector('.md-search-result__item', {timeout: 20000});
+  await page.waitForSelector('.md-search-result__item', {timeout: 120000});
   found.results = await page.locator('.md-search-result__item').count();
 }
 
