@@ -25,6 +25,25 @@ from experiments import packages
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
+
+class Effort(NamedTuple):
+    """How much is computed for the pictures of one network.
+
+    Attributes:
+      side, steps, starts, channels: of the images that maximise a channel; see
+        `maximisation.section`.
+      gradients: per image, at most; see `integrated_gradients`.
+    """
+
+    side: int | None = None
+    steps: int = 128
+    starts: int = 4
+    channels: int = 10
+    gradients: int = 4096
+
+
+DEFAULT = Effort()
+
 CONFIG = cli.config_flag()
 PLAIN = cli.flag(
     flags.DEFINE_string, 'plain', None,
@@ -48,38 +67,19 @@ SIDE = cli.flag(
     'Pixels per side of the images that maximise a channel. Default: those of the network\'s '
     'images.', lower_bound=8)
 STEPS = cli.flag(
-    flags.DEFINE_integer, 'ascent_steps', 128, 'Steps of their optimisation.', lower_bound=1)
+    flags.DEFINE_integer, 'ascent_steps', DEFAULT.steps, 'Steps of their optimisation.', lower_bound=1)
 STARTS = cli.flag(
-    flags.DEFINE_integer, 'starts', 4, 'Images of noise to optimise each from; the best is shown.',
-    lower_bound=1)
+    flags.DEFINE_integer, 'starts', DEFAULT.starts,
+    'Images of noise to optimise each from; the best is shown.', lower_bound=1)
 CHANNELS = cli.flag(
-    flags.DEFINE_integer, 'channels', 10, 'Channels of each stage to show them for.',
+    flags.DEFINE_integer, 'channels', DEFAULT.channels, 'Channels of each stage to show them for.',
     lower_bound=1)
 GRADIENTS = cli.flag(
-    flags.DEFINE_integer, 'gradients', 4096,
+    flags.DEFINE_integer, 'gradients', DEFAULT.gradients,
     'Gradients per image for the integrated ones, at most. They are added up until the '
     'contributions are complete within 1.5 %.', lower_bound=64)
 
 WEIGHT = 8  # each takes about as long as this many blocks
-
-
-class Effort(NamedTuple):
-    """How much is computed for the pictures of one network.
-
-    Attributes:
-      side, steps, starts, channels: of the images that maximise a channel; see
-        `maximisation.section`.
-      gradients: per image, at most; see `integrated_gradients`.
-    """
-
-    side: int | None = None
-    steps: int = 128
-    starts: int = 4
-    channels: int = 10
-    gradients: int | None = None
-
-
-DEFAULT = Effort()
 
 
 class Found(NamedTuple):

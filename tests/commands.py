@@ -115,6 +115,13 @@ class Commands:
         self._folders.cleanup()
 
 
+def look_for_garbage_rarely() -> None:
+    """Turns the collector on again, for what is created from now on: what is imported stays."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
+
+
 def serve() -> None:
     gc.disable()
     # Only what defines no flags: those belong to the module that is run.
@@ -122,9 +129,7 @@ def serve() -> None:
 
     import resnet_jax.training.loop  # noqa: F401
 
-    gc.freeze()  # for all forks
-    gc.set_threshold(20_000, 10, 10)
-    gc.enable()
+    look_for_garbage_rarely()  # in all forks
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # nothing else goes there
     for line in sys.stdin:

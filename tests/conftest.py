@@ -31,7 +31,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from tests.commands import Commands  # noqa: E402
+from tests.commands import Commands, look_for_garbage_rarely  # noqa: E402
 
 # What is compiled for an example may take any time on a busy machine.
 hypothesis.settings.register_profile('tests', deadline=None, max_examples=50)
@@ -39,10 +39,8 @@ hypothesis.settings.load_profile('tests')
 
 
 def pytest_collection_finish():
-    """What was imported stays, and is not searched for garbage over and over."""
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
-    gc.enable()
+    """What was imported is not searched for garbage over and over."""
+    look_for_garbage_rarely()
 
 
 @pytest.fixture

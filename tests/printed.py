@@ -1,9 +1,9 @@
 """The commands that the documents print, those that tests run, and those marked as not run.
 
-A document says so beside the command, in words that end with `not run by a test: REASON`. They are
-a comment in a block, behind a command or above those that follow up to an empty line; or a sentence
-for its own paragraph and the block that follows. If the paragraph says "this section" or "this
-page", it speaks of all their commands; if it says "other", of those that no test runs.
+The mark is `not run by a test: REASON`. In a block it is a comment, either behind a command or
+above the commands that it covers, which end at an empty line. In a sentence it covers the commands
+of its paragraph and of the block that follows. A sentence with "this section" or "this page" covers
+all commands there, and one with "other" covers those that no test runs.
 """
 
 import ast

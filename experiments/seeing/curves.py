@@ -8,6 +8,11 @@ import numpy as np
 HEIGHT = 230  # pixels
 
 
+def step_axis(**more) -> alt.Axis:
+    """The axis of the steps of a network, whose labels are left out where they would touch."""
+    return alt.Axis(labelOverlap='greedy', labelSeparation=5, labelAngle=0, **more)
+
+
 def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, legend: str, *,
           domain: tuple[float, float] | None = None, scale: str = 'linear',
           count: int | None = None) -> alt.LayerChart:
@@ -34,7 +39,7 @@ def lines(steps: Sequence[str], values: Mapping[str, np.ndarray], title: str, le
     key = alt.Legend(orient='top', columns=2) if len(names) > 1 else None
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X('step:O', sort=list(steps), title='step (stage.block)',
-                axis=alt.Axis(labelOverlap='greedy', labelSeparation=5, labelAngle=0)),
+                axis=step_axis()),
         y=alt.Y('value:Q', title=title, scale=vertical, axis=alt.Axis(
             tickCount=5, grid=scale != 'log')),
         color=alt.Color('name:N', title=legend, scale=named, legend=key),

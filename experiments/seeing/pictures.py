@@ -82,7 +82,7 @@ def scaled(images: np.ndarray, height: int, width: int) -> np.ndarray:
 def summed(maps: np.ndarray, most: int = MOST_CELLS) -> np.ndarray:
     """Maps [N, H, W], summed over square windows so that at most that many are left per side.
 
-    The total stays the same. A last window is smaller where a side is no multiple of it.
+    The total stays the same. The last window of a row or column is cut off at the edge.
     """
     window = math.ceil(max(maps.shape[1:]) / most)
     for axis in (1, 2):

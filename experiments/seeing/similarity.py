@@ -56,7 +56,7 @@ def _heatmap(name: str, network: Representation) -> alt.Chart:
     steps = network.steps
     rows = [{'a': a, 'b': b, 'cka': round(float(network.cka[i, j]), 3)}
             for i, a in enumerate(steps) for j, b in enumerate(steps)]
-    axis = alt.Axis(labelOverlap='greedy', labelSeparation=5, labelAngle=0, grid=False)
+    axis = curves.step_axis(grid=False)
     return alt.Chart(alt.Data(values=rows), title=name).mark_rect().encode(
         x=alt.X('a:O', sort=list(steps), title='step (stage.block)', axis=axis),
         y=alt.Y('b:O', sort=list(steps), title='step (stage.block)', axis=axis),
