@@ -67,7 +67,8 @@ SIDE = cli.flag(
     'Pixels per side of the images that maximise a channel. Default: those of the network\'s '
     'images.', lower_bound=8)
 STEPS = cli.flag(
-    flags.DEFINE_integer, 'ascent_steps', DEFAULT.steps, 'Steps of their optimisation.', lower_bound=1)
+    flags.DEFINE_integer, 'ascent_steps', DEFAULT.steps, 'Steps of their optimisation.',
+    lower_bound=1)
 STARTS = cli.flag(
     flags.DEFINE_integer, 'starts', DEFAULT.starts,
     'Images of noise to optimise each from; the best is shown.', lower_bound=1)
