@@ -12,10 +12,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 from absl import flags
 
-from experiments import charts
+from experiments import packages
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -23,6 +22,9 @@ OUTPUT = cli.flag(flags.DEFINE_string, 'output', None, 'Chart to write, .svg or 
 
 
 def main(arguments: Sequence[str]) -> None:
+    packages.check(*packages.CHARTS)
+    from experiments import charts
+
     path = pathlib.Path(OUTPUT.value)
     if path.suffix not in ('.svg', '.png'):
         raise UserError(f'--output must end with .svg or .png, got {str(path)!r}.')
@@ -47,8 +49,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return [{'run': path.stem, **point} for point in points]
 
 
-def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
+def chart(points: Sequence[dict[str, Any]]) -> Any:
     """Weak and strong scaling side by side, images per second above efficiency."""
+    import altair as alt
+
     columns = []
     for scaling in ('weak', 'strong'):
         rows = [point for point in points if point['scaling'] == scaling]

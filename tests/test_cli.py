@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import complexity, look, packages, study
+from experiments import complexity, look, packages, scaling, study
 from resnet_jax import cli
 from resnet_jax.__main__ import COMMANDS
 from resnet_jax.data import scene_digits, scenes
@@ -327,6 +327,7 @@ def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
     (lambda folder: study.rows([]), 'altair'),
     (lambda folder: study.rows([]), 'vl_convert'),
     (lambda folder: complexity.main([]), 'altair'),
+    (lambda folder: scaling.main([]), 'vl_convert'),
     (lambda folder: look.main(['look', f'{folder}/none']), 'umap')])
 def test_packages_are_looked_for_before_time_is_spent(command, missing, tmp_path, monkeypatch):
     monkeypatch.setattr(packages, 'find_spec', lambda name: None if name == missing else True)

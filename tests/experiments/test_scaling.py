@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import scaling
+from experiments import charts, scaling
 from resnet_jax.errors import UserError
 
 POINTS = [{'scaling': kind, 'devices': devices, 'images_per_second': 1000.0 * devices,
@@ -18,7 +18,7 @@ def test_a_chart_has_the_predictions_of_each_file(tmp_path):
     points = [point for name in ('r50', 'r152')
               for point in scaling.read(tmp_path / f'{name}.json')]
     assert len(points) == 8 and {point['run'] for point in points} == {'r50', 'r152'}
-    scaling.charts.save_one(scaling.chart(points), tmp_path / 'chart.svg')
+    charts.save_one(scaling.chart(points), tmp_path / 'chart.svg')
     drawn = (tmp_path / 'chart.svg').read_text()
     for text in ('weak scaling', 'strong scaling', 'efficiency', 'images per second', 'r152'):
         assert f'>{text}<' in drawn

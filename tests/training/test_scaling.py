@@ -6,6 +6,7 @@ import json
 import pytest
 
 from configs import coco_r50_fpn
+from experiments import charts
 from experiments import scaling as drawing
 from resnet_jax.errors import UserError
 from resnet_jax.training import compiled, scaling
@@ -90,7 +91,7 @@ def test_a_detector_has_strong_scaling_down_to_one_image_per_chip(monkeypatch, t
 
     file = tmp_path / 'coco.json'
     file.write_text(json.dumps(result))
-    drawing.charts.save_one(drawing.chart(drawing.read(file)), tmp_path / 'coco.svg')
+    charts.save_one(drawing.chart(drawing.read(file)), tmp_path / 'coco.svg')
     assert '>coco<' in (tmp_path / 'coco.svg').read_text()
 
 
