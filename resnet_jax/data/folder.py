@@ -20,6 +20,7 @@ from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
+LAYOUT = 'train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE'
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
 LISTING_THREADS = 16  # the folders of a network file system are listed side by side
 ON_DISK = True
@@ -197,13 +198,12 @@ def _flat(folder: pathlib.Path, classes: Sequence[str], label_file: str) -> Fold
 
 def _split_folder(path: str, split: str) -> pathlib.Path:
     root = pathlib.Path(path).expanduser()
-    how = ('unpack the images as split/class/image or class/image, or prepare a TFDS dataset with '
-           '`python -m resnet_jax.data.prepare`.')
     if not path:
-        raise UserError(f'data.path is not set; pass the folder of the dataset: {how}')
+        raise UserError('data.path is not set; pass the folder of the dataset, which holds the '
+                        f'images as {LAYOUT}.')
     if not root.is_dir():
-        raise UserError(f'data.path must be the folder of the dataset, but {path!r} is not a '
-                        f'folder: {how}')
+        raise UserError('data.path must be the folder of the dataset, which holds the images as '
+                        f'{LAYOUT}, but {path} is not a folder; correct the path.')
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
             return root / name
@@ -215,10 +215,10 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
             raise UserError(f'the folder {readable(str(root / empty[0]))} holds no images (JPEG, '
                             'PNG or WebP); add some, or remove it.')
         raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}, nor images '
-                        f'(JPEG, PNG or WebP) in folders of classes: {how}')
-    if split == 'test':
-        how = ('move some images of each class there, or hold out training images with '
-               '--config.data.eval_split=auto.')
+                        f'(JPEG, PNG or WebP) in folders of classes; arrange them as {LAYOUT}.')
+    how = (f'arrange the images as {LAYOUT}.' if split == 'train' else
+           'move some images of each class there, or hold out training images with '
+           '--config.data.eval_split=auto.')
     raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}: ' + how)
 
 
