@@ -85,8 +85,8 @@ def check_networks(networks: Sequence[Detector], paths: Sequence[str], source: S
     first, numbers = networks[0], tuple(map(str, range(data.num_classes(source))))  # without names
     for network, path in zip(networks, paths, strict=True):
         if network.config.model.num_classes != data.num_classes(source):
-            hint = ('; its classes are the category ids 1 to 90 of COCO, so evaluate it with a copy '
-                    'of the annotations that lists all of these as categories, also the ten '
+            hint = ('; its classes are the category ids 1 to 90 of COCO, so evaluate it with a '
+                    'copy of the annotations that lists all of these as categories, also the ten '
                     'without objects (see docs/detection.md)' if UNUSED in network.classes else '')
             raise UserError(f'{path} was trained on {network.config.model.num_classes} classes, '
                             f'but the data has {data.num_classes(source)}{hint}.')
