@@ -220,10 +220,13 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     if split == 'train' and _holds_classes(root):
         return root
     if split == 'train' and not _holds_splits(root):
-        empty = [name for name in _class_folders(root) if not _images(root, name)]
-        if len(empty) < len(_class_folders(root)):
+        folders = _class_folders(root)
+        empty = [name for name in folders if not _images(root, name)]
+        if len(empty) < len(folders):
             raise UserError(f'the folder {readable(str(root / empty[0]))} holds no images (JPEG, '
                             'PNG or WebP); add some, or remove it.')
+        if others := left_out(root, [x for name in folders for x in _listed(root, name)[1]]):
+            raise UserError(others)
         raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}, nor images '
                         f'(JPEG, PNG or WebP) in folders of classes; arrange them as {LAYOUT}.')
     how = (f'arrange the images as {LAYOUT}.' if split == 'train' else

@@ -76,6 +76,9 @@ def test_folders_of_neither_splits_nor_classes_are_refused(tmp_path):
     with pytest.raises(UserError, match='has no folder train or training, nor images .* in '
                        f'folders of classes; arrange them {how}'):
         completed(own_images(tmp_path))
+    (tmp_path / 'photos' / 'x.tiff').write_bytes(b'x')
+    with pytest.raises(UserError, match=r'\(1 .tiff\); convert them to JPEG, PNG or WebP'):
+        completed(own_images(tmp_path))
     (tmp_path / 'val').mkdir()
     with pytest.raises(UserError, match=('has no folder train or training: arrange the images '
                                          f'{how}')):
