@@ -22,27 +22,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import packages
+from experiments.seeing.effort import DEFAULT, Effort
 from resnet_jax import cli
 from resnet_jax.errors import UserError
-
-
-class Effort(NamedTuple):
-    """How much is computed for the pictures of one network.
-
-    Attributes:
-      side, steps, starts, channels: of the images that maximise a channel; see
-        `maximisation.section`.
-      gradients: per image, at most; see `integrated_gradients`.
-    """
-
-    side: int | None = None
-    steps: int = 128
-    starts: int = 4
-    channels: int = 10
-    gradients: int = 4096
-
-
-DEFAULT = Effort()
 
 CONFIG = cli.config_flag()
 PLAIN = cli.flag(

@@ -91,7 +91,7 @@ def main(_) -> None:
     paths = [*([WORKDIR.value] if WORKDIR.value else []), *CHECKPOINT.value]
     if not paths:
         raise UserError(cli.give('--workdir=DIR, or --checkpoint=DIR with --config=FILE', __name__))
-    with processes.job(*(flag.value for flag in PROCESSES)):
+    with processes.job(*(flag.value for flag in PROCESSES), ends_on_sigterm=True):
         from resnet_jax.output import say
         from resnet_jax.training.evaluation import evaluate
 

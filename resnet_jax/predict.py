@@ -43,13 +43,14 @@ JSON = cli.json_flag()
 
 
 def main(argv: Sequence[str]) -> int:
+    from resnet_jax.output import warn
     from resnet_jax.tasks import prediction
     from resnet_jax.tasks.loading import load_all
     from resnet_jax.xla import backend, compilation_cache
 
     if not CHECKPOINT.value:
         raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
-    files, failures = prediction.find_files(argv[1:])
+    files, failures, warnings = prediction.find_files(argv[1:])
     if not files and not failures:
         raise UserError('pass image files, folders of them, or - for standard input.')
     backend.devices()
@@ -59,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
     predictor = task.predictor(networks, {'top': TOP.value, 'min_score': MIN_SCORE.value})
     folder = prediction.picture_folder(predictor, DRAW.value)
     compilation_cache.use(networks[0].config.compilation_cache)
+    for sentence in warnings:
+        warn(sentence)
     for failure in failures:
         report(failure)
     for file, answer in prediction.predictions(predictor, files):

@@ -20,6 +20,8 @@ Path = pathlib.Path | epath.Path
 
 BUCKETS = 'gs://'
 UPLOAD_SECONDS = 30  # between two uploads of a file that grows
+REACH_SECONDS = 20  # for which a bucket may be silent when it is first looked at
+LEAST_REACH_SECONDS = 5  # of these for the bucket, however long the search for credentials took
 
 
 def path_of(text: str | Path) -> Path:
@@ -50,12 +52,21 @@ def absolute(path: Path) -> Path:
 
 
 def check_reachable(path: Path) -> None:
-    """Raises UserError if a path lies in a bucket that cannot be listed; other paths pass."""
+    """Raises UserError if a path lies in a bucket that cannot be listed; other paths pass.
+
+    Requests are repeated for REACH_SECONDS here, and for longer once the bucket was there.
+    """
     if not in_bucket(path):
         return
-    bucket = bucket_of(path)
+    bucket, started = bucket_of(path), time.monotonic()
     try:
-        file_system().ls(bucket)
+        files = file_system()  # which looks for credentials, perhaps on the network
+        left = REACH_SECONDS - (time.monotonic() - started)
+        files.ls(bucket, timeout=max(LEAST_REACH_SECONDS, left))
+    except TimeoutError as error:  # fsspec's
+        raise UserError(f'gs://{bucket} cannot be used: the storage service did not answer within '
+                        f'{time.monotonic() - started:.0f} s; check the network, then run the '
+                        'same command again.') from error
     except Exception as error:  # gcsfs, aiohttp and google.auth raise many kinds
         if isinstance(error, FileNotFoundError):
             raise UserError(f'there is no bucket gs://{bucket}; create it with `gcloud storage '

@@ -17,16 +17,14 @@ import optax
 
 from experiments.seeing import pictures
 from experiments.seeing.activations import SCORES, channel_means, looped, on_device
+from experiments.seeing.effort import DEFAULT
 from experiments.seeing.section import Picture, Section
 from resnet_jax.tasks.classification.classifier import Classifier
 from resnet_jax.tasks.network import BATCH_SIZE, normalized
 
-STEPS = 128
 RATE = 0.05  # of Adam
 CONTRAST = 4.0  # scores of the sigmoid that makes pixels, for one unit of the waves
-STARTS = 4  # of which the best counts: a channel that a first image leaves silent gives no gradient
 RANDOM_IMAGES = 16  # that an optimised image is compared with
-CHANNELS = 10  # shown of each stage
 CLASSES = 10  # shown
 IMAGES = 512  # of the test split, at most, for comparison
 
@@ -47,8 +45,8 @@ class Maximised(NamedTuple):
 
 
 def maximise(model: nn.Module, weights: tuple[Any, Any], stage: str, targets: np.ndarray,
-             shape: tuple[int, int, int], key: jax.Array, *, steps: int = STEPS,
-             starts: int = STARTS, decay: float = 0.03, blur: float = 0.03,
+             shape: tuple[int, int, int], key: jax.Array, *, steps: int = DEFAULT.steps,
+             starts: int = DEFAULT.starts, decay: float = 0.03, blur: float = 0.03,
              colors: np.ndarray | None = None) -> Maximised:
     """Optimises one image for each target channel, from several starts, and keeps the best.
 
@@ -168,18 +166,16 @@ def noise_of_length(key: jax.Array, images: jax.Array, normalization) -> jax.Arr
     return seen * normalization['std'] + normalization['mean']
 
 
-def section(network: Classifier, images: np.ndarray, *, seed: int = 0, steps: int = STEPS,
-            starts: int = STARTS, channels: int = CHANNELS, side: int | None = None) -> Section:
+def section(network: Classifier, images: np.ndarray, *, seed: int = 0,
+            side: int | None = DEFAULT.side, steps: int = DEFAULT.steps,
+            starts: int = DEFAULT.starts, channels: int = DEFAULT.channels) -> Section:
     """Images that maximise the classes and some channels of every stage, beside test images.
 
     Args:
       network: a trained network.
       images: of the test split, uint8 [N, H, W, C].
       seed: of the first images and the jitter.
-      steps: of the optimisation.
-      starts: images of noise that each is optimised from; the best result is shown.
-      channels: shown of each stage.
-      side: pixels of the optimised images; by default they have the size of the test images.
+      side, steps, starts, channels: see `Effort`.
     """
     images = images[:IMAGES]
     shape = images.shape[1:] if side is None else (side, side, images.shape[-1])

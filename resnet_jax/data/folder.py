@@ -5,9 +5,11 @@ the training split, sorted by name unless a class list gives another order. Imag
 name within a class.
 """
 
+import collections
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,8 +20,14 @@ from resnet_jax import storage
 from resnet_jax.data.sources import digest
 from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
+from resnet_jax.output import warn
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
+# Of images that are not read; they are left out with a warning, other files without one.
+OTHER_EXTENSIONS = (
+    '.gif', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jfif', '.jpe', '.jp2', '.jxl',
+    '.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.psd', '.dcm', '.dng', '.cr2', '.nef', '.arw')
+LAYOUT = 'train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE'
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
 LISTING_THREADS = 16  # the folders of a network file system are listed side by side
 ON_DISK = True
@@ -127,12 +135,14 @@ def open_folder(path: str, split: str, class_list: str = '', label_file: str = '
         raise UserError(f'{folder} holds no class folders; images must lie in split/class/image, '
                         'or, for a flat evaluation split, data.label_file must name their labels.')
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        found = list(pool.map(lambda name: _images(folder, name), classes))
+        listed = list(pool.map(lambda name: _listed(folder, name), classes))
+    found = [images for images, _ in listed]
+    _warn_once(left_out(folder, [name for _, others in listed for name in others]))
     for name, images in zip(classes, found, strict=True):
         # A list may know more classes than a part of a dataset holds.
         if not images and not class_list:
-            raise UserError(f'the class {name!r} has no images in {folder}; add some, or remove '
-                            'it from both splits.')
+            raise UserError(f'the class {name!r} has no images (JPEG, PNG or WebP) in {folder}; '
+                            'add some, or remove it from both splits.')
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])
     return Folder(folder, [file for images in found for file in images], labels, classes)
 
@@ -171,7 +181,8 @@ def _flat(folder: pathlib.Path, classes: Sequence[str], label_file: str) -> Fold
     Each line of the file is `image label`, or only `label`, for the images in the order of their
     names. A label is a class's name or its index from 0 in the order of the classes.
     """
-    images = _images(folder, '')
+    images, others = _listed(folder, '')
+    _warn_once(left_out(folder, others))
     lines = [line.split() for line in _lines(label_file, 'data.label_file')]
     if any(len(line) > 2 for line in lines):
         raise UserError(f'{label_file} must have lines `image label`, or only `label`.')
@@ -197,28 +208,30 @@ def _flat(folder: pathlib.Path, classes: Sequence[str], label_file: str) -> Fold
 
 def _split_folder(path: str, split: str) -> pathlib.Path:
     root = pathlib.Path(path).expanduser()
-    how = ('unpack the images as split/class/image or class/image, or prepare a TFDS dataset with '
-           '`python -m resnet_jax.data.prepare`.')
     if not path:
-        raise UserError(f'data.path is not set; pass the folder of the dataset: {how}')
+        raise UserError('data.path is not set; pass the folder of the dataset, which holds the '
+                        f'images as {LAYOUT}.')
     if not root.is_dir():
-        raise UserError(f'data.path must be the folder of the dataset, but {path!r} is not a '
-                        f'folder: {how}')
+        raise UserError('data.path must be the folder of the dataset, which holds the images as '
+                        f'{LAYOUT}, but {path} is not a folder; correct the path.')
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
             return root / name
     if split == 'train' and _holds_classes(root):
         return root
     if split == 'train' and not _holds_splits(root):
-        empty = [name for name in _class_folders(root) if not _images(root, name)]
-        if len(empty) < len(_class_folders(root)):
+        folders = _class_folders(root)
+        empty = [name for name in folders if not _images(root, name)]
+        if len(empty) < len(folders):
             raise UserError(f'the folder {readable(str(root / empty[0]))} holds no images (JPEG, '
                             'PNG or WebP); add some, or remove it.')
+        if others := left_out(root, [x for name in folders for x in _listed(root, name)[1]]):
+            raise UserError(others)
         raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}, nor images '
-                        f'(JPEG, PNG or WebP) in folders of classes: {how}')
-    if split == 'test':
-        how = ('move some images of each class there, or hold out training images with '
-               '--config.data.eval_split=auto.')
+                        f'(JPEG, PNG or WebP) in folders of classes; arrange them as {LAYOUT}.')
+    how = (f'arrange the images as {LAYOUT}.' if split == 'train' else
+           'move some images of each class there, or hold out training images with '
+           '--config.data.eval_split=auto.')
     raise UserError(f'{root} has no folder {" or ".join(SPLIT_NAMES[split])}: ' + how)
 
 
@@ -240,13 +253,42 @@ def _class_folders(folder: pathlib.Path) -> list[str]:
 
 def _images(folder: pathlib.Path, name: str) -> list[File]:
     """The image files in a class's folder, sorted by name; none where there is no such folder."""
+    return _listed(folder, name)[0]
+
+
+def _listed(folder: pathlib.Path, name: str) -> tuple[list[File], list[str]]:
+    """As `_images`, and the names of the images with `OTHER_EXTENSIONS`."""
     if not (folder / name).is_dir():
-        return []
+        return [], []
     with os.scandir(folder / name) as entries:
-        files = [(x.name, x.stat()) for x in entries
-                 if x.name.lower().endswith(EXTENSIONS) and not x.name.startswith('.')]
-    return sorted(File(os.path.join(name, x), stat.st_size, stat.st_mtime_ns)
-                  for x, stat in files)
+        entries = [x for x in entries if not x.name.startswith('.')]
+    files = [(x.name, x.stat()) for x in entries if x.name.lower().endswith(EXTENSIONS)]
+    return (sorted(File(os.path.join(name, x), stat.st_size, stat.st_mtime_ns)
+                   for x, stat in files),
+            [x.name for x in entries if x.name.lower().endswith(OTHER_EXTENSIONS)])
+
+
+def left_out(folder: str | pathlib.Path, names: Iterable[str]) -> str | None:
+    """The sentence on images with other endings than those that are read; None without any.
+
+    Args:
+      folder: where the files lie.
+      names: of files of any kind; hidden ones do not count.
+    """
+    paths = map(pathlib.PurePath, names)
+    found = [path.suffix.lower() for path in paths if not path.name.startswith('.')]
+    counts = collections.Counter(x for x in found if x in OTHER_EXTENSIONS)
+    if not counts:
+        return None
+    kinds = ', '.join(f'{count:,} {extension}' for extension, count in counts.most_common())
+    return (f'{readable(str(folder))}: left out images that are not {", ".join(EXTENSIONS[:-1])} '
+            f'or {EXTENSIONS[-1]} ({kinds}); convert them to JPEG, PNG or WebP to use them.')
+
+
+@functools.cache  # once, although a run opens its data several times
+def _warn_once(sentence: str | None) -> None:
+    if sentence:
+        warn(sentence)
 
 
 def _lines(path: str, field: str) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ GO = 'go'
 
 @contextlib.contextmanager
 def job(coordinator: str | None = None, num_processes: int | None = None,
-        process_id: int | None = None) -> Iterator[None]:
+        process_id: int | None = None, *, ends_on_sigterm: bool = False) -> Iterator[None]:
     """Runs its body as one of the processes of a job, or alone.
 
     The processes end together: if the body raises an error or the process dies, all others stop
@@ -49,6 +50,9 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
       coordinator: address and port of process 0; None: by the environment.
       num_processes: in the job; with a coordinator.
       process_id: of this process, from 0; with a coordinator.
+      ends_on_sigterm: whether SIGTERM to one of several processes ends all of them at once, with
+        status 143; by default it is left to JAX, which only notes it, for a body that asks. A
+        process that is alone always ends.
 
     Raises:
       UserError: some of the three are missing or wrong, or not all processes connected in time.
@@ -57,6 +61,8 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
         yield
         return
     beside = _Watch(coordinator)
+    if ends_on_sigterm:
+        _end_on_sigterm(beside)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -258,6 +264,24 @@ def _doubt(error: BaseException) -> int:
     return watch.STOP_SECONDS
 
 
+def _end_on_sigterm(beside: '_Watch') -> None:
+    """From now on SIGTERM ends all processes, even where this one waits in a collective."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def wait():
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass  # another signal that Python handles
+        print('stopped by SIGTERM before the end.', file=sys.stderr, flush=True)
+        beside.tell_end('it got SIGTERM.', 128 + signal.SIGTERM)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    # The handler runs only between two lines of Python, but the pipe is written to at once.
+    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+
 class _Watch:
     """The watcher beside this process; see `resnet_jax.distributed.watch`."""
 
@@ -294,9 +318,15 @@ class _Watch:
             self._program.stdin.write(json.dumps(message).encode() + b'\n')
             self._program.stdin.flush()
 
-    def tell_end(self, why: str) -> None:
-        """Reports that this process is about to end with an error; waits until all know."""
-        self.tell({'ended': jax.process_index(), 'why': ' '.join(why.split())[:1000]})
+    def tell_end(self, why: str, status: int = 1) -> None:
+        """Reports that this process is about to end all; waits until all know.
+
+        Args:
+          why: what is wrong.
+          status: exit status of the others.
+        """
+        self.tell({'ended': jax.process_index(), 'why': ' '.join(why.split())[:1000],
+                   'status': status})
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._program.wait(2 * watch.STOP_SECONDS)
 

@@ -7,8 +7,8 @@ a message, and a process that waits for another one inside a collective may neve
 The watchers of all other processes connect to the watcher of process 0. It learns that a process
 has ended from that process's watcher, from a broken connection if the watcher has ended too, or
 from 20 seconds of silence if the machine is gone. Messages are JSON objects, one per line: {} is a
-heartbeat; then {"done": true} and {"ended": process, "why": sentence}, in which the sentence is
-empty for a process that ended without giving a reason.
+heartbeat; then {"done": true} and {"ended": process, "why": sentence, "status": of the others}, in
+which the sentence is empty, and no status, for a process that ended without giving a reason.
 
 The first line of stdin describes the job, including its secret, because command-line arguments can
 be read by every user of the machine.
@@ -257,7 +257,7 @@ def main() -> None:
         print(f'error: {sentence(message, watcher.hosts)}', file=sys.stderr, flush=True)
     watcher.see_off()
     if not ended_by_itself:
-        watcher.stop(1 if message['why'] else DIED)
+        watcher.stop(message.get('status', DIED))
 
 
 if __name__ == '__main__':

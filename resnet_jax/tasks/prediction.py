@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_jax.data import Item
 from resnet_jax.data.decode import decode, image_format
-from resnet_jax.data.folder import EXTENSIONS
+from resnet_jax.data.folder import EXTENSIONS, left_out
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.task import Answer, Predictor
 from resnet_jax.weights import write_bytes_whole
@@ -23,17 +23,19 @@ STDIN = '-'
 File = tuple[str, bytes | None]  # its name, and its bytes where they came on standard input
 
 
-def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
+def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception], list[str]]:
     """Finds the files that the arguments name, in order.
 
     Folders stand for the images in them and in their folders, by name; '-' for standard input,
     which is an image or a list of files, one per line.
 
     Returns:
-      The files, and what is wrong with the other arguments.
+      The files; what is wrong with the other arguments; and a warning for each folder in which
+      images of other formats were left out.
     """
     files: list[File] = []
     failures: list[Exception] = []
+    warnings: list[str] = []
     for argument in arguments:
         path = pathlib.Path(argument)
         if argument == STDIN:
@@ -45,14 +47,16 @@ def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception]]:
                 names = content.decode(errors='surrogateescape').splitlines()
                 files += [(name, None) for name in names if name]
         elif path.is_dir():
-            found = sorted(child for child in path.rglob('*')
-                           if child.suffix.lower() in EXTENSIONS and child.is_file())
+            inside = sorted(child for child in path.rglob('*') if child.is_file())
+            found = [child for child in inside if child.suffix.lower() in EXTENSIONS]
             files += [(str(child), None) for child in found]
+            if sentence := left_out(argument, map(str, inside)):
+                warnings.append(sentence)
             if not found:
-                failures.append(UserError(f'{argument} contains no images.'))
+                failures.append(UserError(f'{argument} contains no JPEG, PNG or WebP images.'))
         else:
             files.append((argument, None))
-    return files, failures
+    return files, failures, warnings
 
 
 def predictions(predictor: Predictor,

@@ -11,7 +11,9 @@ from resnet_jax.output import duration
 # Between failures of a job that come without SIGTERM, which saves: assumed.
 FAILURE_SECONDS = 24 * 3600
 MOST_SHARE = 0.01  # of the time, that saving may cost
-SPEED_STEPS = 10  # after which the step of the first checkpoint, which is timed, is planned
+# After which the step of the first checkpoint, which is timed, is planned; or after the first step,
+# where so many take longer than FIRST_SECONDS.
+SPEED_STEPS = 10
 FIRST_SECONDS = 60  # of training, between these and the first checkpoint
 
 
@@ -51,9 +53,10 @@ def steps_between(times: Times, per_call: int = 1) -> int:
 class Interval:
     """The steps at which checkpoints are due, apart from those before evaluations.
 
-    Where `checkpoint.every_steps` is 0, the first one comes a minute after the first ten steps. It
-    is timed, and its times and those of the steps say how often the others come; each of these
-    looks again at how long the steps since the last one took. Such a checkpoint comes at the end of
+    Where `checkpoint.every_steps` is 0, the first one comes a minute after the first ten steps, or
+    after the first step where ten take longer than that. It is timed, unless the run ends there,
+    and its times and those of the steps say how often the others come; each of these looks again at
+    how long the steps since the last one took. Such a checkpoint comes at the end of
     the call in which it is due, so that the clock never changes which steps are compiled together.
     All processes follow the clock of process 0.
 
@@ -65,13 +68,13 @@ class Interval:
         """Begins at a step.
 
         Args:
-          config: the fields `checkpoint.every_steps` and `steps_per_call` are read.
+          config: the fields `checkpoint.every_steps`, `num_steps` and `steps_per_call` are read.
           step: of the checkpoint that the run resumes from, or 0.
         """
         self.every = config.checkpoint.every_steps or None
         self._automatic = config.checkpoint.every_steps == 0
         self._per_call = config.steps_per_call
-        self._start = step
+        self._start, self._end = step, config.num_steps
         self._next = self._after(step)
         self._times = Times(0.0, 0.0, 0.0)
 
@@ -85,9 +88,10 @@ class Interval:
 
     def asks_for_speed(self, step: int) -> bool:
         """Whether `note_speed` is to be called after this step."""
-        planned = self._next is not None
-        return self._automatic and (
-            self.is_due(step) if planned else step >= self._start + SPEED_STEPS)
+        if self._next is not None:
+            return self._automatic and self.is_due(step)
+        is_known = self._times.step > 0
+        return self._automatic and step >= self._start + (SPEED_STEPS if is_known else 1)
 
     def note_speed(self, step: int, step_seconds: float) -> None:
         """Notes how long steps take; all processes call this at the same step.
@@ -97,14 +101,16 @@ class Interval:
           step_seconds: of a step, since the last call of this.
         """
         self._times = self._times._replace(step=of_first_process(step_seconds))
-        if self._next is None:
+        is_slow = SPEED_STEPS * self._times.step > FIRST_SECONDS
+        if self._next is None and (is_slow or step >= self._start + SPEED_STEPS):
             self._next = step + max(1, math.ceil(FIRST_SECONDS / self._times.step))
 
     def saved(self, step: int) -> str | None:
         """Notes that a checkpoint of this step was taken.
 
         Returns:
-          How the interval has changed, a line for the terminal, or None.
+          How the interval has changed, a line for the terminal; None if it has not, or at the end
+          of the run.
         """
         if not self.every:
             return None
@@ -112,11 +118,12 @@ class Interval:
         if self._automatic and self.is_due(step):
             self.every = steps_between(self._times, self._per_call)
         self._next = self._after(step)
-        return None if self.every == before else self._line()
+        return None if self.every == before or step == self._end else self._line()
 
     def asks_for_times(self, step: int) -> bool:
         """Whether the checkpoint of this step is the one to be timed."""
-        return self._automatic and self.every is None and self.is_due(step)
+        return (self._automatic and self.every is None and self.is_due(step)
+                and step != self._end)
 
     def choose(self, step: int, save: float, write: float) -> str:
         """Sets the interval; all processes call this at the same step.

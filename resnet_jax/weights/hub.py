@@ -5,6 +5,7 @@ which commit a branch was at; as long as the commit of a name is known here, not
 network but files that are missing.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -106,6 +107,8 @@ def _file(name: str | os.PathLike, file: str, revision: str,
     cached = hub.try_to_load_from_cache(repo, file, revision=revision)
     if cached is hub._CACHED_NO_EXIST and not is_needed:
         return None
+    if not isinstance(cached, str):
+        _check_reachable(name, file, revision)
     try:
         return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -129,6 +132,24 @@ def _file(name: str | os.PathLike, file: str, revision: str,
     except Exception as error:  # the network can fail in many ways
         raise UserError(f'{name}: {file} could not be downloaded from {endpoint} '
                         f'({reason(error)}); run the same command again to retry.') from error
+
+
+def _check_reachable(name: str | os.PathLike, file: str, revision: str) -> None:
+    """Raises UserError if nothing answers a first request, within HF_HUB_ETAG_TIMEOUT seconds.
+
+    The download itself would repeat the request for 23 s, and for minutes where a firewall drops
+    it. Once the hub has answered, such repetitions are welcome.
+    """
+    hub = _library(name)
+    url = hub.hf_hub_url(_parsed(name).repo, file, revision=revision)
+    answers = hub.errors.HfHubHTTPError, hub.errors.OfflineModeIsEnabled  # of the download too
+    try:
+        with contextlib.suppress(*answers):
+            hub.get_hf_file_metadata(url, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of the HTTP library, which differs between versions
+        raise UserError(
+            f'{name}: {file} has not been downloaded yet, and {hub.constants.ENDPOINT} cannot be '
+            f'reached ({reason(error)}).') from error
 
 
 def _check_digest(name: str | os.PathLike, file: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from resnet_jax.data.registry import count_classes
 from resnet_jax.data.sources import Subset
 from resnet_jax.errors import UserError
 from tests.data.data_helpers import encoded, photograph
+from tests.printed import ROOT
 
 HEIGHT, WIDTH = 40, 60
 TRAIN, VAL = (f'annotations/instances_{split}2017.json' for split in ('train', 'val'))
@@ -94,6 +95,18 @@ def test_images_may_lie_in_three_folders_and_lists_elsewhere(coco):
     shutil.move(coco / 'images/val2017/9.jpg', coco / 'images/9.jpg')
     (coco / VAL).rename(coco / 'mine.json')
     assert source(coco, 'test', eval_list='mine.json').files == [str(coco / 'images/9.jpg')]
+
+
+def test_a_copy_with_all_90_categories_is_made_as_the_document_says(coco, monkeypatch):
+    block, = re.findall(r'^```python\n(import json\n.*?)^```$',
+                        (ROOT / 'docs' / 'detection.md').read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(coco / 'annotations')
+    exec(block, {})
+    lists = dict.fromkeys(('train_list', 'eval_list'), 'annotations/val2017.json')
+    data = source(coco, 'test', **lists)
+    assert data.num_classes == count_classes(config_of(coco, **lists)) == 90
+    assert data.class_names[2::87] == ('car', 'brush')
+    assert data[0].target['classes'].tolist() == [89, 2]
 
 
 def test_one_split_is_enough(coco):

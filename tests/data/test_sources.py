@@ -38,6 +38,17 @@ def test_labels_follow_the_names_of_the_classes_or_the_list(folder, tmp_path):
         assert listed[0].target == {'label': 0}
 
 
+def test_images_of_other_formats_are_left_out_with_one_warning_that_counts_them(folder, capsys):
+    for name in ('a/x.gif', 'a/y.GIF', 'b/z.tiff', 'a/notes.txt', 'b/.hidden.gif'):
+        (folder / 'train' / name).write_bytes(b'x')
+    for _ in range(2):  # as a run does
+        assert len(open_folder(str(folder), 'train')) == 30
+        assert len(open_folder(str(folder), 'test')) == 30
+    assert capsys.readouterr().err == (
+        f'warning: {folder}/train: left out images that are not .jpg, .jpeg, .png or .webp '
+        '(2 .gif, 1 .tiff); convert them to JPEG, PNG or WebP to use them.\n')
+
+
 @pytest.mark.parametrize('name', ['test', 'val', 'validation'])
 def test_the_evaluation_split_has_several_names(folder, name):
     (folder / 'test').rename(folder / name)
@@ -63,7 +74,7 @@ def test_empty_and_unknown_classes_are_named(folder):
     with pytest.raises(UserError, match=r"holds the class 'd', which is not among the 3 classes"):
         open_folder(str(folder), 'test')
     (folder / 'train' / 'd').mkdir()
-    with pytest.raises(UserError, match=r"the class 'd' has no images in"):
+    with pytest.raises(UserError, match=r"the class 'd' has no images \(JPEG, PNG or WebP\) in"):
         open_folder(str(folder), 'train')
     (folder / 'list').write_text('a\nb\nc\nd\ne\n')
     listed = open_folder(str(folder), 'train', class_list=str(folder / 'list'))

@@ -318,6 +318,39 @@ cli.run(main, takes_files=True)
 '''
 
 
+WAITS = '''
+import time
+from jax.experimental import multihost_utils
+from resnet_jax import cli
+from resnet_jax.distributed import processes
+
+PROCESSES = cli.process_flags()
+
+def main(arguments):
+    with processes.job(*(flag.value for flag in PROCESSES), ends_on_sigterm=True):
+        print('waits', flush=True)
+        if PROCESSES[2].value:
+            time.sleep(600)
+        multihost_utils.sync_global_devices('never')
+
+cli.run(main)
+'''
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_job_that_saves_nothing_even_inside_a_collective(commands):
+    job = Job(commands, '-c', WAITS)
+    job.until(lambda: all('waits' in job.output(i) for i in range(2)))
+    time.sleep(1)  # for process 0 to enter the collective
+    job.processes[0].send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert job.wait() == [143, 143]
+    assert time.monotonic() - sent < 20
+    assert 'stopped by SIGTERM before the end.\n' in job.errors(0)
+    assert f'error: process 0 on {socket.gethostname()} stopped: it got SIGTERM.\n' in (
+        job.errors(1))
+
+
 def open_mpi(process, port):
     """What mpirun sets."""
     return {'OMPI_MCA_orte_hnp_uri': '4096.0;tcp://127.0.0.1:1', 'JAX_COORDINATOR_PORT': str(port),

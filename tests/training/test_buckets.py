@@ -123,6 +123,17 @@ def test_a_bucket_that_is_missing_or_denied_is_named_before_anything_is_read(buc
         loop.train(config(), storage.path_of('gs://runs/denied'))
 
 
+def test_a_bucket_that_never_answers_is_given_up_at_the_start(bucket, monkeypatch):
+    for name in ('REACH_SECONDS', 'LEAST_REACH_SECONDS'):
+        monkeypatch.setattr(storage, name, 1)
+    bucket.fault = lambda request: 503
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r'gs://runs cannot be used: the storage service did not '
+                                        r'answer within [1-9] s; check the network'):
+        loop.train(config(), storage.path_of('gs://runs/silent'))
+    assert time.monotonic() - started < 15  # gcsfs would repeat the request for half a minute
+
+
 def test_errors_of_buckets_are_one_sentence(bucket):
     from gcsfs.retry import HttpError
     from google.auth.exceptions import DefaultCredentialsError

@@ -72,12 +72,16 @@ def test_nothing_is_chosen_without_epochs(images):
 def test_folders_of_neither_splits_nor_classes_are_refused(tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'cat').mkdir()
-    how = 'unpack the images as split/class/image or class/image, or'
+    how = 'as train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE'
     with pytest.raises(UserError, match='has no folder train or training, nor images .* in '
-                       f'folders of classes: {how}'):
+                       f'folders of classes; arrange them {how}'):
+        completed(own_images(tmp_path))
+    (tmp_path / 'photos' / 'x.tiff').write_bytes(b'x')
+    with pytest.raises(UserError, match=r'\(1 .tiff\); convert them to JPEG, PNG or WebP'):
         completed(own_images(tmp_path))
     (tmp_path / 'val').mkdir()
-    with pytest.raises(UserError, match=f'has no folder train or training: {how}'):
+    with pytest.raises(UserError, match=('has no folder train or training: arrange the images '
+                                         f'{how}')):
         completed(own_images(tmp_path))
 
 

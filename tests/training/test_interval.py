@@ -137,11 +137,31 @@ def test_the_interval_follows_steps_that_are_slow_only_at_first(monkeypatch, tmp
     config = automatic()
     config.num_steps = 30
     loop.train(config, tmp_path)
-    # Ten steps, two of 30 s, and each, which takes more than 9.3 s; the first of 1 s ends this.
-    assert saved_by(tmp_path) == [12, 13, 14, 15, 20, 30]
+    # One step, two of 30 s, and each, which takes more than 9.3 s; the first of 1 s ends this.
+    assert saved_by(tmp_path) == [*range(3, 16), 20, 30]
     lines = [line for line in capsys.readouterr().out.splitlines() if 'checkpoints' in line]
     assert [line.partition(', which')[0] for line in lines] == [
         'checkpoints every 1 steps (0:00:30)', 'checkpoints every 10 steps (0:00:10)']
+
+
+@pytest.mark.parametrize(('seconds', 'due'), [(5.9, 21), (7.0, 10), (30.0, 3), (600.0, 2)])
+def test_slow_steps_do_not_delay_the_first_checkpoint(seconds, due):
+    saves = Interval(automatic(), 0)
+    steps = [step for step in range(1, due + 1) if saves.asks_for_speed(step)
+             and not saves.note_speed(step, seconds)]
+    assert steps == ([1, 10, 21] if seconds < 6 else [1, due])
+    assert [saves.is_due(step) for step in (due - 1, due)] == [False, True]
+
+
+def test_the_last_step_tells_no_interval_and_is_not_timed():
+    saves = Interval(automatic(), 0)
+    saves.note_speed(10, 1.5)  # the first one is due at step 50
+    assert saves.asks_for_times(99) and not saves.asks_for_times(100)
+    saves.choose(50, 0.0005, 1.0)  # every 9.3 s
+    for step, seconds, tells in ((99, 0.1, True), (100, 1.5, False)):
+        saves.note_speed(step, seconds)
+        assert bool(saves.saved(step)) == tells
+    assert saves.every == 10
 
 
 def test_a_disk_that_is_full_at_the_checkpoint_that_is_timed_is_one_sentence(

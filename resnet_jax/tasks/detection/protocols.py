@@ -20,6 +20,7 @@ from resnet_jax.tasks.detection.curves import count_objects
 from resnet_jax.tasks.detection.detector import Detector
 from resnet_jax.tasks.detection.testing import Tested
 from resnet_jax.tasks.task import Report
+from resnet_jax.weights.coco_names import UNUSED
 
 OPTIONS = ('protocol', 'scales', 'batch_size', 'refine', 'detections')
 SINGLE, MULTI = 'single', 'multi_scale'
@@ -84,8 +85,11 @@ def check_networks(networks: Sequence[Detector], paths: Sequence[str], source: S
     first, numbers = networks[0], tuple(map(str, range(data.num_classes(source))))  # without names
     for network, path in zip(networks, paths, strict=True):
         if network.config.model.num_classes != data.num_classes(source):
+            hint = ('; its classes are the category ids 1 to 90 of COCO, so evaluate it with a '
+                    'copy of the annotations that lists all of these as categories, also the ten '
+                    'without objects (see docs/detection.md)' if UNUSED in network.classes else '')
             raise UserError(f'{path} was trained on {network.config.model.num_classes} classes, '
-                            f'but the data has {data.num_classes(source)}.')
+                            f'but the data has {data.num_classes(source)}{hint}.')
         if network.classes != first.classes and numbers not in (network.classes, first.classes):
             a, b = next((a, b) for a, b in zip(first.classes, network.classes, strict=True)
                         if a != b)

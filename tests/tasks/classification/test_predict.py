@@ -15,7 +15,7 @@ from resnet_jax.data import classes
 from resnet_jax.errors import UserError, readable
 from resnet_jax.tasks.classification import prediction
 from resnet_jax.tasks.classification.stablehlo import stablehlo
-from resnet_jax.tasks.prediction import predictions
+from resnet_jax.tasks.prediction import find_files, predictions
 from tests.weights.networks import images, store
 
 
@@ -56,6 +56,19 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder, run):
     assert [guess['index'] for guess in best] == list(expected.argsort()[::-1][:3])
     assert best[0]['name'] == f'class {best[0]["index"]}'
     np.testing.assert_allclose(best[0]['probability'], expected.max(), rtol=1e-4)
+
+
+def test_images_of_other_formats_in_a_folder_are_counted(tmp_path):
+    (tmp_path / 'more').mkdir()
+    for name in ('a.png', 'more/b.bmp', 'more/c.HEIC', 'd.json', '.e.bmp'):
+        (tmp_path / name).write_bytes(b'x')
+    files, failures, [warning] = find_files([str(tmp_path)])
+    assert (files, failures) == ([(f'{tmp_path}/a.png', None)], [])
+    assert '(1 .bmp, 1 .heic); convert them to JPEG, PNG or WebP' in warning
+    (tmp_path / 'a.png').unlink()
+    _, [failure], warnings = find_files([str(tmp_path)])
+    assert str(failure) == f'{tmp_path} contains no JPEG, PNG or WebP images.'
+    assert warnings == [warning]
 
 
 def test_standard_input_is_an_image_or_a_list(folder, run):

@@ -406,9 +406,12 @@ def test_networks_of_an_ensemble_know_the_same_classes(paths, tmp_path, source):
         evaluation.evaluate([named, other], None, 0, {}, [])
     protocols.check_networks(  # a network without names may join
         [resnet_jax.load(path) for path in (paths[0], named)], ['a', 'b'], source)
-    with pytest.raises(UserError, match='a was trained on 3 classes, but the data has 10'):
-        protocols.check_networks([resnet_jax.load(named)], ['a'],
-                                 types.SimpleNamespace(most_objects=4, num_classes=10))
+    ten = types.SimpleNamespace(most_objects=4, num_classes=10)
+    with pytest.raises(UserError, match=r'a was trained on 3 classes, but the data has 10\.'):
+        protocols.check_networks([resnet_jax.load(named)], ['a'], ten)
+    with_gap = str(store(tmp_path / 'with_gap', 0, names=['cat', 'N/A', 'cow']))
+    with pytest.raises(UserError, match='has 10; its classes are the category ids 1 to 90 of COCO'):
+        protocols.check_networks([resnet_jax.load(with_gap)], ['a'], ten)
     with pytest.raises(UserError, match='the data has no boxes'):
         protocols.check_networks([resnet_jax.load(named)], ['a'],
                                  types.SimpleNamespace(num_classes=3))
