@@ -6,9 +6,11 @@ Not run for want of computing time.
 
 The argument names the depth and the devices, and may name the batch: r50,h100-16 is ResNet-50 on
 two machines with eight H100 each, r152,v5e-256,8192 has 8,192 images per step. TPUs are counted in
-chips. Everything that follows from these is printed before the run. Check it beforehand with
+chips; r152,2*v5e-256 has two slices of 256 chips, which the data-center network joins. Everything
+that follows from these is printed before the run. Check it beforehand with
 
   python -m resnet_jax.compile --config=configs/imagenet_pod.py:r152,v5e-256
+  python -m resnet_jax.compile '--config=configs/imagenet_pod.py:r152,2*v5e-256'
 
 The batch and the learning rate scale as in P. Goyal et al., "Accurate, Large Minibatch SGD:
 Training ImageNet in 1 Hour", 2017, up to 8,192 images, and beyond with LARS (Y. You et al., "Large
@@ -30,11 +32,12 @@ BATCH, MOST = 4_096, 8_192  # by default, and up to which the linear rule was sh
 IMAGES_PER_DEVICE = ((16 * 2**30, 128), (math.inf, 256))
 # The rates of LARS and their epochs of warm-up in MLPerf's reference for TPUs, for batches below.
 LARS_RATES = ((16_384, 10.0, 5), (32_768, 25.0, 5), (math.inf, 32.0, 14))
-FORM = 'DEPTH,DEVICES or DEPTH,DEVICES,BATCH, such as r152,v5e-256 or r50,h100-16,4096'
+FORM = ('DEPTH,DEVICES or DEPTH,DEVICES,BATCH, such as r152,v5e-256, r152,2*v5e-256 for two slices '
+        'or r50,h100-16,4096')
 
 
 def get_config(argument: str = 'r50,v5e-16'):
-    match = re.fullmatch(r'r(\d+),(\w+)-(\d+)(?:,(\d+))?', argument)
+    match = re.fullmatch(r'r(\d+),(?:(\d+)\*)?(\w+)-(\d+)(?:,(\d+))?', argument)
     if not match:
         raise UserError(f'imagenet_pod takes {FORM}; got {argument!r}.')
     config, depth = imagenet.get_config(), int(match[1])
@@ -42,8 +45,11 @@ def get_config(argument: str = 'r50,v5e-16'):
     if depth not in depths:
         raise UserError(f'there is no r{depth}: the depths are {", ".join(map(str, depths))}.')
     config.model.depth = depth
-    config.topology = topologies.standard(match[2], int(match[3]))
-    _scale(config, topologies.describe(config.topology), int(match[4] or 0))
+    slices, kind, count = int(match[2] or 1), match[3], int(match[4])
+    devices = topologies.describe(topologies.standard(kind, count, slices))
+    derive(config, 'topology', devices.name, f'{devices.count:,} {devices.device}s' + (
+        f' in {slices} slices {kind}-{count}' if slices > 1 else ''))
+    _scale(config, devices, int(match[5] or 0))
     return config
 
 
@@ -53,7 +59,8 @@ def _scale(config, devices: topologies.Topology, batch: int) -> None:
     chosen = 'as given'
     if not batch:
         batch = min(BATCH // devices.count or 1, most) * devices.count
-        chosen = f'at most {most} per {devices.device} and {BATCH:,} in all'
+        chosen = (f'at most {most} per {devices.device} and {BATCH:,} in all'
+                  if batch <= BATCH else f'one per {devices.device}')
     if batch % devices.count:
         lower = batch // devices.count * devices.count
         raise UserError(f'a batch of {batch} cannot be divided among {devices.count} devices; the '

@@ -1,10 +1,12 @@
-"""Paths of files: folders of a file system, and buckets of Google Cloud Storage (gs://).
+"""Paths of files: folders of a file system, and buckets of Google Cloud Storage (gs://) and S3.
 
-A path of a file system is a `pathlib.Path`, one in a bucket an `epath.Path`, which has the same
-methods. An object of a bucket appears whole when its upload ends, and cannot be appended to.
+From S3 (s3://), data is read; Orbax keeps checkpoints in folders and gs:// only. A path of a file
+system is a `pathlib.Path`, one in a bucket an `epath.Path`, which has the same methods. An object
+of a bucket appears whole when its upload ends, and cannot be appended to.
 """
 
 import functools
+import importlib
 import io
 import logging
 import os
@@ -18,32 +20,45 @@ from resnet_jax.errors import UserError
 
 Path = pathlib.Path | epath.Path
 
-BUCKETS = 'gs://'
+GS, S3 = 'gs://', 's3://'
+PACKAGES = {GS: 'gcsfs', S3: 's3fs'}  # that fsspec needs
+CREATE = {GS: 'gcloud storage buckets create gs://', S3: 'aws s3 mb s3://'}
+LOG_IN = {GS: 'gcloud auth application-default login', S3: 'aws configure'}
 UPLOAD_SECONDS = 30  # between two uploads of a file that grows
 REACH_SECONDS = 20  # for which a bucket may be silent when it is first looked at
 LEAST_REACH_SECONDS = 5  # of these for the bucket, however long the search for credentials took
 
 
-def path_of(text: str | Path) -> Path:
+def path_of(text: str | Path, of_data: bool = False) -> Path:
     """The path that a flag or a field of the config names.
 
+    Args:
+      text: the path, or gs://BUCKET/….
+      of_data: whether it is read as data, which may lie in s3://BUCKET/… too.
+
     Raises:
-      UserError: it is a URL of another kind than gs://BUCKET/…, or the package for it is missing.
+      UserError: it is a URL of another kind, or the package for it is missing.
     """
     name = str(text)
-    if name.startswith(BUCKETS):
-        if not name.removeprefix(BUCKETS).strip('/'):
-            raise UserError(f'{name} names no bucket; give gs://BUCKET/FOLDER.')
-        _use_fsspec()
+    if name.startswith(S3) and not of_data:
+        raise UserError(f'{name} cannot be used: only shards (data.path) and class lists are read '
+                        'from S3, because Orbax stores checkpoints in folders and gs:// only; use '
+                        'a folder, and copy it with `aws s3 sync`.')
+    if in_bucket(name):
+        scheme = _scheme(name)
+        if not name.removeprefix(scheme).strip('/'):
+            raise UserError(f'{name} names no bucket; give {scheme}BUCKET/FOLDER.')
+        _use_fsspec(scheme)
         return epath.Path(name)
     if '://' in name:
-        raise UserError(f'{name} cannot be used: of URLs, only gs://BUCKET/FOLDER is supported.')
+        raise UserError(f'{name} cannot be used: of URLs, only gs://BUCKET/FOLDER is supported, '
+                        'and s3://BUCKET/FOLDER for data.path.')
     return pathlib.Path(text)
 
 
 def in_bucket(path: Path | str) -> bool:
     """Whether a path names objects of a bucket."""
-    return str(path).startswith(BUCKETS)
+    return str(path).startswith((GS, S3))
 
 
 def absolute(path: Path) -> Path:
@@ -58,31 +73,30 @@ def check_reachable(path: Path) -> None:
     """
     if not in_bucket(path):
         return
-    bucket, started = bucket_of(path), time.monotonic()
+    scheme, started = _scheme(path), time.monotonic()
+    bucket = str(path).removeprefix(scheme).split('/')[0]
     try:
-        files = file_system()  # which looks for credentials, perhaps on the network
+        files = file_system(path)  # which looks for credentials, perhaps on the network
         left = REACH_SECONDS - (time.monotonic() - started)
         files.ls(bucket, timeout=max(LEAST_REACH_SECONDS, left))
     except TimeoutError as error:  # fsspec's
-        raise UserError(f'gs://{bucket} cannot be used: the storage service did not answer within '
-                        f'{time.monotonic() - started:.0f} s; check the network, then run the '
-                        'same command again.') from error
-    except Exception as error:  # gcsfs, aiohttp and google.auth raise many kinds
+        raise UserError(f'{scheme}{bucket} cannot be used: the storage service did not answer '
+                        f'within {time.monotonic() - started:.0f} s; check the network, then run '
+                        'the same command again.') from error
+    except Exception as error:  # gcsfs, s3fs and what they use raise many kinds
         if isinstance(error, FileNotFoundError):
-            raise UserError(f'there is no bucket gs://{bucket}; create it with `gcloud storage '
-                            f'buckets create gs://{bucket}`, or correct the name.') from error
-        raise UserError(f'gs://{bucket} cannot be used: {problem(error) or error}.') from error
+            raise UserError(f'there is no bucket {scheme}{bucket}; create it with '
+                            f'`{CREATE[scheme]}{bucket}`, or correct the name.') from error
+        raise UserError(f'{scheme}{bucket} cannot be used: {problem(error) or error}.') from error
 
 
-def bucket_of(path: Path | str) -> str:
-    """The name of the bucket of a path in one."""
-    return str(path).removeprefix(BUCKETS).split('/')[0]
+def file_system(path: Path | str) -> Any:
+    """The file system of a path in a bucket, which retries what fails for a moment.
 
-
-def file_system() -> Any:
-    """gcsfs' file system, which retries what fails for a moment; also for `epath.Path`."""
-    _use_fsspec()
-    return epath.backend.fsspec_backend.fs(BUCKETS)
+    It is that of gcsfs or s3fs, and that of `epath.Path`.
+    """
+    _use_fsspec(_scheme(path))
+    return epath.backend.fsspec_backend.fs(str(path))
 
 
 def upload(folder: pathlib.Path, target: Path) -> None:
@@ -94,20 +108,48 @@ def upload(folder: pathlib.Path, target: Path) -> None:
 
 def problem(error: BaseException | None) -> str | None:
     """What a person can do about an error of a bucket; None if it is an error of another kind."""
+    chain = []
     while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for error in chain:
+        if type(error).__module__.startswith('botocore'):  # below that of s3fs
+            return _problem_of_s3(error)
+    for error in chain:
         text, code = f'{type(error).__name__}: {error}', str(getattr(error, 'code', ''))
         if 'Forbidden' in text or 'PERMISSION_DENIED' in text or code in ('401', '403'):
-            return ('access is denied; run `gcloud auth application-default login`, or give the '
-                    'account of this machine the role Storage Object User')
+            return (f'access is denied; run `{LOG_IN[GS]}`, or give the account of this machine '
+                    'the role Storage Object User')
         if type(error).__module__.startswith('google.auth'):
-            return 'there are no valid credentials; run `gcloud auth application-default login`'
+            return f'there are no valid credentials; run `{LOG_IN[GS]}`'
         if code.startswith(('5', '429')) or 'UNAVAILABLE' in text or _of_connection(error):
-            return ('the storage service did not answer in spite of repeated attempts '
-                    f'({" ".join(text.split())[:120]})')
+            return _no_answer(error)
         if type(error).__module__.startswith('gcsfs'):
-            return f'the storage service refused a request ({" ".join(text.split())[:120]})'
-        error = error.__cause__ or error.__context__
+            return _refused(error)
     return None
+
+
+def _problem_of_s3(error: BaseException) -> str:
+    response = getattr(error, 'response', {})
+    status = response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
+    if 'Credentials' in type(error).__name__:
+        return f'there are no valid credentials; run `{LOG_IN[S3]}`'
+    if status in (401, 403):
+        return (f'access is denied; run `{LOG_IN[S3]}`, or give this machine a role with '
+                's3:ListBucket and s3:GetObject')
+    return _no_answer(error) if status >= 500 or not response else _refused(error)
+
+
+def _no_answer(error: BaseException) -> str:
+    return f'the storage service did not answer in spite of repeated attempts ({_start(error)})'
+
+
+def _refused(error: BaseException) -> str:
+    return f'the storage service refused a request ({_start(error)})'
+
+
+def _start(error: BaseException) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:120]
 
 
 def _of_connection(error: BaseException) -> bool:
@@ -115,26 +157,35 @@ def _of_connection(error: BaseException) -> bool:
         error, ConnectionError | TimeoutError)
 
 
+def _scheme(path: Path | str) -> str:
+    return next(scheme for scheme in (GS, S3) if str(path).startswith(scheme))
+
+
 @functools.cache
-def _use_fsspec() -> None:
+def _use_fsspec(scheme: str) -> None:
     """Prepares fsspec, once: listings are never cached, since other processes write too.
 
     gcsfs' experimental support of hierarchical buckets, which asks for the kind of every bucket and
     warns where it may not, is not needed, nor are the tracebacks that it logs of errors that it
     raises.
 
+    Args:
+      scheme: GS or S3.
+
     Raises:
-      UserError: gcsfs is not installed.
+      UserError: gcsfs or s3fs is not installed.
     """
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    package = PACKAGES[scheme]
     try:
         import fsspec
-        import gcsfs  # noqa: F401
+        importlib.import_module(package)
     except ImportError as error:
-        raise UserError('paths in buckets need the package gcsfs: pip install gcsfs '
+        raise UserError(f'paths in {scheme} need the package {package}: pip install {package} '
                         f'({error}).') from error
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
-    fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+    logging.getLogger(package).setLevel(logging.CRITICAL)
+    for name in fsspec.get_filesystem_class(scheme.partition(':')[0]).protocol:
+        fsspec.config.conf.setdefault(name, {}).setdefault('use_listings_cache', False)
 
 
 class Growing:

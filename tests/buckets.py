@@ -52,7 +52,7 @@ class Bucket:
 
     def put(self, name: str, content: bytes) -> None:
         """Writes an object."""
-        storage.file_system().pipe_file(f'{BUCKET}/{name}', content)
+        storage.file_system('gs://').pipe_file(f'{BUCKET}/{name}', content)
 
     def close(self) -> None:
         self._server.shutdown()

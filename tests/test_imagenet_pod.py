@@ -23,12 +23,16 @@ FIELDS = ('batch_size', 'model.virtual_batch_size', 'schedule.learning_rate',
 V5E_16 = (2048, 32, 0.8, 3128, 75_000, 625, 1250, 125, 0)
 V5E_256 = (4096, 16, 1.6, 1564, 37_500, 313, 625, 63, 0)
 H100_16 = (4096, 32, 1.6, 1564, 37_500, 313, 625, 63, 0)
+# 4 x 4 chips are 16. 2 x 16 chips have 128 images each, and 2 x 256 have 8.
+TWO_V5E_16 = (4096, 32, 1.6, 1564, 37_500, 313, 625, 63, 0)
+TWO_V5E_256 = (4096, 8, 1.6, 1564, 37_500, 313, 625, 63, 0)
 
 
 @pytest.mark.parametrize('depth', [50, 152])
 @pytest.mark.parametrize(('devices', 'topology', 'expected'), [
     ('v5e-16', 'v5e:4x4', V5E_16), ('v5e-256', 'v5e:16x16', V5E_256),
-    ('h100-16', 'h100:16', H100_16)])
+    ('h100-16', 'h100:16', H100_16), ('4*v5e-4', 'v5e:4*2x2', V5E_16),
+    ('2*v5e-16', 'v5e:2*4x4', TWO_V5E_16), ('2*v5e-256', 'v5e:2*16x16', TWO_V5E_256)])
 def test_everything_follows_from_the_depth_and_the_devices(depth, devices, topology, expected):
     config = imagenet_pod.get_config(f'r{depth},{devices}')
     fields = leaves(config)
@@ -47,6 +51,17 @@ def test_beyond_8192_images_lars_takes_over():
     assert config.schedule.warmup_steps == 547  # 14 epochs: 14 x 1,281,167 / 32,768 = 547.4
 
 
+def test_a_batch_is_that_of_all_slices():
+    config = imagenet_pod.get_config('r50,2*v5e-16,2048')  # 64 images for each of 32 chips
+    fields = leaves(config)
+    assert tuple(fields[name] for name in FIELDS) == pytest.approx(V5E_16)
+    # 64 slices of 256 chips are 16,384 chips, of which each has one image; 5 epochs of LARS:
+    # 5 x 1,281,167 / 16,384 = 391.0.
+    config = imagenet_pod.get_config('r50,64*v5e-256')
+    assert (config.batch_size, config.schedule.warmup_steps) == (16_384, 391)
+    assert ('batch_size', 16_384, 'one per chip') in config.derived
+
+
 def test_256_images_are_the_recipe_of_the_paper():
     fields = leaves(imagenet_pod.get_config('r50,v5e-4,256'))
     assert tuple(fields[name] for name in FIELDS) == (
@@ -59,6 +74,11 @@ def test_256_images_are_the_recipe_of_the_paper():
     ('r50,v5e-3', 'no slice v5e-3: the number of chips must be a power of two from 4 to 256'),
     ('r50,v9-16', "no accelerator 'v9'; known are v3, v4, v5e"),
     ('r50,h100-12', 'must be a multiple of 8'),
+    ('r50,0*v5e-16', r'number of slices must be at least 1; got 0\*v5e-16'),
+    ('r50,2*v5e-3', 'no slice v5e-3: the number of chips must be a power of two from 4 to 256'),
+    ('r50,2*h100-16', r'no slices of GPUs: give .* h100-32, instead of 2\*h100-16'),
+    ('r50,2*v5e-16,100', 'cannot be divided among 32 devices; the nearest are 96 and 128'),
+    ('2*r50,v5e-16', r'imagenet_pod takes DEPTH,DEVICES or .* r152,2\*v5e-256 for two slices'),
     ('r50,v5e-16,100', 'cannot be divided among 16 devices; the nearest are 96 and 112'),
     ('r50', 'imagenet_pod takes DEPTH,DEVICES or')])
 def test_a_wrong_argument_is_one_sentence(argument, sentence):
@@ -78,12 +98,17 @@ def test_the_table_says_where_each_value_comes_from_and_what_a_flag_has_changed(
     lines = derived_table(config).splitlines()
     assert [line.split()[0] for line in lines] == [field for field, *_ in config.derived]
     assert set(FIELDS) <= {line.split()[0] for line in lines}
-    assert lines[4].split(maxsplit=2) == [
+    assert lines[0].split(maxsplit=2) == ['topology', 'v5e:16x16', '256 chips']
+    assert lines[5].split(maxsplit=2) == [
         'schedule.learning_rate', '1.6', '0.1 per 256 images, Goyal et al., section 2.1']
     config.schedule.learning_rate = 2.0
-    assert derived_table(config).splitlines()[4].split(maxsplit=2) == [
+    assert derived_table(config).splitlines()[5].split(maxsplit=2) == [
         'schedule.learning_rate', '2', 'set by a flag; derived: 1.6']
     assert derived_table(tiny.config()) == ''
+    lines = derived_table(imagenet_pod.get_config('r152,2*v5e-256')).splitlines()
+    assert lines[:2] == [
+        'topology                    v5e:2*16x16  512 chips in 2 slices v5e-256',
+        'batch_size                        4,096  at most 128 per chip and 4,096 in all']
 
 
 def test_the_batch_alone_lets_virtual_batches_span_chips_and_the_warning_says_what_would_not():

@@ -231,6 +231,7 @@ def test_the_commands_of_the_documents_run_one_after_the_other(session, commands
                '-e .[experiments]'),
     as_printed('pip install -e .[gcs]'),
     as_printed('pip install -e .[hub]'),
+    as_printed('pip install -e .[s3]'),
     as_printed('pip install -e .[test]'),
     as_printed('pip install -e .[torch]'),
     as_printed('pip install torch torchvision onnx onnxscript'),

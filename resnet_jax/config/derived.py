@@ -25,11 +25,12 @@ def derived_table(config: ConfigDict) -> str:
       A line per field; '' if the config derives none. A value that a flag has set is marked, with
       the derived one beside it.
     """
-    fields, lines = leaves(config), []
+    fields, rows = leaves(config), []
     for field, value, source in config.derived:
         now = fields[field]
         said = source if now == value else f'set by a flag; derived: {value}'
         shown = f'{now:,}' if isinstance(now, int) else f'{now:.4g}' if isinstance(
             now, float) else str(now)
-        lines.append(f'{field:<27} {shown:>9}  {said}')
-    return '\n'.join(lines)
+        rows.append((field, shown, said))
+    width = max((len(shown) for _, shown, _ in rows), default=0)
+    return '\n'.join(f'{field:<27} {shown:>{width}}  {said}' for field, shown, said in rows)

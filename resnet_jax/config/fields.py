@@ -217,7 +217,7 @@ def default() -> ConfigDict:
     data.chunk_size = 16  # images that a thread decodes at a time
     data.batches_ahead = 2  # batches decoded in advance, and as many on the devices
     data.cache = '~/.cache/resnet_jax/data'  # for decoded images and statistics
-    data.bucket_cache_bytes = 2**38  # ('shards' in gs:// only) limit of their copies in data.cache
+    data.bucket_cache_bytes = 2**38  # ('shards' in a bucket only) limit of copies in data.cache
 
     loss = config.loss = ConfigDict()
     # (classification only) 'cross_entropy' of the softmax, or 'binary': a logistic loss per class.

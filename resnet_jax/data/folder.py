@@ -293,7 +293,8 @@ def _warn_once(sentence: str | None) -> None:
 
 def _lines(path: str, field: str) -> list[str]:
     try:
-        text = storage.path_of(path).expanduser().read_text(encoding='utf-8')
+        file = storage.path_of(path, of_data=True).expanduser()
+        text = file.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{field} names {path}, which cannot be read as text.') from error
     return [line for line in text.splitlines() if line.strip()]

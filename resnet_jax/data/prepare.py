@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if storage.in_bucket(OUTPUT.value):
         raise UserError(f'--output={OUTPUT.value} is in a bucket: write to a local folder, and '
-                        'copy it with `gcloud storage cp -r`.')
+                        'copy it with `gcloud storage cp -r` or `aws s3 sync`.')
     output = pathlib.Path(OUTPUT.value).expanduser()
     processes = PROCESSES.value or available_cores()
     if FORMAT.value != 'shards':

@@ -46,7 +46,7 @@ class ShardCache:
             raise UserError(f'{folder} lies in a bucket, whose shards are copied to data.cache; '
                             'data.cache is empty: give it a folder of a local disk.')
         sizes = {item['name'].rpartition('/')[2]: item['size']
-                 for item in storage.file_system().ls(str(folder), detail=True)}
+                 for item in storage.file_system(folder).ls(str(folder), detail=True)}
         for shard in shards:
             if sizes.get(shard['name'], 0) != shard['bytes']:
                 raise UserError(f'{folder / shard["name"]} has {sizes.get(shard["name"], 0)} bytes '
@@ -102,7 +102,7 @@ class ShardCache:
     def _fetch(self, shard: Mapping[str, Any], path: pathlib.Path) -> None:
         origin, part = self._origin / shard['name'], path.with_suffix('.part')
         try:
-            storage.file_system().get_file(str(origin), str(part))
+            storage.file_system(origin).get_file(str(origin), str(part))
             if (found := _size(part)) != shard['bytes']:
                 raise UserError(f'{origin} has {found} bytes instead of {shard["bytes"]}: it was '
                                 f'truncated or replaced; {ADVICE}.')
@@ -113,14 +113,13 @@ class ShardCache:
             raise UserError(f'{origin} is missing; {ADVICE}.') from error
         except UserError:
             raise
-        except Exception as error:  # gcsfs, aiohttp and google.auth raise many kinds
+        except Exception as error:  # gcsfs, s3fs and what they use raise many kinds
+            if problem := storage.problem(error):
+                raise UserError(f'{origin} cannot be read: {problem}.') from error
             if isinstance(error, OSError) and error.errno:
                 raise UserError(f'{self._folder} cannot be written to: {error.strerror}.') from (
                     error)
-            problem = storage.problem(error)
-            if problem is None:
-                raise
-            raise UserError(f'{origin} cannot be read: {problem}.') from error
+            raise
         finally:
             part.unlink(missing_ok=True)
 

@@ -69,7 +69,7 @@ class Shards:
         Raises:
           UserError: the folder holds no such split, or a shard is missing or cut.
         """
-        root = storage.path_of(path).expanduser()
+        root = storage.path_of(path, of_data=True).expanduser()
         storage.check_reachable(root)
         file = root / f'{split}.json'
         if not path or not file.is_file():

@@ -166,14 +166,24 @@ def create(name: str) -> Topology:
     return dataclasses.replace(topology, devices=_simulated(name, topology.count))
 
 
-def standard(kind: str, count: int) -> str:
+def standard(kind: str, count: int, slices: int = 1) -> str:
     """The name of the topology that a cloud offers for a number of chips, such as 'v5e:16x16'.
 
     TPU slices of a power of two chips are as close to a square or a cube as possible.
 
+    Args:
+      kind: a TPU generation or a GPU.
+      count: of the chips of a slice, or of all GPUs.
+      slices: of TPUs, which the data-center network joins.
+
     Raises:
       UserError: there is none.
     """
+    if slices < 1:
+        raise UserError(f'the number of slices must be at least 1; got {slices}*{kind}-{count}.')
+    if kind in GPUS and slices > 1:
+        raise UserError(f'there are no slices of GPUs: give the number of all GPUs, '
+                        f'{kind}-{slices * count}, instead of {slices}*{kind}-{count}.')
     if kind in GPUS:
         return describe(f'{kind}:{count}').name
     if kind not in CHIPS:
@@ -187,7 +197,8 @@ def standard(kind: str, count: int) -> str:
     sizes = [2**(least + (axis >= chip.dimensions - larger)) for axis in range(chip.dimensions)]
     if 1 in sizes:  # a single host, 2x2x1
         sizes.reverse()
-    return f'{kind}:{"x".join(map(str, sizes))}'
+    joined = f'{slices}*' if slices > 1 else ''
+    return f'{kind}:{joined}{"x".join(map(str, sizes))}'
 
 
 def _of_tpus(name: str, chip: Chip, slices: int, shape: tuple[int, ...]) -> Topology:

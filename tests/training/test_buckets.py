@@ -153,7 +153,9 @@ def test_errors_of_buckets_are_one_sentence(bucket):
 
 
 def test_other_urls_are_refused():
-    with pytest.raises(UserError, match=r'only gs://BUCKET/FOLDER is supported'):
+    with pytest.raises(UserError, match=r'only gs://BUCKET/FOLDER is supported, and s3://'):
+        storage.path_of('az://bucket/run')
+    with pytest.raises(UserError, match=r'only shards .* use a folder, and copy it with `aws s3'):
         storage.path_of('s3://bucket/run')
     with pytest.raises(UserError, match='names no bucket'):
         storage.path_of('gs://')
