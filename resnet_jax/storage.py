@@ -90,6 +90,14 @@ def check_reachable(path: Path) -> None:
         raise UserError(f'{scheme}{bucket} cannot be used: {problem(error) or error}.') from error
 
 
+def check_not_in_bucket(path: str) -> None:
+    """Raises UserError if `data.path` of a source other than shards names a bucket."""
+    if in_bucket(path):
+        raise UserError(f'{path} is in a bucket, from which only shards are read; write them with '
+                        '`python -m resnet_jax.data.prepare` from a folder of this machine, copy '
+                        'them to the bucket and set --config.data.source=shards.')
+
+
 def file_system(path: Path | str) -> Any:
     """The file system of a path in a bucket, which retries what fails for a moment.
 
@@ -130,14 +138,18 @@ def problem(error: BaseException | None) -> str | None:
 
 
 def _problem_of_s3(error: BaseException) -> str:
-    response = getattr(error, 'response', {})
+    response = getattr(error, 'response', None) or {}  # None where none came
     status = response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
     if 'Credentials' in type(error).__name__:
         return f'there are no valid credentials; run `{LOG_IN[S3]}`'
     if status in (401, 403):
         return (f'access is denied; run `{LOG_IN[S3]}`, or give this machine a role with '
                 's3:ListBucket and s3:GetObject')
-    return _no_answer(error) if status >= 500 or not response else _refused(error)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if status >= 500 or kinds & {'ConnectionError', 'HTTPClientError'}:
+        return _no_answer(error)
+    # Without a response, it is the settings that are wrong, such as a profile that is missing.
+    return _refused(error) if response else f'no request could be made ({_start(error)})'
 
 
 def _no_answer(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax import storage
 from resnet_jax.data.decode import UnreadableImageError, image_size
 from resnet_jax.data.masks import RLE, from_counts
 from resnet_jax.data.sources import digest
@@ -197,6 +198,7 @@ def dataset_folder(path: str, layout: str) -> pathlib.Path:
     if not path:
         raise UserError(f'data.path is not set; pass the folder of the dataset, which holds '
                         f'{layout}.')
+    storage.check_not_in_bucket(path)
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f'data.path must be the folder of the dataset, which holds {layout}, but '

@@ -211,6 +211,7 @@ def _split_folder(path: str, split: str) -> pathlib.Path:
     if not path:
         raise UserError('data.path is not set; pass the folder of the dataset, which holds the '
                         f'images as {LAYOUT}.')
+    storage.check_not_in_bucket(path)
     if not root.is_dir():
         raise UserError('data.path must be the folder of the dataset, which holds the images as '
                         f'{LAYOUT}, but {path} is not a folder; correct the path.')
@@ -292,8 +293,9 @@ def _warn_once(sentence: str | None) -> None:
 
 
 def _lines(path: str, field: str) -> list[str]:
+    file = storage.path_of(path, of_data=True).expanduser()
+    storage.check_reachable(file)
     try:
-        file = storage.path_of(path, of_data=True).expanduser()
         text = file.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{field} names {path}, which cannot be read as text.') from error

@@ -98,7 +98,12 @@ def client_error(code, status):
 
 
 def test_errors_of_s3_are_one_sentence():
-    from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+    from botocore.exceptions import (
+        EndpointConnectionError,
+        NoCredentialsError,
+        ProfileNotFound,
+        ReadTimeoutError,
+    )
 
     for error, sentence in (
             (client_error('AccessDenied', 403), 'access is denied; run `aws configure`'),
@@ -106,6 +111,8 @@ def test_errors_of_s3_are_one_sentence():
             (client_error('SlowDown', 503), 'did not answer'),
             (client_error('InvalidBucketName', 400), 'refused a request'),
             (EndpointConnectionError(endpoint_url='http://x'), 'did not answer'),
+            (ReadTimeoutError(endpoint_url='http://x'), 'did not answer'),
+            (ProfileNotFound(profile='me'), 'no request could be made (ProfileNotFound: The'),
             (NoCredentialsError(), 'no valid credentials; run `aws configure`')):
         wrapped = RuntimeError('while reading')
         wrapped.__cause__ = error
@@ -129,6 +136,16 @@ def test_denied_access_to_a_shard_is_told_from_a_cache_that_cannot_be_written(
 def test_a_list_of_classes_may_lie_in_s3(path):
     storage.file_system(path).pipe_file('images/classes.txt', b'cat\ndog\n')
     assert folder.read_class_list('s3://images/classes.txt') == ['cat', 'dog']
+    with pytest.raises(UserError, match=r'class_list names s3://images/x, which cannot be'):
+        folder.read_class_list('s3://images/x')
+    with pytest.raises(UserError, match='there is no bucket s3://elsewhere'):
+        folder.read_class_list('s3://elsewhere/classes.txt')
+
+
+def test_folders_of_images_in_a_bucket_are_refused_with_what_to_do_instead():
+    with pytest.raises(UserError, match='s3://images/photos is in a bucket, from which only shards '
+                                        'are read; write them with'):
+        folder.open_folder('s3://images/photos', 'train')
 
 
 @pytest.mark.slow
