@@ -50,14 +50,18 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
       coordinator: address and port of process 0; None: by the environment.
       num_processes: in the job; with a coordinator.
       process_id: of this process, from 0; with a coordinator.
-      ends_on_sigterm: whether SIGTERM to one of several processes ends all of them at once, with
-        status 143; by default it is left to JAX, which only notes it, for a body that asks. A
-        process that is alone always ends.
+      ends_on_sigterm: whether SIGTERM to one process ends all of them at once, with status 143; by
+        default it is left to JAX, which only notes it, for a body that asks.
 
     Raises:
       UserError: some of the three are missing or wrong, or not all processes connected in time.
     """
-    if not _start(coordinator, num_processes, process_id) or jax.process_count() == 1:
+    if not _start(coordinator, num_processes, process_id):
+        yield
+        return
+    if jax.process_count() == 1:
+        if ends_on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of JAX's handler
         yield
         return
     beside = _Watch(coordinator)
@@ -76,6 +80,9 @@ def job(coordinator: str | None = None, num_processes: int | None = None,
         os._exit(1)  # leaving jax in the usual way would wait for the others
     jax.distributed.shutdown()  # waits for the others, still watched over
     beside.tell({'done': True})
+    if ends_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
 
 
 def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
@@ -265,7 +272,7 @@ def _doubt(error: BaseException) -> int:
 
 
 def _end_on_sigterm(beside: '_Watch') -> None:
-    """From now on SIGTERM ends all processes, even where this one waits in a collective."""
+    """Makes SIGTERM end all processes, even while this one waits in a collective."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
@@ -277,7 +284,7 @@ def _end_on_sigterm(beside: '_Watch') -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-    # The handler runs only between two lines of Python, but the pipe is written to at once.
+    # The handler runs only between two instructions of Python; the pipe is written to at once.
     signal.set_wakeup_fd(writing)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
 

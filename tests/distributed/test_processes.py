@@ -329,7 +329,7 @@ PROCESSES = cli.process_flags()
 def main(arguments):
     with processes.job(*(flag.value for flag in PROCESSES), ends_on_sigterm=True):
         print('waits', flush=True)
-        if PROCESSES[2].value:
+        if PROCESSES[2].value or PROCESSES[1].value == 1:
             time.sleep(600)
         multihost_utils.sync_global_devices('never')
 
@@ -338,17 +338,31 @@ cli.run(main)
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_job_that_saves_nothing_even_inside_a_collective(commands):
+@pytest.mark.parametrize('told', [[0], [0, 1]])
+def test_sigterm_ends_a_job_that_saves_nothing_even_inside_a_collective(commands, told):
     job = Job(commands, '-c', WAITS)
     job.until(lambda: all('waits' in job.output(i) for i in range(2)))
     time.sleep(1)  # for process 0 to enter the collective
-    job.processes[0].send_signal(signal.SIGTERM)
+    for process in told:
+        job.processes[process].send_signal(signal.SIGTERM)
     sent = time.monotonic()
     assert job.wait() == [143, 143]
     assert time.monotonic() - sent < 20
-    assert 'stopped by SIGTERM before the end.\n' in job.errors(0)
-    assert f'error: process 0 on {socket.gethostname()} stopped: it got SIGTERM.\n' in (
-        job.errors(1))
+    ended = 'stopped by SIGTERM before the end.\n'
+    assert ended in job.errors(0)
+    assert (ended if 1 in told else
+            f'error: process 0 on {socket.gethostname()} stopped: it got SIGTERM.\n') in (
+                job.errors(1))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_job_of_one_process_that_saves_nothing(commands):
+    job = Job(commands, '-c', WAITS, count=1)  # as on a single machine with TPUs
+    job.until(lambda: 'waits' in job.output(0))
+    job.processes[0].send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert job.wait() == [-signal.SIGTERM]
+    assert time.monotonic() - sent < 20
 
 
 def open_mpi(process, port):
