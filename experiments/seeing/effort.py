@@ -1,4 +1,4 @@
-"""How much is computed for the pictures of a network: the defaults, in a file that is soon read."""
+"""How much is computed for the pictures of a network, in a file that imports no libraries."""
 
 from typing import NamedTuple
 

@@ -11,8 +11,8 @@ from resnet_jax.output import duration
 # Between failures of a job that come without SIGTERM, which saves: assumed.
 FAILURE_SECONDS = 24 * 3600
 MOST_SHARE = 0.01  # of the time, that saving may cost
-# After which the step of the first checkpoint, which is timed, is planned; or after the first step,
-# where so many take longer than FIRST_SECONDS.
+# After which the step of the first checkpoint, which is timed, is planned; already after the first
+# step where so many of its length take longer than FIRST_SECONDS.
 SPEED_STEPS = 10
 FIRST_SECONDS = 60  # of training, between these and the first checkpoint
 
@@ -54,9 +54,9 @@ class Interval:
     """The steps at which checkpoints are due, apart from those before evaluations.
 
     Where `checkpoint.every_steps` is 0, the first one comes a minute after the first ten steps, or
-    after the first step where ten take longer than that. It is timed, unless the run ends there,
-    and its times and those of the steps say how often the others come; each of these looks again at
-    how long the steps since the last one took. Such a checkpoint comes at the end of
+    after the first step where ten of its length take longer than that. It is timed, unless the run
+    ends there, and its times and those of the steps say how often the others come; each of these
+    looks again at how long the steps since the last one took. Such a checkpoint comes at the end of
     the call in which it is due, so that the clock never changes which steps are compiled together.
     All processes follow the clock of process 0.
 
