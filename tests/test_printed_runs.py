@@ -47,7 +47,7 @@ BCCD = (SHORT + DETECTOR + '--config.data.path=voc --config.data.train_list=trai
 BOXES = LOCAL + ('--config.model.localizer.anchor_sizes=(10,20) '
                  '--config.model.localizer.anchor_ratios=(0.7,1.4) --config.data.path=boxes ')
 SESSIONS = {  # the command as it is printed; what makes it small
-    # README, docs/train.md, docs/evaluate.md, docs/seeing.md
+    # README, docs/train.md, docs/evaluate.md, docs/seeing.md, docs/checkpoints.md
     'digits': (
         (MAIN + 'digits_r20.py --workdir=runs/digits', CIFAR),
         (MAIN + 'digits_r20.py', CIFAR),
@@ -60,6 +60,7 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (RUN + 'evaluate --workdir=runs/digits_r20', ''),
         (RUN + 'predict --checkpoint=runs/digits --json --top=1 digit.png', ''),
         (RUN + 'summary --config=configs/imagenet_r50.py', ''),
+        (RUN + 'summary --config=configs/imagenet_r152.py', ''),
         (RUN + 'summary --config=configs/digits_r20.py --config.model.depth=56', ''),
     ),
     # README, docs/evaluate.md, docs/data.md

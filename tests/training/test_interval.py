@@ -58,7 +58,7 @@ cli.run(main, takes_files=True)
     (Times(step=0.3, save=20, write=60), 1, 10_000),
     # A write takes 50 s: not more often than every 100 s, 100,000 steps.
     (Times(step=0.001, save=0.001, write=50), 1, 100_000),
-    # docs/pods.md: 293.9 s are 9,185 steps.
+    # docs/checkpoints.md: 293.9 s are 9,185 steps.
     (Times(step=0.032, save=0.5, write=10), 1, 10_000),
     # Steps of ten minutes: each.
     (Times(step=600, save=0.2, write=2), 1, 1)])
