@@ -64,6 +64,8 @@ def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
     panels = [(bands + lines).transform_filter(f"datum.kind == '{kind}'").properties(
         title=f'{kind} networks', width=340, height=320)
         for kind in ('plain', 'residual') if any(point['kind'] == kind for point in points)]
-    return alt.hconcat(*panels).resolve_scale(y='shared', color='shared').properties(
-        title={'text': 'Error over the training steps, mean over the seeds',
-               'subtitle': 'bands: from the lowest to the highest test error of the seeds'})
+    title = {'text': 'Error over the training steps, one seed'}
+    if any(point['seeds'] > 1 for point in points):
+        title = {'text': 'Error over the training steps, mean over the seeds',
+                 'subtitle': 'bands: from the lowest to the highest test error of the seeds'}
+    return alt.hconcat(*panels).resolve_scale(y='shared', color='shared').properties(title=title)

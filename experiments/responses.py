@@ -223,7 +223,8 @@ def chart(points: Sequence[Mapping[str, Any]]) -> Any:
     kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
         symbolType='stroke', symbolStrokeColor='gray', symbolStrokeWidth=2),
         scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
-    y = alt.Y('std:Q', title='standard deviation', scale=alt.Scale(zero=False))
+    y = alt.Y('std:Q', title='standard deviation (log scale)',
+              scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5))
     panels = []
     for order, x, title in (('by layer', 'index of the layer', 'in the order of the layers'),
                             ('sorted', 'rank of the layer', 'sorted by size')):
