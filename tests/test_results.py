@@ -163,7 +163,8 @@ GIVEN = [
     'on 500 held-out', 'stage 3 (14 x 14 positions)', 'stage 4 (7 x 7 positions)',
     'recipe for CIFAR-10 (section 4.2)', '6,400 steps', 'after 3,200 and 4,800',
     f'({CIFAR10_ERROR[20]} % for ResNet-20)', 'of the last 50 steps', 'With 20 layers',
-    'network of 56 layers', 'that of 20,', "the paper's figure 6,", 'As in figure 7 of', 'whole batches of 128 images', 'over 64 as',
+    'network of 56 layers', 'that of 20,', "the paper's figure 6,", 'As in figure 7 of',
+    'whole batches of 128 images', 'over 64 as',
     'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
 ]
 
