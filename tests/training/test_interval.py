@@ -103,6 +103,7 @@ def automatic():
     return config
 
 
+@pytest.mark.slow
 def test_the_first_checkpoint_comes_after_a_minute_and_sets_the_interval_of_the_others(
         monkeypatch, tmp_path, capsys):
     clocked(monkeypatch)

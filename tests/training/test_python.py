@@ -43,6 +43,7 @@ def test_the_example_of_train_is_true(tmp_path):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
+@pytest.mark.slow
 def test_python_and_the_command_end_with_the_same_bits(tmp_path, commands):
     process = commands.run(
         '-c', f'import resnet_jax; resnet_jax.train({CONFIG!r}, {str(tmp_path / "python")!r}, '
