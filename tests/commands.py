@@ -99,6 +99,8 @@ class Commands:
         """
         folder = pathlib.Path(tempfile.mkdtemp(dir=self._folders.name))
         (folder / 'in').write_bytes(stdin)
+        for output in ('out', 'err'):  # may be read before the fork opens them
+            (folder / output).touch()
         pid = self.ask('start', str(name), [*map(str, arguments)], env or {}, str(cwd),
                        str(folder))
         return Command(self, pid, folder)
