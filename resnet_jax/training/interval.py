@@ -23,7 +23,7 @@ class Times(NamedTuple):
     Attributes:
       step: of a training step, with its share of the wait for data; of the latest steps.
       save: for which training waits while a checkpoint is taken.
-      write: from the start of a save until its files are complete; training goes on meanwhile.
+      write: from the start of a save until its files are complete, while training continues.
     """
 
     step: float
