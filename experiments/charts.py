@@ -8,6 +8,11 @@ import altair as alt
 from resnet_jax.output import write_whole
 
 
+def over_seeds(most: int) -> str:
+    """What is drawn of networks with at most that many seeds, for the title of a chart."""
+    return 'mean over the seeds' if most > 1 else 'one seed'
+
+
 def save(chart: alt.TopLevelMixin, path: pathlib.Path,
          config: dict[str, Any] | None = None) -> None:
     """Writes a chart as path.svg and path.png, without a browser or a network.

@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from experiments import charts
 from experiments.claims import estimate
 from experiments.ledger import Row
 from resnet_jax.training.writers import read_rows
@@ -64,8 +65,8 @@ def chart(points: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
     panels = [(bands + lines).transform_filter(f"datum.kind == '{kind}'").properties(
         title=f'{kind} networks', width=340, height=320)
         for kind in ('plain', 'residual') if any(point['kind'] == kind for point in points)]
-    title = {'text': 'Error over the training steps, one seed'}
-    if any(point['seeds'] > 1 for point in points):
-        title = {'text': 'Error over the training steps, mean over the seeds',
-                 'subtitle': 'bands: from the lowest to the highest test error of the seeds'}
+    seeds = max(point['seeds'] for point in points)
+    title = {'text': f'Error over the training steps, {charts.over_seeds(seeds)}'}
+    if seeds > 1:
+        title['subtitle'] = 'bands: from the lowest to the highest test error of the seeds'
     return alt.hconcat(*panels).resolve_scale(y='shared', color='shared').properties(title=title)

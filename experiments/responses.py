@@ -49,7 +49,8 @@ def main(_) -> None:
         groups[key] = {seed: of_run(row, folder, BATCHES.value)
                        for seed, row in trained[key].items()}
     points = average(groups)
-    study.publish('responses', folder, {'': chart(points)}, table(groups), findings(groups),
+    drawn = chart(points, max(map(len, groups.values())))
+    study.publish('responses', folder, {'': drawn}, table(groups), findings(groups),
                   {'layers': points,
                    'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'std': list(values)}
                              for (depth, plain), seeds in groups.items()
@@ -215,9 +216,11 @@ def findings(groups: Groups) -> list[Finding]:
     return found
 
 
-def chart(points: Sequence[Mapping[str, Any]]) -> Any:
-    """Figure 7: above by the index of the layer, below sorted."""
+def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
+    """Figure 7, of at most that many seeds: above by the index of the layer, below sorted."""
     import altair as alt
+
+    from experiments import charts
 
     depth = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
     kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
@@ -233,7 +236,7 @@ def chart(points: Sequence[Mapping[str, Any]]) -> Any:
             alt.X('layer:Q', title=x), y, depth, kind).properties(
                 width=520, height=200, title=title))
     return alt.vconcat(*panels).properties(
-        title='Responses of the 3x3 layers, mean over the seeds')
+        title=f'Responses of the 3x3 layers, {charts.over_seeds(seeds)}')
 
 
 if __name__ == '__main__':

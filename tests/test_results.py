@@ -95,13 +95,19 @@ def finetuning_row() -> str:
                  f'{run["evaluation"]["top1_error"]:.1f}', seconds(run))
 
 
+def cifar10() -> dict[str, dict]:
+    """Network: its run, from the ledger of the sweep."""
+    return {f'{"plain" if plain else "ResNet"}-{depth}': run
+            for run in read('cifar10/degradation')['runs']
+            for plain, depth in [(run['overrides']['model.plain'],
+                                  run['overrides']['model.depth'])]}
+
+
 def cifar10_rows() -> list[str]:
-    rows = []
-    for run in read('cifar10')['runs']:
-        training = run['training_error_of_the_last_50_steps']
-        rows.append(cells(run['name'], '' if training is None else f'{training:.2f}',
-                          f'{run["test_error"]:.2f}'))
-    return rows
+    twin, = read('cifar10/pytorch')['runs']
+    ours = [cells(name, f'{run["final_train_error"]:.2f}', f'{run["final_error"]:.2f}')
+            for name, run in cifar10().items()]
+    return [*ours, cells(twin['name'], '', f'{twin["test_error"]:.2f}')]
 
 
 def greatest_response() -> str:
@@ -112,20 +118,19 @@ def greatest_response() -> str:
 
 
 def degradation() -> str:
-    error = {run['name']: run['training_error_of_the_last_50_steps']
-             for run in read('cifar10')['runs']}
-    return f'on the training images ({error["plain-56"] - error["plain-20"]:.2f} points)'
+    error = cifar10()['plain-56']['final_train_error'] - cifar10()['plain-20']['final_train_error']
+    return f'on the training images ({error:.2f} points)'
 
 
 def lead() -> str:
-    error = {run['name']: run['test_error'] for run in read('cifar10')['runs']}
-    return f'test images ({error["plain-20"] - error["ResNet-20"]:.2f} points)'
+    error = cifar10()['plain-20']['final_error'] - cifar10()['ResNet-20']['final_error']
+    return f'test images ({error:.2f} points)'
 
 
 def lag() -> str:
-    error = {run['name']: run['test_error'] for run in read('cifar10')['runs']}
-    return (f'Its test error is {error["ResNet-20, PyTorch"] - error["ResNet-20"]:.2f} points '
-            'higher.')
+    twin, = read('cifar10/pytorch')['runs']
+    error = twin['test_error'] - cifar10()['ResNet-20']['final_error']
+    return f'Its test error is {error:.2f} points higher.'
 
 
 def gain() -> str:
