@@ -8,9 +8,14 @@ import altair as alt
 from resnet_jax.output import write_whole
 
 
-def over_seeds(most: int) -> str:
-    """What is drawn of networks with at most that many seeds, for the title of a chart."""
-    return 'mean over the seeds' if most > 1 else 'one seed'
+def over_seeds(most: int, interval: str = '') -> str:
+    """What is drawn of networks with at most that many seeds, for the title of a chart.
+
+    Args:
+      most: seeds of the network that has most.
+      interval: what is drawn beside the mean where there are several.
+    """
+    return f'mean over the seeds{interval}' if most > 1 else 'one seed'
 
 
 def save(chart: alt.TopLevelMixin, path: pathlib.Path,

@@ -85,6 +85,8 @@ def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
     """Error against depth: measured with its interval, which ends at 0, and the paper's."""
     import altair as alt
 
+    from experiments import charts
+
     points = [{'depth': row['depth'], 'error': row['error'], 'of': 'measured',
                'low': max(0, row['error'] - (row['half_width'] or 0)),
                'high': row['error'] + (row['half_width'] or 0)} for row in numbers]
@@ -99,7 +101,8 @@ def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
         + base.mark_rule().encode(x, alt.Y('low:Q'), alt.Y2('high:Q'), color=color)).properties(
             width=360, height=300, title={
                 'text': f'Residual networks on {numbers[0]["dataset"]}',
-                'subtitle': 'mean over the seeds and 95 % t-interval, cut off at 0'})
+                'subtitle': charts.over_seeds(max(row['seeds'] for row in numbers),
+                                              ' and 95 % t-interval, cut off at 0')})
 
 
 if __name__ == '__main__':

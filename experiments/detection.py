@@ -172,6 +172,8 @@ def chart(results: Results) -> Any:
     """Both measures of each row, with their intervals."""
     import altair as alt
 
+    from experiments import charts
+
     points = [{**row, 'low': row['value'] - (row['half_width'] or 0),
                'high': row['value'] + (row['half_width'] or 0)} for row in numbers(results)]
     base = alt.Chart(alt.Data(values=points)).encode(
@@ -182,7 +184,8 @@ def chart(results: Results) -> Any:
         + base.mark_rule(strokeWidth=2).encode(alt.Y('low:Q'), alt.Y2('high:Q'))).properties(
             width=420, height=300, title={
                 'text': 'What appendix B adds to Faster R-CNN',
-                'subtitle': 'mean over the seeds and 95 % t-interval'})
+                'subtitle': charts.over_seeds(max(row['seeds'] for row in points),
+                                              ' and 95 % t-interval')})
 
 
 if __name__ == '__main__':

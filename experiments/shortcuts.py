@@ -99,6 +99,8 @@ def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
     """Bars of the error with their intervals."""
     import altair as alt
 
+    from experiments import charts
+
     points = [{**row, 'low': row['error'] - (row['half_width'] or 0),
                'high': row['error'] + (row['half_width'] or 0)} for row in numbers]
     base = alt.Chart(alt.Data(values=points)).encode(
@@ -107,7 +109,8 @@ def chart(numbers: Sequence[Mapping[str, Any]]) -> Any:
     return (bars + base.mark_rule(strokeWidth=2).encode(alt.Y('low:Q'), alt.Y2('high:Q'))
             ).properties(width=360, height=300, title={
                 'text': f'Shortcuts on {numbers[0]["dataset"]}',
-                'subtitle': 'mean over the seeds and 95 % t-interval'})
+                'subtitle': charts.over_seeds(max(row['seeds'] for row in numbers),
+                                              ' and 95 % t-interval')})
 
 
 if __name__ == '__main__':

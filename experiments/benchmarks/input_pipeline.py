@@ -59,8 +59,11 @@ def ours(source: str, path: str, processes: bool, cores: int):
     return (inputs['image'] for inputs in pipeline.inputs(0))
 
 
-def tf_data(path: str, cores: int):
-    """tf.data with the fused decode-and-crop of the reference ResNet pipelines."""
+def tf_data(path: str, antialias: bool, cores: int):
+    """tf.data with the fused decode-and-crop of the reference ResNet pipelines.
+
+    Those resample without antialiasing; PyTorch's and this project's do not.
+    """
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(cores)
@@ -74,7 +77,7 @@ def tf_data(path: str, cores: int):
             use_image_if_no_bounding_boxes=True)
         window = tf.stack([begin[0], begin[1], size[0], size[1]])
         image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
-        image = tf.image.resize(image, [SIZE, SIZE])
+        image = tf.image.resize(image, [SIZE, SIZE], antialias=antialias)
         return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
 
     options = tf.data.Options()
@@ -189,7 +192,8 @@ def main(argv) -> None:
                      'this pipeline, processes': (ours, 'folder', PATH.value, True),
                      'this pipeline, prepared shards': (ours, 'shards', folder, False)}
         if importlib.util.find_spec('tensorflow'):
-            pipelines['tf.data, fused decode and crop'] = (tf_data, PATH.value)
+            pipelines['tf.data, fused decode and crop'] = (tf_data, PATH.value, False)
+            pipelines['the same, antialiased'] = (tf_data, PATH.value, True)
         if importlib.util.find_spec('torch'):
             pipelines['PyTorch DataLoader, Pillow'] = (data_loader, PATH.value)
         results = {n: measure(pipelines, available[:n], REPEATS.value, IMAGES.value)

@@ -43,7 +43,11 @@ def test_the_table_has_the_papers_numbers_beside_the_measured_ones():
     assert lines[7] == 'ensemble 96.00 76.00 all together - 59.0 / 37.4'
     row = detection.numbers(RESULTS)[-1]
     assert row['row'] == 'ensemble' and row['paper_test_dev'] == 37.4 and row['paper_val'] is None
-    assert detection.chart(RESULTS).to_dict()['title']['text'].startswith('What appendix B adds')
+    title = detection.chart(RESULTS).to_dict()['title']
+    assert title['text'].startswith('What appendix B adds')
+    assert title['subtitle'] == 'mean over the seeds and 95 % t-interval'
+    first = {name: {0: seeds[0]} for name, seeds in RESULTS.items()}
+    assert detection.chart(first).to_dict()['title']['subtitle'] == 'one seed'
 
 
 def test_every_row_tests_its_networks_with_its_flags(monkeypatch, tmp_path):

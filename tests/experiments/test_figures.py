@@ -95,7 +95,11 @@ def test_table_6_stands_beside_the_paper():
     np.testing.assert_allclose(numbers[1]['std'], np.std([7.0, 9.2, 8.7], ddof=1))
     finding, = depth.findings(groups)
     assert finding.paper == '6.97 % against 8.75 %' and finding.verdict == Verdict.WITHIN_SPREAD
-    assert len(depth.chart(numbers).to_dict()['layer']) == 2
+    spec = depth.chart(numbers).to_dict()
+    assert len(spec['layer']) == 2
+    assert spec['title']['subtitle'] == 'mean over the seeds and 95 % t-interval, cut off at 0'
+    alone = [{**one, 'seeds': 1, 'half_width': None} for one in numbers]
+    assert depth.chart(alone).to_dict()['title']['subtitle'] == 'one seed'
 
 
 @pytest.mark.slow
@@ -119,7 +123,9 @@ def test_table_3_compares_the_options():
         ('plain-20', 269_434, None), ('ResNet-20 A', 269_434, None),
         ('ResNet-20 B', 272_186, None), ('ResNet-20 C', 283_674, None)]
     assert 'ResNet-20 C' in shortcuts.table(numbers)
-    assert len(shortcuts.chart(numbers).to_dict()['layer']) == 2
+    spec = shortcuts.chart(numbers).to_dict()
+    assert len(spec['layer']) == 2
+    assert spec['title']['subtitle'] == 'mean over the seeds and 95 % t-interval'
 
 
 def test_runs_that_a_figure_cannot_tell_apart_are_refused():
