@@ -18,6 +18,15 @@ def over_seeds(most: int, interval: str = '') -> str:
     return f'mean over the seeds{interval}' if most > 1 else 'one seed'
 
 
+def depth_and_kind() -> tuple[alt.Color, alt.StrokeDash]:
+    """How lines tell networks apart, by 'depth' and 'kind' ('plain' or 'residual')."""
+    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
+        symbolType='stroke', symbolStrokeColor='gray', symbolStrokeWidth=2),
+        scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
+    return (alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True)),
+            kind)
+
+
 def save(chart: alt.TopLevelMixin, path: pathlib.Path,
          config: dict[str, Any] | None = None) -> None:
     """Writes a chart as path.svg and path.png, without a browser or a network.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import grid, paper, study, sweep, tables
+from experiments import grid, layers, paper, study, sweep, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
@@ -88,7 +88,7 @@ def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
         new = jax.device_get(measure(weights.variables, batch['image'], batch['mask']))
         for layer, moment in itertools.product(new, range(3)):
             totals[layer, moment] += np.asarray(new[layer][moment], np.float64)
-    return in_order({layer: _deviation(*(totals[layer, moment] for moment in range(3)))
+    return layers.in_order({layer: _deviation(*(totals[layer, moment] for moment in range(3)))
                      for layer in new})
 
 
@@ -142,24 +142,6 @@ def moments(model: Any, variables: Any, images: Any, mask: Any) -> dict[str, tup
 
 def _deviation(count, total, squares) -> np.ndarray:
     return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-
-
-def in_order(deviations: Mapping[str, np.ndarray]) -> list[float]:
-    """One value a layer, in the order in which an image passes them.
-
-    Args:
-      deviations: by the path of the normalisation, scalars, or [blocks] of stacked blocks.
-    """
-    from resnet_jax.models import STACKED
-
-    layers = {}
-    for path, values in deviations.items():
-        part, *block, norm = path.split('/')
-        stage, number = int(part.removeprefix('stage')) if block else 0, norm.removeprefix('norm')
-        after_first = block == [STACKED]
-        for i, value in enumerate(np.atleast_1d(values)):
-            layers[stage, i + after_first, number] = float(value)
-    return [layers[key] for key in sorted(layers)]
 
 
 def average(groups: Groups) -> list[dict[str, Any]]:
@@ -222,10 +204,6 @@ def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
 
     from experiments import charts
 
-    depth = alt.Color('depth:O', title='depth', scale=alt.Scale(scheme='viridis', reverse=True))
-    kind = alt.StrokeDash('kind:N', title='network', legend=alt.Legend(
-        symbolType='stroke', symbolStrokeColor='gray', symbolStrokeWidth=2),
-        scale=alt.Scale(domain=['residual', 'plain'], range=[[1, 0], [4, 3]]))
     y = alt.Y('std:Q', title='standard deviation (log scale)',
               scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5))
     panels = []
@@ -233,7 +211,7 @@ def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
                             ('sorted', 'rank of the layer', 'sorted by size')):
         shown = alt.Data(values=[point for point in points if point['order'] == order])
         panels.append(alt.Chart(shown).mark_line().encode(
-            alt.X('layer:Q', title=x), y, depth, kind).properties(
+            alt.X('layer:Q', title=x), y, *charts.depth_and_kind()).properties(
                 width=520, height=200, title=title))
     return alt.vconcat(*panels).properties(
         title=f'Responses of the 3x3 layers, {charts.over_seeds(seeds)}')

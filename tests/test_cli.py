@@ -43,6 +43,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.degradation': FIGURE + 'depths',
     'experiments.depth': FIGURE + 'depths',
     'experiments.responses': FIGURE + 'batches depths',
+    'experiments.first_step': 'config depths seeds workdir',
     'experiments.shortcuts': FIGURE + 'depth',
     'experiments.complexity': 'ledger workdir',
     'experiments.detection': FIGURE + 'scales',
@@ -67,8 +68,8 @@ FIRST = {'resnet_jax.main': 'config workdir', 'resnet_jax.evaluate': 'workdir ch
          'resnet_jax.predict': 'checkpoint top', 'resnet_jax.convert': 'input output',
          'resnet_jax.export': 'output checkpoint', 'resnet_jax.data.check': 'config source path',
          'resnet_jax.data.prepare': 'output format', 'resnet_jax.summary': 'config parameters'}
-RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'shortcuts', 'complexity', 'detection',
-                     'detection.py', 'inference.py', 'regions.py')
+RUN_BY_THEMSELVES = ('degradation', 'depth', 'responses', 'first_step', 'shortcuts', 'complexity',
+                     'detection', 'detection.py', 'inference.py', 'regions.py')
 NEEDY = [name for name in FLAGS if not name.endswith(RUN_BY_THEMSELVES)]
 DIGITS = f'--config={ROOT}/configs/digits_r20.py'
 SCRIPTS = {

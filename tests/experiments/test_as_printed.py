@@ -78,6 +78,8 @@ def write_ledger(folder, kinds):
     (as_printed('python -m experiments.responses --ledger=runs/digits_sweep '
                 '--workdir=docs/results', '--depths=8 --batches=1'),
      'docs/results/responses.svg', 'ResNet-8 '),
+    (as_printed('python -m experiments.first_step', '--depths=8 --seeds=0 --workdir=drawn'),
+     'drawn/first_step.png', 'plain-8 '),
     (as_printed('python -m experiments.shortcuts', '--ledger=runs/shortcuts --depth=8'),
      'runs/shortcuts/shortcuts.png', 'ResNet-8 C '),
     (as_printed('python -m experiments.scaling --output=scaling.svg FILE.json'),

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from configs import cifar10, digits, imagenet_r34
-from experiments import complexity, curves, degradation, depth, paper, responses, shortcuts, study
+from experiments import (
+    complexity,
+    curves,
+    degradation,
+    depth,
+    layers,
+    paper,
+    responses,
+    shortcuts,
+    study,
+)
 from experiments.claims import Verdict
 from resnet_jax import models
 from resnet_jax.config import leaves
@@ -171,7 +181,7 @@ def test_responses_are_those_of_a_network_computed_layer_by_layer():
     padded = jnp.concatenate([images, 100 * jnp.ones((2, 8, 8, 1))])
     mask = jnp.array([1.0] * 6 + [0.0] * 2)
     sums = jax.jit(lambda v, x, m: responses.moments(model, v, x, m))(variables, padded, mask)
-    found = responses.in_order({name: responses._deviation(
+    found = layers.in_order({name: responses._deviation(
         *(np.asarray(x, np.float64) for x in moments)) for name, moments in sums.items()})
     np.testing.assert_allclose(found, expected, rtol=2e-4)
     assert len({round(value, 4) for value in found}) == 13
@@ -213,7 +223,7 @@ def test_layers_are_put_in_the_order_of_the_network():
     deviations = {'stage2/block1/norm1': np.array(6.0), 'stage1/blocks/norm1': np.array([2.0, 4.0]),
                   'stage1/blocks/norm2': np.array([3.0, 5.0]), 'stage1/block1/norm2': np.array(1.0),
                   'stem/norm': np.array(0.0)}
-    assert responses.in_order(deviations) == [0, 1, 2, 3, 4, 5, 6]
+    assert layers.in_order(deviations) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_responses_are_compared_in_mean():

@@ -1,0 +1,152 @@
+"""How far the first training step moves each layer of plain and residual networks.
+
+  python -m experiments.first_step
+  python -m experiments.first_step --config=configs/cifar10_short.py --config.data.path=DIR
+
+Section 4.1 of the paper finds the gradients of plain networks healthy thanks to batch
+normalisation; G. Yang et al., "A Mean Field Theory of Batch Normalization", 2019, that they grow
+exponentially towards the first layers. This measures it at the initial weights W: the norm of what
+one step of the config adds to the weights of a 3x3 layer, over the norm of W. Far above 1, the step
+replaces the weights, and as batch normalisation ignores their scale, later steps hardly turn what
+has become so large. Nothing else is trained. Without --config it takes scikit-learn's digits.
+Writes first_step.svg, .png, .json and .txt to --workdir.
+"""
+
+import collections
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import layers, packages, study, sweep, tables
+from experiments.claims import Finding, estimate, lower
+from resnet_jax import cli
+
+DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
+for name in ('config', 'workdir', 'seeds'):
+    flags.declare_key_flag(name)
+
+PAPER = 'section 4.1: the gradients of plain networks have healthy norms'
+
+Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]
+
+
+def main(_) -> None:
+    packages.check(*packages.CHARTS)
+    folder = sweep.folder(study.DIGITS)
+    groups = collections.defaultdict(dict)
+    for cell in study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}]):
+        sweep.say(f'{cell.name} …')
+        model = cell.config.model
+        groups[model.depth, model.plain][cell.config.seed] = of_network(cell.config)
+    points = average(groups)
+    drawn = chart(points, max(map(len, groups.values())))
+    study.publish('first_step', folder, {'': drawn}, table(groups), findings(groups),
+                  {'layers': points,
+                   'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'change': list(values)}
+                             for (depth, plain), seeds in groups.items()
+                             for seed, values in seeds.items()]})
+
+
+def of_network(config: ConfigDict) -> list[float]:
+    """The relative change of the weights of each 3x3 layer, in the order of the layers.
+
+    Args:
+      config: of a run; its seed decides the initial weights and the batch.
+
+    Raises:
+      UserError: the data is not there, or does not fit the config.
+    """
+    import jax
+
+    from resnet_jax.distributed import sharding
+    from resnet_jax.training import program as programs
+
+    program = programs.build(config, sharding.create_mesh(config, jax.local_devices()[:1]))
+    state = program.initial_state()
+    after, _ = jax.jit(program.train_step)(state, next(program.train_data.inputs(0)))
+    return changes(jax.device_get(state.params), jax.device_get(after.params))
+
+
+def changes(before: Any, after: Any) -> list[float]:
+    """The norm of the difference over that of the first, for each 3x3 layer in their order.
+
+    Args:
+      before, after: parameters of a `ResNet`, arrays of the host.
+    """
+    import jax
+
+    found = {}
+    for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after),
+                                strict=True):
+        keys = [key.key for key in path]
+        if (re.fullmatch(r'conv\d?', keys[-2]) and keys[-1] == 'kernel'
+                and old.shape[-4:-2] == (3, 3)):
+            axes = (-4, -3, -2, -1)
+            old, new = (np.asarray(x, np.float64) for x in (old, new))
+            ratio = np.sqrt(((new - old)**2).sum(axes) / (old**2).sum(axes))
+            found['/'.join(keys[:-1])] = ratio
+    return layers.in_order(found)
+
+
+def average(groups: Groups) -> list[dict[str, Any]]:
+    """Mean over the seeds.
+
+    Returns:
+      'network', 'depth', 'kind' ('plain' or 'residual'), 'layer' (from 1) and 'change'.
+    """
+    return [{'network': _name(depth, plain), 'depth': depth,
+             'kind': 'plain' if plain else 'residual', 'layer': i + 1, 'change': float(change)}
+            for (depth, plain), seeds in groups.items()
+            for i, change in enumerate(np.mean(list(seeds.values()), axis=0))]
+
+
+def _name(depth: int, plain: bool) -> str:
+    return f'{"plain" if plain else "ResNet"}-{depth}'
+
+
+def table(groups: Groups) -> str:
+    """A line for each network: the greatest change of a layer, and the median one."""
+    lines = [['network', '3x3 layers', 'greatest change', 'median layer', 'last layer', 'seeds']]
+    for (depth, plain), seeds in groups.items():
+        mean = np.mean(list(seeds.values()), axis=0)
+        lines.append([_name(depth, plain), str(len(mean)),
+                      tables.mean_and_interval(estimate(_greatest(seeds)), 3),
+                      f'{np.median(mean):.3f}', f'{mean[-1]:.3f}', str(len(seeds))])
+    return (f'{tables.text(lines)}\nnorm of the change of a layer\'s weights in the first step '
+            'over the norm of the weights; ± half of the 95 % t-interval over the seeds')
+
+
+def _greatest(seeds: Mapping[int, Sequence[float]]) -> list[float]:
+    return [max(values) for values in seeds.values()]
+
+
+def findings(groups: Groups) -> list[Finding]:
+    """That no layer of a residual network moves as far as one of its plain twin does."""
+    return [lower(f'the first step moves no layer of ResNet-{depth} as far as one of plain-{depth}',
+                  _greatest(groups[depth, False]), _greatest(groups[depth, True]), paper=PAPER,
+                  digits=3)
+            for depth in sorted({depth for depth, _ in groups})
+            if {(depth, True), (depth, False)} <= groups.keys()]
+
+
+def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
+    """The change by the index of the layer, of at most that many seeds."""
+    import altair as alt
+
+    from experiments import charts
+
+    return alt.Chart(alt.Data(values=list(points))).mark_line().encode(
+        alt.X('layer:Q', title='index of the layer'),
+        alt.Y('change:Q', title='change / weights (log scale)',
+              scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5)),
+        *charts.depth_and_kind()).properties(
+            width=520, height=240,
+            title=f'Change of the 3x3 layers in the first step, {charts.over_seeds(seeds)}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
