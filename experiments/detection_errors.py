@@ -40,6 +40,7 @@ def main(_) -> None:
     from resnet_jax.output import say
     from resnet_jax.tasks.detection import errors, protocols
     from resnet_jax.tasks.loading import load_all
+    from resnet_jax.training.evaluation import data_config
     from resnet_jax.xla import backend, compilation_cache
 
     packages.check(*packages.CHARTS)
@@ -49,10 +50,7 @@ def main(_) -> None:
     if networks[0].config.task != 'detection':
         raise UserError(f'{CHECKPOINT.value[0]} is not a detector, but was trained for the task '
                         f'{networks[0].config.task}.')
-    config = CONFIG.value or networks[0].config
-    if config.data.source is None:
-        raise UserError(f'{CHECKPOINT.value[0]} does not say which data to evaluate on; pass '
-                        '--config=FILE and --config.data.path=DIR.')
+    config = data_config(CONFIG.value, networks, CHECKPOINT.value)
     compilation_cache.use(config.compilation_cache)
     source = data.create_eval_source(config)
     tested = protocols.find(networks, CHECKPOINT.value, source, config, {})

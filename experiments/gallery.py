@@ -26,19 +26,34 @@ QUALITY = 88  # of JPEG
 
 
 def main(arguments: Sequence[str]) -> None:
+    path, files = output(), arguments[1:]
+    if not files:
+        raise UserError('no pictures; name their files behind the flags.')
+    write(path, [opened(file) for file in files])
+
+
+def output() -> pathlib.Path:
+    """The file that --output names.
+
+    Raises:
+      UserError: it is no picture.
+    """
+    path = pathlib.Path(OUTPUT.value or '')
+    if path.suffix not in FORMATS:
+        raise UserError(f'--output must end with {" or ".join(FORMATS)}, got {str(path)!r}.')
+    return path
+
+
+def write(path: pathlib.Path, pictures: Sequence[Image.Image]) -> None:
+    """Writes pictures as one, in the rows and of the width that the flags say."""
     from resnet_jax.output import say
     from resnet_jax.weights import write_bytes_whole
 
-    path, files = pathlib.Path(OUTPUT.value or ''), arguments[1:]
-    if path.suffix not in FORMATS:
-        raise UserError(f'--output must end with {" or ".join(FORMATS)}, got {str(path)!r}.')
-    if not files:
-        raise UserError('no pictures; name their files behind the flags.')
-    picture = tiled([opened(file) for file in files], COLUMNS.value, WIDTH.value)
+    picture = tiled(pictures, COLUMNS.value, WIDTH.value)
     content = io.BytesIO()
     picture.save(content, FORMATS[path.suffix], quality=QUALITY)
     write_bytes_whole(path, content.getvalue())
-    say(f'{path}: {len(files)} pictures, {picture.width} x {picture.height} pixels')
+    say(f'{path}: {len(pictures)} pictures, {picture.width} x {picture.height} pixels')
 
 
 def opened(file: str) -> Image.Image:

@@ -49,6 +49,7 @@ FLAGS = {  # of every command, but for --traceback, which all have
     'experiments.detection': FIGURE + 'scales',
     'experiments.detection_errors': 'checkpoint config least_score output',
     'experiments.gallery': 'columns output width',
+    'experiments.examples': 'checkpoint columns config images min_score output width',
     'experiments.scaling': 'output',
     'experiments.look': 'ascent_steps channels config gradients images only output plain side '
                         'starts train_images',

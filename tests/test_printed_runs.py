@@ -23,6 +23,7 @@ from tests.weights import random_weights, test_detectron2, test_fpn_names
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = 'python -m resnet_jax.'
 MAIN = RUN + 'main --config=configs/'
+EXAMPLES = 'python -m experiments.examples --checkpoint=runs/'
 SHORT = ('--config.num_steps=2 --config.mesh.data=1 --config.compilation_cache= '
          '--config.schedule.warmup=none --config.schedule.name=constant --config.data.cache= ')
 CIFAR = SHORT + '--config.model.depth=8 --config.model.width=4 --config.batch_size=64 '
@@ -105,7 +106,10 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (MAIN + 'scenes_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
         (MAIN + 'scenes_mask_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
         (MAIN + 'scenes_cascade_r20.py --config.init.checkpoint=runs/scenes_digits', SCENES),
-        (RUN + 'predict --checkpoint=runs/scenes_r20 --draw=pictures scenes/', ''),
+        (EXAMPLES + 'scenes_r20 --images=0,1,2,3 --columns=4 --output=docs/detection/scenes.png',
+         '--images=0 --output=scenes.png'),
+        (EXAMPLES + 'scenes_mask_r20 --output=docs/detection/scenes_masks.png',
+         '--images=0,1 --output=scenes_masks.png'),
         (RUN + 'evaluate --workdir=runs/mine', ''),
         (RUN + 'predict --checkpoint=runs/mine --draw=pictures photos/', ''),
         (RUN + 'export --checkpoint=runs/mine --output=mine.stablehlo', ''),
@@ -114,6 +118,7 @@ SESSIONS = {  # the command as it is printed; what makes it small
          '--scales=400,600,800', '--scales=32,48'),
         (RUN + 'evaluate --checkpoint=runs/a --checkpoint=runs/b '
          '--detections=found.json', ''),
+        (EXAMPLES + 'mine --output=found.png', '--images=0'),
         ('python -m experiments.detection_errors --checkpoint=runs/mine --output=errors.png', ''),
         (RUN + 'summary --config=configs/coco_r50_c4.py', ''),
         (RUN + 'data.prepare --source=scenes --format=voc --output=DIR',
@@ -123,6 +128,8 @@ SESSIONS = {  # the command as it is printed; what makes it small
          '--config.data.train_list=train --config.data.eval_list=val',
          BCCD + '--workdir=runs/voc'),
         (MAIN + 'bccd_r18.py --config.data.path=bccd', BCCD),
+        (EXAMPLES + 'bccd_r18 --images=0,12,24,36,48,60 --width=480 '
+         '--output=docs/detection/bccd.jpg', '--images=0 --output=bccd.jpg'),
         (MAIN + 'bccd_r18.py --config.data.path=DIR', BCCD),
         (RUN + 'data.prepare --source=voc --path=VOCdevkit/VOC2007 --format=coco --output=DIR',
          '--path=voc --output=coco'),
@@ -131,6 +138,8 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (MAIN + 'nuclei_r20.py --config.data.path=nuclei', SCENES + '--config.data.short_sides=() '
          '--config.data.window=none --config.model.num_classes=10 '
          '--config.model.detector.mask_features=8 --config.model.detector.anchor_sizes=(9,16)'),
+        (EXAMPLES + 'nuclei_r20 --images=0,1,4,13,67,47 --output=docs/detection/nuclei.jpg',
+         '--images=0 --output=nuclei.jpg'),
     ),
     # docs/detection.md
     'detectors of others': (
@@ -150,6 +159,8 @@ SESSIONS = {  # the command as it is printed; what makes it small
         (MAIN + 'tiny_loc_rcnn.py --config.data.path=DIR --config.init.checkpoint=runs/tiny_loc',
          BOXES + '--config.model.localizer.proposals=6 --config.model.localizer.crop_size=16'),
         (RUN + 'evaluate --workdir=runs/tiny_loc', ''),
+        (EXAMPLES + 'tiny_loc --images=0,150,300,450,600,750 --width=240 '
+         '--output=docs/localization/tiny.jpg', '--images=0 --output=tiny.jpg'),
         (RUN + 'evaluate --workdir=runs/tiny_loc_rcnn', ''),
         (RUN + 'predict --checkpoint=runs/tiny_loc_rcnn --draw=pictures photo.jpg', ''),
     ),

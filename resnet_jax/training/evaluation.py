@@ -43,10 +43,7 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
     """
     backend.devices()
     task, networks = load_all(paths)
-    config = config or networks[0].config
-    if config.data.source is None:
-        raise UserError(f'{paths[0]} does not say which data to evaluate on; pass --config=FILE '
-                        'and, for a folder of images, --config.data.path=DIR.')
+    config = data_config(config, networks, paths)
     unknown = [name for name in given if name not in task.test_options]
     if unknown:
         raise UserError(f'--{unknown[0]} does not apply to the task {networks[0].config.task}.')
@@ -59,6 +56,20 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
         raise UserError(f'networks of the task {networks[0].config.task} are evaluated one at a '
                         'time; give one --checkpoint.')
     return _as_in_training(task, networks[0], config)
+
+
+def data_config(config: ConfigDict | None, networks: Sequence[Any],
+                paths: Sequence[str]) -> ConfigDict:
+    """The config whose data networks are tested on: the one that was given, or the first one's.
+
+    Raises:
+      UserError: there is none.
+    """
+    config = config or networks[0].config
+    if config.data.source is None:
+        raise UserError(f'{paths[0]} does not say which data to evaluate on; pass --config=FILE '
+                        'and, for a folder of images, --config.data.path=DIR.')
+    return config
 
 
 def _as_in_training(task: Task, network: Any, config: ConfigDict) -> Report:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import gallery
+from experiments import examples, gallery
 from resnet_jax.errors import UserError
+from tests.weights.networks import store
 
 
 def test_rows_have_the_height_of_their_lowest_picture():
@@ -36,3 +37,22 @@ def test_a_single_column_is_as_wide_as_its_pictures():
     assert gallery.tiled([Image.new('L', (4, 2)).convert('RGB')], 3, 10).size == (10, 5)
     with pytest.raises(UserError, match=r'none\.png cannot be read'):
         gallery.opened('none.png')
+
+
+def test_images_are_chosen_by_their_numbers():
+    assert examples.numbers(['0', '7'], 8) == [0, 7]
+    for wrong in ('8', '-1', 'a', ''):
+        with pytest.raises(UserError, match=r'numbers from 0 to 7, separated by commas; got'):
+            examples.numbers(['0', wrong], 8)
+    with pytest.raises(UserError, match='--images is empty'):
+        examples.numbers([], 8)
+
+
+def test_only_what_can_be_drawn_is_drawn(commands, tmp_path):
+    store(tmp_path / 'digits', channels=1, size=8, plain=False, unroll=False)
+    found = commands.run('experiments.examples', f'--checkpoint={tmp_path}/digits',
+                         f'--output={tmp_path}/digits.png')
+    assert found.errors.strip() == (f'error: the answers of {tmp_path}/digits cannot be drawn: it '
+                                    'is no detector or localizer.')
+    found = commands.run('experiments.examples', '--output=digits.png')
+    assert 'give --checkpoint=DIR' in found.errors
