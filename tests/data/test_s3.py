@@ -179,12 +179,6 @@ def test_a_list_of_classes_may_lie_in_s3(path):
         folder.read_class_list('s3://elsewhere/classes.txt')
 
 
-def test_folders_of_images_in_a_bucket_are_refused_with_what_to_do_instead():
-    with pytest.raises(UserError, match='s3://images/photos is in a bucket, from which only shards '
-                                        'are read; write them with'):
-        folder.open_folder('s3://images/photos', 'train')
-
-
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_is_that_from_disk(path, s3, on_disk, commands, tmp_path):
     environment = s3 | {'XLA_FLAGS': xla_options.quick(devices=1)}
