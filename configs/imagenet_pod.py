@@ -48,7 +48,7 @@ def get_config(argument: str = 'r50,v5e-16'):
     slices, kind, count = int(match[2] or 1), match[3], int(match[4])
     devices = topologies.describe(topologies.standard(kind, count, slices))
     derive(config, 'topology', devices.name, f'{devices.count:,} {devices.device}s' + (
-        f' in {slices} slices {kind}-{count}' if slices > 1 else ''))
+        f': {slices} slices of {kind}-{count}' if slices > 1 else ''))
     _scale(config, devices, int(match[5] or 0))
     return config
 

@@ -67,18 +67,25 @@ def absolute(path: Path) -> Path:
 
 
 def check_reachable(path: Path) -> None:
-    """Raises UserError if a path lies in a bucket that cannot be listed; other paths pass.
+    """Raises UserError if a path in a bucket cannot be listed; other paths pass.
 
-    Requests are repeated for REACH_SECONDS here, and for longer once the bucket was there.
+    One object at most is asked for, below the path: a bucket may hold millions, and access may be
+    limited to a folder. Requests are repeated for REACH_SECONDS here, and for longer once the
+    bucket was there.
     """
     if not in_bucket(path):
         return
     scheme, started = _scheme(path), time.monotonic()
-    bucket = str(path).removeprefix(scheme).split('/')[0]
+    bucket, _, folder = str(path).removeprefix(scheme).partition('/')
+    prefix = f'{folder.strip("/")}/'.lstrip('/')
     try:
         files = file_system(path)  # which looks for credentials, perhaps on the network
-        left = REACH_SECONDS - (time.monotonic() - started)
-        files.ls(bucket, timeout=max(LEAST_REACH_SECONDS, left))
+        timeout = max(LEAST_REACH_SECONDS, REACH_SECONDS - (time.monotonic() - started))
+        if scheme == GS:
+            files.call('GET', 'b/{}/o', bucket, prefix=prefix, maxResults=1, timeout=timeout)
+        else:
+            files.call_s3('list_objects_v2', Bucket=bucket, Prefix=prefix, MaxKeys=1,
+                          timeout=timeout)
     except TimeoutError as error:  # fsspec's
         raise UserError(f'{scheme}{bucket} cannot be used: the storage service did not answer '
                         f'within {time.monotonic() - started:.0f} s; check the network, then run '

@@ -218,7 +218,7 @@ def _split(line: str) -> list[list[str]]:
                 parts[-1].append(word)
     except ValueError:  # the quotation ends on a later line
         pass
-    inner = [word for words in parts for word in words
+    inner = [re.sub(r'^\w+=', '', word) for words in parts for word in words
              if re.search(r'&&|\bpython3? -m ', word) and not word.startswith('^')]
     return parts + [words for word in inner for words in _split(word)]
 

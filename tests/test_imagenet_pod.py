@@ -107,7 +107,7 @@ def test_the_table_says_where_each_value_comes_from_and_what_a_flag_has_changed(
     assert derived_table(tiny.config()) == ''
     lines = derived_table(imagenet_pod.get_config('r152,2*v5e-256')).splitlines()
     assert lines[:2] == [
-        'topology                    v5e:2*16x16  512 chips in 2 slices v5e-256',
+        'topology                    v5e:2*16x16  512 chips: 2 slices of v5e-256',
         'batch_size                        4,096  at most 128 per chip and 4,096 in all']
 
 

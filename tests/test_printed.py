@@ -120,12 +120,14 @@ def test_commands_are_found_in_blocks_spans_loops_and_quotes():
             '`resnet-jax train`, short for `resnet-jax train --config=a.py`.\n\n'
             '```bash\nfor name in a b; do\n  X=1 python3 -m experiments.$name --parallel=2 &\n'
             "done; wait\non_all 'cd x && .venv/bin/python -m resnet_jax.summary \\\n"
-            "  --config=b.py > log'\nnew_tool --flag   # what it does\n```\n\n"
+            "  --config=b.py > log'\nnew_tool --flag   # what it does\n"
+            'RUN="python -m resnet_jax.main \\\n  --config=c.py"\nssh "x/$RUN > log"\n```\n\n'
             '```\nworkdir: runs/digits\npip install -e .\n```\n')
     assert [one.text for one in printed.of_document(text)] == [
         'python -m resnet_jax.main --config=a.py', 'python -m resnet_jax train --config=a.py',
         'python -m experiments.a --parallel=2', 'python -m experiments.b --parallel=2',
-        'python -m resnet_jax.summary --config=b.py', 'new_tool --flag', 'pip install -e .']
+        'python -m resnet_jax.summary --config=b.py', 'new_tool --flag',
+        'python -m resnet_jax.main --config=c.py', 'ssh x/$RUN > log', 'pip install -e .']
 
 
 def test_a_document_says_of_a_command_a_block_a_section_or_a_page_why_no_test_runs_it():

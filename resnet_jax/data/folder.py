@@ -249,7 +249,7 @@ def _holds_splits(root: pathlib.Path) -> bool:
 
 def _class_folders(folder: pathlib.Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(x.name for x in entries if x.is_dir() and not x.name.startswith('.'))
+        return sorted(x.name for x in entries if x.is_dir() and not hidden(x.name))
 
 
 def _images(folder: pathlib.Path, name: str) -> list[File]:
@@ -262,11 +262,16 @@ def _listed(folder: pathlib.Path, name: str) -> tuple[list[File], list[str]]:
     if not (folder / name).is_dir():
         return [], []
     with os.scandir(folder / name) as entries:
-        entries = [x for x in entries if not x.name.startswith('.')]
+        entries = [x for x in entries if not hidden(x.name)]
     files = [(x.name, x.stat()) for x in entries if x.name.lower().endswith(EXTENSIONS)]
     return (sorted(File(os.path.join(name, x), stat.st_size, stat.st_mtime_ns)
                    for x, stat in files),
             [x.name for x in entries if x.name.lower().endswith(OTHER_EXTENSIONS)])
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is ignored, such as the `._x.jpg` that macOS puts beside x.jpg."""
+    return name.startswith('.')
 
 
 def left_out(folder: str | pathlib.Path, names: Iterable[str]) -> str | None:
@@ -274,10 +279,9 @@ def left_out(folder: str | pathlib.Path, names: Iterable[str]) -> str | None:
 
     Args:
       folder: where the files lie.
-      names: of files of any kind; hidden ones do not count.
+      names: of files of any kind.
     """
-    paths = map(pathlib.PurePath, names)
-    found = [path.suffix.lower() for path in paths if not path.name.startswith('.')]
+    found = (pathlib.PurePath(name).suffix.lower() for name in names)
     counts = collections.Counter(x for x in found if x in OTHER_EXTENSIONS)
     if not counts:
         return None

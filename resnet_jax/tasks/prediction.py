@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_jax.data import Item
 from resnet_jax.data.decode import decode, image_format
-from resnet_jax.data.folder import EXTENSIONS, OTHER_EXTENSIONS, left_out
+from resnet_jax.data.folder import EXTENSIONS, OTHER_EXTENSIONS, hidden, left_out
 from resnet_jax.errors import UserError
 from resnet_jax.tasks.task import Answer, Predictor
 from resnet_jax.weights import write_bytes_whole
@@ -26,8 +26,8 @@ File = tuple[str, bytes | None]  # its name, and its bytes where they came on st
 def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception], list[str]]:
     """Finds the files that the arguments name, in order.
 
-    Folders stand for the images in them and in their folders, by name; '-' for standard input,
-    which is an image or a list of files, one per line.
+    Folders stand for the images in them and in their folders, by name, except hidden ones; '-' for
+    standard input, which is an image or a list of files, one per line.
 
     Returns:
       The files; what is wrong with the other arguments; and a warning for each folder in which
@@ -47,8 +47,10 @@ def find_files(arguments: Sequence[str]) -> tuple[list[File], list[Exception], l
                 names = content.decode(errors='surrogateescape').splitlines()
                 files += [(name, None) for name in names if name]
         elif path.is_dir():
-            inside = sorted(child for child in path.rglob('*') if child.suffix.lower() in (
-                EXTENSIONS + OTHER_EXTENSIONS) and child.is_file())
+            inside = sorted(
+                child for child in path.rglob('*')
+                if child.suffix.lower() in EXTENSIONS + OTHER_EXTENSIONS
+                and not any(map(hidden, child.relative_to(path).parts)) and child.is_file())
             found = [child for child in inside if child.suffix.lower() in EXTENSIONS]
             files += [(str(child), None) for child in found]
             if sentence := left_out(argument, map(str, inside)):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -87,6 +88,42 @@ def test_what_is_missing_ends_in_one_sentence(path, tmp_path):
         Shards('s3://', 'train', tmp_path, ENOUGH)
 
 
+def test_the_first_look_asks_for_one_object_of_the_folder_however_many_are_beside_it(
+        path, tmp_path):
+    from moto.s3.models import s3_backends
+
+    backend = s3_backends['123456789012']['aws']
+    for number in range(3000):
+        backend.put_object('images', f'{number}.txt', b'')
+    files, found = storage.file_system(path), []
+
+    def denied(model, params, **_):  # to a role that has only this folder
+        if model.name == 'ListObjectsV2' and not params['query_string'].get(
+                'prefix', '').startswith('shards/'):
+            return types.SimpleNamespace(status_code=403), {
+                'Error': {'Code': 'AccessDenied', 'Message': 'no'},
+                'ResponseMetadata': {'HTTPStatusCode': 403}}
+
+    def count(model, parsed, **_):
+        found.append((model.name, parsed.get('KeyCount')))
+
+    events = files.s3.meta.events
+    events.register('before-call.s3', denied)
+    events.register('after-call.s3', count)
+    try:
+        storage.check_reachable(storage.path_of(path, of_data=True))
+        assert found == [('ListObjectsV2', 1)]
+        assert len(Shards(path, 'train', tmp_path, ENOUGH)[0].image) > 0
+        for other in ('s3://images/elsewhere', 's3://images'):
+            with pytest.raises(UserError, match='s3://images cannot be used: access is denied'):
+                Shards(other, 'train', tmp_path, ENOUGH)
+    finally:
+        events.unregister('before-call.s3', denied)
+        events.unregister('after-call.s3', count)
+        for number in range(3000):
+            backend.delete_object('images', f'{number}.txt')
+
+
 def client_error(code, status):
     """As s3fs raises it: an error of Python's, made from botocore's."""
     from botocore.exceptions import ClientError
@@ -140,12 +177,6 @@ def test_a_list_of_classes_may_lie_in_s3(path):
         folder.read_class_list('s3://images/x')
     with pytest.raises(UserError, match='there is no bucket s3://elsewhere'):
         folder.read_class_list('s3://elsewhere/classes.txt')
-
-
-def test_folders_of_images_in_a_bucket_are_refused_with_what_to_do_instead():
-    with pytest.raises(UserError, match='s3://images/photos is in a bucket, from which only shards '
-                                        'are read; write them with'):
-        folder.open_folder('s3://images/photos', 'train')
 
 
 @pytest.mark.slow

@@ -196,6 +196,23 @@ def test_missing_data_denied_access_and_no_cache_end_in_one_sentence(bucket, pat
         source[0]
 
 
+def test_the_first_look_asks_for_one_object_of_the_folder_however_many_are_beside_it(
+        bucket, path, tmp_path, monkeypatch):
+    beside = {f'{number}.txt': {'name': f'{number}.txt', 'bucket': 'runs', 'size': 0}
+              for number in range(3000)}
+    monkeypatch.setitem(bucket.storage.objects, 'runs', bucket.storage.objects['runs'] | beside)
+    bucket.requests.clear()
+    storage.check_reachable(storage.path_of(path))
+    folder = path.removeprefix('gs://runs/')
+    assert bucket.requests == [f'GET /storage/v1/b/runs/o?prefix={folder}/&maxResults=1']
+    bucket.fault = lambda request: None if folder in request else 403
+    assert len(Shards(path, 'train', tmp_path, ENOUGH)[0].image) > 0
+    with pytest.raises(UserError, match='gs://runs cannot be used: access is denied'):
+        Shards('gs://runs/elsewhere', 'train', tmp_path, ENOUGH)
+    with pytest.raises(UserError, match='gs://runs cannot be used: access is denied'):
+        storage.check_reachable(storage.path_of('gs://runs'))
+
+
 @pytest.mark.slow
 def test_training_from_shards_in_a_bucket_is_training_from_disk(bucket, tmp_path):
     for split, seed in (('train', 0), ('test', 1)):

@@ -81,6 +81,14 @@ def test_empty_and_unknown_classes_are_named(folder):
     assert (listed.num_classes, set(listed.labels)) == (5, {0, 1, 2})
 
 
+@pytest.mark.parametrize('path', ['gs://images/photos', 's3://images/photos'])
+def test_folders_of_images_in_a_bucket_are_refused_with_what_to_do_instead(path):
+    with pytest.raises(UserError, match=rf'{path} is in a bucket, from which only shards are read; '
+                                        r'write them with `python -m resnet_jax.data.prepare` .* '
+                                        r'and set --config.data.source=shards\.'):
+        open_folder(path, 'train')
+
+
 def prepare(folder, output, **changes):
     options = {'shorter_side': 32, 'quality': 92, 'images_per_shard': 8, 'processes': 1,
                'skip_unreadable': False} | changes

@@ -71,6 +71,16 @@ def test_images_of_other_formats_in_a_folder_are_counted(tmp_path):
     assert warnings == [warning]
 
 
+def test_hidden_files_and_folders_in_a_folder_are_not_looked_at(tmp_path):
+    folder = tmp_path / '.photos'  # which is named, and therefore meant
+    for name in ('a.jpg', '._a.jpg', '._b.bmp', '.trash/c.jpg', 'more/d.png', 'more/._d.png'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b'x')
+    files, failures, warnings = find_files([str(folder)])
+    assert files == [(f'{folder}/a.jpg', None), (f'{folder}/more/d.png', None)]
+    assert (failures, warnings) == ([], [])
+
+
 def test_standard_input_is_an_image_or_a_list(folder, run):
     image = (folder / 'images' / 'b.jpg').read_bytes()
     latin1 = folder / os.fsdecode(b'caf\xe9.jpg')
