@@ -8,11 +8,13 @@ normalisation; G. Yang et al., "A Mean Field Theory of Batch Normalization", 201
 exponentially towards the first layers. This measures it at the initial weights W: the norm of what
 one step of the config adds to the weights of a 3x3 layer, over the norm of W. Far above 1, the step
 replaces the weights, and as batch normalisation ignores their scale, later steps hardly turn what
-has become so large. Nothing else is trained. Without --config it takes scikit-learn's digits.
+has become so large. Where the learning rate is warmed up, as for the digits, the first step is
+small. Nothing else is trained. Without --config it takes scikit-learn's digits.
 Writes first_step.svg, .png, .json and .txt to --workdir.
 """
 
 import collections
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +23,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import layers, packages, study, sweep, tables
+from experiments import grid, layers, packages, study, sweep, tables
 from experiments.claims import Finding, estimate, lower
 from resnet_jax import cli
+from resnet_jax.errors import UserError
 
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
 for name in ('config', 'workdir', 'seeds'):
@@ -38,7 +41,9 @@ def main(_) -> None:
     packages.check(*packages.CHARTS)
     folder = sweep.folder(study.DIGITS)
     groups = collections.defaultdict(dict)
-    for cell in study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}]):
+    cells = study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
+    grid.check(cells, num_devices=1)
+    for cell in cells:
         sweep.say(f'{cell.name} …')
         model = cell.config.model
         groups[model.depth, model.plain][cell.config.seed] = of_network(cell.config)
@@ -58,14 +63,18 @@ def of_network(config: ConfigDict) -> list[float]:
       config: of a run; its seed decides the initial weights and the batch.
 
     Raises:
-      UserError: the data is not there, or does not fit the config.
+      UserError: the data is not there, or does not fit the config; or it is of another network.
     """
     import jax
 
     from resnet_jax.distributed import sharding
+    from resnet_jax.models.resnet import ResNet
     from resnet_jax.training import program as programs
 
     program = programs.build(config, sharding.create_mesh(config, jax.local_devices()[:1]))
+    if not isinstance(program.model, ResNet):
+        raise UserError('only residual networks that classify have a plain twin to compare with: '
+                        'task must be classification, and model.family cifar or imagenet.')
     state = program.initial_state()
     after, _ = jax.jit(program.train_step)(state, next(program.train_data.inputs(0)))
     return changes(jax.device_get(state.params), jax.device_get(after.params))
@@ -113,11 +122,19 @@ def table(groups: Groups) -> str:
     lines = [['network', '3x3 layers', 'greatest change', 'median layer', 'last layer', 'seeds']]
     for (depth, plain), seeds in groups.items():
         mean = np.mean(list(seeds.values()), axis=0)
+        greatest = estimate(_greatest(seeds))
         lines.append([_name(depth, plain), str(len(mean)),
-                      tables.mean_and_interval(estimate(_greatest(seeds)), 3),
-                      f'{np.median(mean):.3f}', f'{mean[-1]:.3f}', str(len(seeds))])
+                      tables.mean_and_interval(greatest, _decimals(greatest.mean)),
+                      *(f'{value:.{_decimals(value)}f}' for value in (np.median(mean), mean[-1])),
+                      str(len(seeds))])
     return (f'{tables.text(lines)}\nnorm of the change of a layer\'s weights in the first step '
             'over the norm of the weights; ± half of the 95 % t-interval over the seeds')
+
+
+def _decimals(*values: float) -> int:
+    """Digits behind the point that show the least of positive values by three digits."""
+    positive = [value for value in values if value > 0]
+    return max(0, 2 - math.floor(math.log10(min(positive)))) if positive else 0
 
 
 def _greatest(seeds: Mapping[int, Sequence[float]]) -> list[float]:
@@ -126,20 +143,28 @@ def _greatest(seeds: Mapping[int, Sequence[float]]) -> list[float]:
 
 def findings(groups: Groups) -> list[Finding]:
     """That no layer of a residual network moves as far as one of its plain twin does."""
-    return [lower(f'the first step moves no layer of ResNet-{depth} as far as one of plain-{depth}',
-                  _greatest(groups[depth, False]), _greatest(groups[depth, True]), paper=PAPER,
-                  digits=3)
-            for depth in sorted({depth for depth, _ in groups})
-            if {(depth, True), (depth, False)} <= groups.keys()]
+    found = []
+    for depth in sorted({depth for depth, _ in groups}):
+        if {(depth, True), (depth, False)} <= groups.keys():
+            residual, plain = (_greatest(groups[depth, plain]) for plain in (False, True))
+            found.append(lower(
+                f'the layer that the first step moves most moves less in ResNet-{depth} than in '
+                f'plain-{depth}', residual, plain, paper=PAPER,
+                digits=_decimals(np.mean(residual), np.mean(plain))))
+    return found
 
 
 def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
-    """The change by the index of the layer, of at most that many seeds."""
+    """The change by the index of the layer, of at most that many seeds.
+
+    Layers that do not change, such as those of `init.freeze`, are left out: a log scale has no 0.
+    """
     import altair as alt
 
     from experiments import charts
 
-    return alt.Chart(alt.Data(values=list(points))).mark_line().encode(
+    moved = [point for point in points if point['change'] > 0]
+    return alt.Chart(alt.Data(values=moved)).mark_line().encode(
         alt.X('layer:Q', title='index of the layer'),
         alt.Y('change:Q', title='change / weights (log scale)',
               scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5)),

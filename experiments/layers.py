@@ -6,7 +6,7 @@ import numpy as np
 
 
 def in_order(values: Mapping[str, np.ndarray]) -> list[float]:
-    """One value a layer, in the order in which an image passes them.
+    """One value per layer, in the order in which an image passes them.
 
     Args:
       values: by the path of a convolution or of its normalisation, such as 'stage1/block1/norm2';

@@ -89,7 +89,7 @@ def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
         for layer, moment in itertools.product(new, range(3)):
             totals[layer, moment] += np.asarray(new[layer][moment], np.float64)
     return layers.in_order({layer: _deviation(*(totals[layer, moment] for moment in range(3)))
-                     for layer in new})
+                            for layer in new})
 
 
 @functools.cache

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import digits
 from experiments import first_step
 from experiments.claims import Verdict
 from resnet_jax.distributed import sharding
+from resnet_jax.errors import UserError
 from resnet_jax.training import program as programs
+from tests.tasks.detection import tiny_detector
 
 GROUPS = {(20, True): {0: [0.5, 0.1, 0.2], 1: [0.7, 0.1, 0.2]},
           (20, False): {0: [0.2, 0.3, 0.1], 1: [0.2, 0.4, 0.1]}}
@@ -60,7 +63,8 @@ def test_stacked_layers_are_told_apart_and_shortcuts_left_out():
 
 def test_the_layer_that_moves_most_is_compared_over_the_seeds():
     finding, = first_step.findings(GROUPS)
-    assert finding.claim == 'the first step moves no layer of ResNet-20 as far as one of plain-20'
+    assert finding.claim == (
+        'the layer that the first step moves most moves less in ResNet-20 than in plain-20')
     assert finding.verdict == Verdict.WITHIN_SPREAD  # 0.35 ± 0.64 of two seeds against 0.6 ± 1.27
     assert first_step.findings({(20, True): GROUPS[20, True]}) == []
     line = ' '.join(first_step.table(GROUPS).splitlines()[2].split())
@@ -69,3 +73,19 @@ def test_the_layer_that_moves_most_is_compared_over_the_seeds():
     assert {'network': 'ResNet-20', 'depth': 20, 'kind': 'residual', 'layer': 2,
             'change': 0.35} in points
     assert 'mean over the seeds' in first_step.chart(points, 2).to_dict()['title']
+
+
+def test_small_changes_are_shown_by_three_digits_and_none_are_left_out_of_the_chart():
+    groups = {(20, True): {0: [0.0, 0.000398, 0.0000327]}, (20, False): {0: [36000.0, 0.0, 0.0]}}
+    lines = [' '.join(line.split()) for line in first_step.table(groups).splitlines()[2:4]]
+    assert lines == ['plain-20 3 0.000398 0.0000327 0.0000327 1', 'ResNet-20 3 36000 0 0 1']
+    finding, = first_step.findings(groups)
+    assert finding.measured == ('36000.000000 (1 seed) against 0.000398 (1 seed), difference '
+                                '+35999.999602')
+    points = first_step.chart(first_step.average(groups), 1).to_dict()['data']['values']
+    assert [point['layer'] for point in points] == [2, 3, 1]
+
+
+def test_a_network_without_a_plain_twin_is_refused():
+    with pytest.raises(UserError, match=r'task must be classification, and model\.family cifar'):
+        first_step.of_network(tiny_detector.get_config())
