@@ -69,10 +69,12 @@ def cells(base: Sequence[str], grid: Mapping[str, Sequence[str]]) -> list[Cell]:
       grid: texts of the values of each field, as on a command line.
 
     Raises:
-      UserError: there is no such config or field, or a value is not of the field's type; or two
-        values are the same.
+      UserError: there is no such config or field; a field has no values, or one that is not of
+        its type; or two values are the same.
     """
     for field, texts in grid.items():
+        if not texts:
+            raise UserError(f'{field} has no values; give at least one.')
         values = []
         for text in texts:
             try:

@@ -220,6 +220,11 @@ def test_mistakes_are_named_before_anything_runs(sweeps, sentence):
         grid.check(grid.cells(['--config=configs/digits.py'], grid.parse(sweeps)), 1)
 
 
+def test_a_field_without_values_is_named():
+    with pytest.raises(UserError, match='seed has no values; give at least one'):
+        grid.cells(['--config=configs/digits.py'], {'model.depth': ['20'], 'seed': []})
+
+
 def test_values_have_the_types_of_the_config_and_commas_in_brackets_stay():
     cells = grid.cells(['--config=configs/digits.py'], grid.parse(
         ['schedule.boundaries=(200,300),(400,)', 'model.virtual_batch_size=none,32', 'seed=7']))
