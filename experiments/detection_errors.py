@@ -9,14 +9,13 @@ The curves are those of VOC, at an IoU of 0.5. An error is a detection of a scor
 or an object that was missed. The errors are also printed.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import packages
+from experiments import packages, pictures
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -44,7 +43,7 @@ def main(_) -> None:
     from resnet_jax.xla import backend, compilation_cache
 
     packages.check(*packages.CHARTS)
-    path = output_path(OUTPUT.value)
+    path = pictures.output(OUTPUT.value, pictures.CHARTS)
     backend.devices()
     _, networks = load_all(CHECKPOINT.value)
     if networks[0].config.task != 'detection':
@@ -61,21 +60,6 @@ def main(_) -> None:
     charts.save_one(picture, path)
     say(tables.text([['', 'count'], *([kind, f'{count:,}'] for kind, count in counts.items())]))
     say(f'wrote {path}')
-
-
-def output_path(name: str) -> pathlib.Path:
-    """Where the picture goes.
-
-    Raises:
-      UserError: it is no picture, or its folder is missing.
-    """
-    path = pathlib.Path(name).expanduser()
-    if path.suffix not in ('.svg', '.png'):
-        raise UserError(f'--output must end in .svg or .png, got {name}.')
-    if not path.absolute().parent.is_dir():
-        raise UserError(f'{name} cannot be written: there is no folder {path.absolute().parent}; '
-                        'make it first.')
-    return path
 
 
 def curves_of(truth: Sequence[Any], found: Sequence[Any],

@@ -10,7 +10,7 @@ Objects are drawn as by `resnet_jax.predict --draw`, and the pictures laid side 
 
 from absl import flags
 
-from experiments import gallery
+from experiments import gallery, pictures
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -37,9 +37,7 @@ def main(_) -> None:
     from resnet_jax.training.evaluation import data_config
     from resnet_jax.xla import backend, compilation_cache
 
-    path = gallery.output()
-    if not CHECKPOINT.value:
-        raise UserError(cli.give('--checkpoint=DIR, a workdir or converted weights', __name__))
+    path = pictures.output(gallery.OUTPUT.value, gallery.FORMATS)
     backend.devices()
     task, networks = load_all([CHECKPOINT.value])
     predictor = task.predictor and task.predictor(
@@ -50,13 +48,13 @@ def main(_) -> None:
     config = data_config(CONFIG.value, networks, [CHECKPOINT.value])
     compilation_cache.use(config.compilation_cache)
     source = data.create_eval_source(config)
-    pictures = []
+    drawn = []
     for number in numbers(IMAGES.value, len(source)):
         item = source[number]
         answer, = predictor.answer(jax.tree.map(lambda x: x[None], predictor.load(item)))
         image = decode(item.image, item.name) if isinstance(item.image, bytes) else item.image
-        pictures.append(predictor.draw(image, answer))
-    gallery.write(path, pictures)
+        drawn.append(predictor.draw(image, answer))
+    gallery.write(path, drawn)
 
 
 def numbers(texts: list[str], count: int) -> list[int]:
@@ -75,4 +73,4 @@ def numbers(texts: list[str], count: int) -> list[int]:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, needs=['--checkpoint=DIR', '--output=FILE.jpg'])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 from PIL import Image, UnidentifiedImageError
 
+from experiments import pictures
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -26,34 +27,22 @@ QUALITY = 88  # of JPEG
 
 
 def main(arguments: Sequence[str]) -> None:
-    path, files = output(), arguments[1:]
+    path, files = pictures.output(OUTPUT.value, FORMATS), arguments[1:]
     if not files:
         raise UserError('no pictures; name their files behind the flags.')
     write(path, [opened(file) for file in files])
 
 
-def output() -> pathlib.Path:
-    """The file that --output names.
-
-    Raises:
-      UserError: it is no picture.
-    """
-    path = pathlib.Path(OUTPUT.value or '')
-    if path.suffix not in FORMATS:
-        raise UserError(f'--output must end with {" or ".join(FORMATS)}, got {str(path)!r}.')
-    return path
-
-
-def write(path: pathlib.Path, pictures: Sequence[Image.Image]) -> None:
+def write(path: pathlib.Path, images: Sequence[Image.Image]) -> None:
     """Writes pictures as one, in the rows and of the width that the flags say."""
     from resnet_jax.output import say
     from resnet_jax.weights import write_bytes_whole
 
-    picture = tiled(pictures, COLUMNS.value, WIDTH.value)
+    picture = tiled(images, COLUMNS.value, WIDTH.value)
     content = io.BytesIO()
     picture.save(content, FORMATS[path.suffix], quality=QUALITY)
     write_bytes_whole(path, content.getvalue())
-    say(f'{path}: {len(pictures)} pictures, {picture.width} x {picture.height} pixels')
+    say(f'{path}: {len(images)} pictures, {picture.width} x {picture.height} pixels')
 
 
 def opened(file: str) -> Image.Image:

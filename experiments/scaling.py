@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import packages
+from experiments import packages, pictures
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -25,9 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     packages.check(*packages.CHARTS)
     from experiments import charts
 
-    path = pathlib.Path(OUTPUT.value)
-    if path.suffix not in ('.svg', '.png'):
-        raise UserError(f'--output must end with .svg or .png, got {str(path)!r}.')
+    path = pictures.output(OUTPUT.value, pictures.CHARTS)
     if not arguments[1:]:
         raise UserError('no predictions; name the JSON files behind the flags.')
     charts.save_one(chart([point for file in arguments[1:] for point in read(pathlib.Path(file))]),

@@ -306,7 +306,7 @@ def _parse(argv: Sequence[str], main: Callable, needs: Sequence[str],
 
 def _is_empty(value: Any) -> bool:
     """Whether a flag was not given, or given without a value."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _find_configs(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import scenes_r20
-from experiments import detection, detection_errors, ledger, study, tables
+from experiments import detection, detection_errors, ledger, pictures, study, tables
 from experiments.claims import Verdict
 from experiments.grid import Cell
 from resnet_jax.config import leaves
@@ -100,8 +100,10 @@ def test_curves_are_those_of_the_classes_with_objects():
         'Precision and recall at an IoU of 0.5', 'Detections of a score of at least 0.3']
 
 
-def test_a_picture_that_cannot_be_written_is_told_at_once(tmp_path):
-    with pytest.raises(UserError, match=r'--output must end in \.svg or \.png'):
-        detection_errors.output_path('errors.pdf')
+def test_a_picture_that_cannot_be_written_is_told_at_once(commands, tmp_path):
+    found = commands.run('experiments.detection_errors', f'--output={tmp_path}/errors.svg')
+    assert found.errors.startswith('error: give --checkpoint=DIR, for example: python -m exper')
+    with pytest.raises(UserError, match=r'--output must end with \.svg or \.png'):
+        pictures.output('errors.pdf', pictures.CHARTS)
     with pytest.raises(UserError, match=r'there is no folder .*nowhere; make it first'):
-        detection_errors.output_path(str(tmp_path / 'nowhere' / 'errors.svg'))
+        pictures.output(str(tmp_path / 'nowhere' / 'errors.svg'), pictures.CHARTS)

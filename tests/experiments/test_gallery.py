@@ -55,4 +55,9 @@ def test_only_what_can_be_drawn_is_drawn(commands, tmp_path):
     assert found.errors.strip() == (f'error: the answers of {tmp_path}/digits cannot be drawn: it '
                                     'is no detector or localizer.')
     found = commands.run('experiments.examples', '--output=digits.png')
-    assert 'give --checkpoint=DIR' in found.errors
+    assert found.errors.startswith('error: give --checkpoint=DIR, for example: python -m exper')
+    found = commands.run('experiments.examples', f'--checkpoint={tmp_path}/digits',
+                         f'--output={tmp_path}/nowhere/digits.png')
+    assert found.errors.strip() == (
+        f'error: {tmp_path}/nowhere/digits.png cannot be written: there is no folder '
+        f'{tmp_path}/nowhere; make it first.')
