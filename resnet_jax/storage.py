@@ -160,7 +160,8 @@ def _problem_of_s3(error: BaseException) -> str:
 
 
 def _no_answer(error: BaseException) -> str:
-    return f'the storage service did not answer in spite of repeated attempts ({_start(error)})'
+    return (f'the storage service did not answer in spite of repeated attempts ({_start(error)}); '
+            'check the network, or try again later')
 
 
 def _refused(error: BaseException) -> str:

@@ -145,7 +145,7 @@ def test_errors_of_s3_are_one_sentence():
     for error, sentence in (
             (client_error('AccessDenied', 403), 'access is denied; run `aws configure`'),
             (client_error('InvalidAccessKeyId', 403), 'access is denied; run `aws configure`'),
-            (client_error('SlowDown', 503), 'did not answer'),
+            (client_error('SlowDown', 503), 'check the network'),
             (client_error('InvalidBucketName', 400), 'refused a request'),
             (EndpointConnectionError(endpoint_url='http://x'), 'did not answer'),
             (ReadTimeoutError(endpoint_url='http://x'), 'did not answer'),

@@ -140,7 +140,7 @@ def test_errors_of_buckets_are_one_sentence(bucket):
     from google.auth.exceptions import DefaultCredentialsError
 
     for error, sentence in (
-            (HttpError({'code': 503, 'message': 'Backend Error'}), 'did not answer'),
+            (HttpError({'code': 503, 'message': 'Backend Error'}), 'check the network'),
             (HttpError({'code': 401, 'message': 'Anonymous'}), 'access is denied'),
             (HttpError({'code': 400, 'message': 'Odd'}), 'refused a request'),
             (OSError('Forbidden: b/runs/o'), 'access is denied'),
