@@ -62,7 +62,12 @@ def ours(source: str, path: str, processes: bool, cores: int):
 def tf_data(path: str, antialias: bool, cores: int):
     """tf.data with the fused decode-and-crop of the reference ResNet pipelines.
 
-    Those resample without antialiasing; PyTorch's and this project's do not.
+    These resample without antialiasing, unlike the pipelines of PyTorch and of this project.
+
+    Args:
+      path: of the images.
+      antialias: whether to do it all the same.
+      cores: to compute on.
     """
     import tensorflow as tf
 
@@ -193,7 +198,7 @@ def main(argv) -> None:
                      'this pipeline, prepared shards': (ours, 'shards', folder, False)}
         if importlib.util.find_spec('tensorflow'):
             pipelines['tf.data, fused decode and crop'] = (tf_data, PATH.value, False)
-            pipelines['the same, antialiased'] = (tf_data, PATH.value, True)
+            pipelines['tf.data, antialiased'] = (tf_data, PATH.value, True)
         if importlib.util.find_spec('torch'):
             pipelines['PyTorch DataLoader, Pillow'] = (data_loader, PATH.value)
         results = {n: measure(pipelines, available[:n], REPEATS.value, IMAGES.value)
