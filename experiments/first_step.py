@@ -39,6 +39,10 @@ Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]
 
 def main(_) -> None:
     packages.check(*packages.CHARTS)
+    for flag in (study.LEDGER, sweep.PARALLEL, sweep.SWEEP, sweep.DRY_RUN):
+        if flag.present:
+            raise UserError(f'--{flag.name} is no flag of experiments.first_step, which trains '
+                            'nothing; leave it out.')
     folder = sweep.folder(study.DIGITS)
     groups = collections.defaultdict(dict)
     cells = study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
@@ -71,6 +75,8 @@ def of_network(config: ConfigDict) -> list[float]:
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.training import program as programs
 
+    config = config.copy_and_resolve_references()
+    config.model.unroll = False  # the same network, compiled sooner
     program = programs.build(config, sharding.create_mesh(config, jax.local_devices()[:1]))
     if not isinstance(program.model, ResNet):
         raise UserError('only residual networks that classify have a plain twin to compare with: '
