@@ -171,7 +171,7 @@ def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
 
     moved = [point for point in points if point['change'] > 0]
     return alt.Chart(alt.Data(values=moved)).mark_line().encode(
-        alt.X('layer:Q', title='index of the layer'),
+        alt.X('layer:Q', title='index of the layer', axis=alt.Axis(tickMinStep=1)),
         alt.Y('change:Q', title='change / weights (log scale)',
               scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5)),
         *charts.depth_and_kind()).properties(
