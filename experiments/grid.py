@@ -117,7 +117,7 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
             shards = sharding.mesh_shape(cell.config, num_devices)[0]
             config, _ = choices.choose(completed(cell.config), choices.Machine(shards, 'cpu'))
             config_lib.check(config, shards)
-            looped = ConfigDict(config)
+            looped = config.copy_and_resolve_references()  # a plain copy shares its sections
             looped.model.unroll = False  # the same network, traced sooner
             create_model(looped)
             if (source := cell.config.data.to_json()) not in sources:

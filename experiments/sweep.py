@@ -301,15 +301,13 @@ def _result(cell: Cell, row: Row) -> str:
 
 def step_costs(cells: Sequence[Cell]) -> dict[str, int]:
     """Multiply-adds of a training step of each cell, by its name."""
-    from ml_collections import ConfigDict
-
     from resnet_jax.training.costs import summarize
 
     by_model = {}
     for cell in cells:
         model = cell.config.model.to_json()
         if model not in by_model:
-            looped = ConfigDict(cell.config)
+            looped = cell.config.copy_and_resolve_references()
             looped.model.unroll = False
             by_model[model] = summarize(looped)['multiply_adds']
     return {cell.name: by_model[cell.config.model.to_json()] * cell.config.batch_size

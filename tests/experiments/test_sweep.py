@@ -237,6 +237,15 @@ def test_values_have_the_types_of_the_config_and_commas_in_brackets_stay():
         assert list(cell.overrides) == sorted(cell.overrides)
 
 
+def test_checking_and_counting_leave_the_configs_as_they_are():
+    cells = grid.cells(['--config=configs/digits.py', '--config.model.unroll=true',
+                        '--config.mesh.data=1'], grid.parse(['model.depth=8']))
+    before = cells[0].config.to_json()
+    grid.check(cells, 1)
+    sweep.step_costs(cells)
+    assert cells[0].config.to_json() == before
+
+
 def cells_of(*arguments):
     return [grid.cells(['--config=configs/digits.py', *arguments], {})[0].config]
 
