@@ -8,7 +8,7 @@ is as in configs/cifar10.py. DIR is an image folder with DIR/train/CLASS/*.jpg a
 DIR/test/CLASS/*.jpg; for TFDS set --config.data.source=tfds instead. Compare the errors with each
 other, not with table 6, which has longer training.
 
-Not run beyond 20 layers and plain-56 for want of computing time; docs/results/README.md has the
+Not run at other depths than 20 and 56 for want of computing time; docs/results/README.md has the
 results of these, on images saved as JPEG.
 """
 

@@ -105,14 +105,16 @@ def cifar10() -> dict[str, dict]:
 
 def cifar10_rows() -> list[str]:
     twin, = read('cifar10/pytorch')['runs']
-    ours = [cells(name, f'{run["final_train_error"]:.2f}', f'{run["final_error"]:.2f}')
+    ours = [cells(name, f'{run["final_train_error"]:.2f}', f'{run["final_error"]:.2f}',
+                  '' if run['overrides']['model.plain']
+                  else CIFAR10_ERROR[run['overrides']['model.depth']])
             for name, run in cifar10().items()]
-    return [*ours, cells(twin['name'], '', f'{twin["test_error"]:.2f}')]
+    return [*ours, cells(twin['name'], '', f'{twin["test_error"]:.2f}', '')]
 
 
 def greatest_response() -> str:
     first, *others = next(seed['std'] for seed in read('cifar10/responses')['seeds']
-                          if seed['depth'] == 56)
+                          if seed['depth'] == 56 and seed['plain'])
     assert first > max(others)
     return f'the first layer responds most, with {first:.3f}.'
 
@@ -125,6 +127,29 @@ def degradation() -> str:
 def lead() -> str:
     error = cifar10()['plain-20']['final_error'] - cifar10()['ResNet-20']['final_error']
     return f'test images ({error:.2f} points)'
+
+
+def deeper() -> str:
+    deep, shallow = (cifar10()[f'ResNet-{depth}'] for depth in (56, 20))
+    train, test = (deep[name] - shallow[name] for name in ('final_train_error', 'final_error'))
+    return f'{train:.2f} points higher on the training images, and {test:.2f} on the test images'
+
+
+def start() -> str:
+    """The training error of the steps from 150 to 200."""
+    found = {point['depth']: point['error'] for point in read('cifar10/degradation')['curves']
+             if point['kind'] == 'residual' and point['images'] == 'training'
+             and point['step'] == 200}
+    return (f'the training error is {found[56]:.1f} % in ResNet-56 and {found[20]:.1f} % in '
+            'ResNet-20')
+
+
+def first_steps() -> list[str]:
+    found = {('plain' if seed['plain'] else 'ResNet', seed['depth']): max(seed['change'])
+             for seed in read('cifar10/first_step')['seeds']}
+    return [f'adds {found["plain", 56]:.1f} times their norm to the weights of one layer',
+            f'at most {found["plain", 20]:.3f} times in plain-20, {found["ResNet", 20]:.3f} times '
+            f'in ResNet-20 and {found["ResNet", 56]:.3f} times in ResNet-56']
 
 
 def lag() -> str:
@@ -147,8 +172,9 @@ def spread() -> str:
 MEASURED = [*digits_rows(), *map(response, ('ResNet-20', 'plain-20', 'ResNet-56', 'plain-56')),
             *detection_rows(), *mask_rows(), *localization_rows(), finetuning_row(),
             *cifar10_rows(), *(response(network, 'cifar10/responses')
-                               for network in ('ResNet-20', 'plain-20', 'plain-56')),
-            greatest_response(), degradation(), lead(), lag(), gain(), spread()]
+                               for network in ('ResNet-20', 'ResNet-56', 'plain-20', 'plain-56')),
+            greatest_response(), degradation(), lead(), deeper(), start(), *first_steps(), lag(),
+            gain(), spread()]
 NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'plain-8', 'plain-20',
          'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
@@ -167,7 +193,9 @@ GIVEN = [
     '| top 5 |', '300 training and 100 validation images', '224 x 224 pixels', 'steps of 32 images',
     'on 500 held-out', 'stage 3 (14 x 14 positions)', 'stage 4 (7 x 7 positions)',
     'recipe for CIFAR-10 (section 4.2)', '6,400 steps', 'after 3,200 and 4,800',
-    f'({CIFAR10_ERROR[20]} % for ResNet-20)', 'of the last 50 steps', 'With 20 layers',
+    'of the last 50 steps', 'With 20 layers', 'last column (table 6)',
+    'With shortcuts, 56 layers', 'over the steps from 150 to 200,', 'network of 110 layers',
+    'a learning rate of 0.1 is', '(section 4.1)',
     'network of 56 layers', 'that of 20,', "the paper's figure 6,", 'As in figure 7 of',
     'whole batches of 128 images', 'over 64 as',
     'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
