@@ -140,7 +140,8 @@ def _bars(errors: Mapping[str, Mapping[str, float]], whole: Mapping[str, float],
     color = alt.Color('network:N', sort=names, legend=legend)
     bars = alt.Chart(alt.Data(values=rows)).mark_bar().encode(
         x=alt.X('change:O', sort=changes, title=what, axis=alt.Axis(
-            labelAngle=0 if max(map(len, changes)) < LONG else -45, labelOverlap='greedy')),
+            labelAngle=0 if max(map(len, changes)) < LONG else -45, labelOverlap='greedy',
+            labelSeparation=4)),
         xOffset=alt.XOffset('network:N', sort=names),
         y=alt.Y('error:Q', title=title), color=color,
         tooltip=['change:O', 'network:N', alt.Tooltip('error:Q', format='.2f')])

@@ -18,15 +18,16 @@ def flat(numbers: dict) -> dict:
             for name, value in section.items()}
 
 
-NUMBERS, BLOCKS = measured('numbers'), measured('photos_blocks')
+NUMBERS, BLOCKS, CIFAR = map(measured, ('numbers', 'photos_blocks', 'cifar10'))
 FLAT, MAXIMISED = flat(NUMBERS), flat(measured('photos_maximised'))
+OF_CIFAR = flat(CIFAR)
 OF_BLOCKS = flat(BLOCKS)
 ATTRIBUTIONS = measured('photos_attributions')
 GRADIENTS = flat(ATTRIBUTIONS)
 PHOTOS = measured('photos')
 
 
-def column(table: str, head: str, numbers: dict = NUMBERS) -> list:
+def column(table: str, head: str, numbers: dict) -> list:
     """The cells of a column, in the order of the rows."""
     heads, *rows = numbers['tables'][table]
     return [row[heads.index(head)] for row in rows]
@@ -38,29 +39,36 @@ def without_fifth(order: str) -> str:
     return f'{row[heads.index("20 % taken away")]:.2f}'
 
 
-def step_to_step(name: str, numbers: dict = NUMBERS) -> list[float]:
+def step_to_step(name: str, numbers: dict) -> list[float]:
     """The CKA of all pairs of steps that follow one another."""
     rows = numbers['tables'][f'cka_{name}'][1:]
     return [rows[i + 1][i + 1] for i in range(len(rows) - 1)]
 
 
-RATIO = column('movement', 'norm of branch / norm of carried, residual')
-DELETED = column('deletion', 'error without it, residual (%)')
-PLAIN_DELETED = column('deletion', 'error without it, plain (%)')
+STEPS = column('movement', 'step', CIFAR)
+RATIO = dict(zip(STEPS, column('movement', 'norm of branch / norm of carried, residual', CIFAR),
+                 strict=True))
+DELETED = column('deletion', 'error without it, residual (%)', CIFAR)
+PLAIN_DELETED = column('deletion', 'error without it, plain (%)', CIFAR)
+SMALL_STEPS, PLAIN_STEPS = step_to_step('residual', CIFAR)[2:], step_to_step('plain', CIFAR)
 PROBE = 'accuracy of a linear probe of the {} (%)'
 MAP_PROBE, MEAN_PROBE = (column('separability_residual', PROBE.format(what), BLOCKS)
                          for what in ('map', 'mean'))
 PHOTO_CKA = column('cka_with_pixels', 'residual', BLOCKS)
 FOLLOWING = step_to_step('residual', BLOCKS)[1:]  # from the stem on
-COUNTS = {4: 'four', 5: 'five', 6: 'six', 9: 'nine'}
 SENTENCES = [
     f'the residual network gets {FLAT["error_residual"]:.2f} % wrong, and the plain one '
     f'{FLAT["error_plain"]:.2f} %',
-    f'falls from {RATIO[0]:.2f} in the first block to {RATIO[-1]:.2f} in the last one',
-    f'equally far from the pixels ({FLAT["cka_pixels_last_residual"]:.2f} and '
-    f'{FLAT["cka_pixels_last_plain"]:.2f})',
-    f'the CKA of consecutive steps is at least {min(step_to_step("residual")):.2f} (residual) and '
-    f'{min(step_to_step("plain")):.2f} (plain)',
+    f'the residual network gets {OF_CIFAR["error_residual"]:.2f} % wrong, and the plain one '
+    f'{OF_CIFAR["error_plain"]:.2f} %',
+    f'falls from {RATIO["1.1"]:.2f} in the first block to {RATIO["1.9"]:.2f} at the end of the '
+    'first stage',
+    f'the median block has a ratio of {OF_CIFAR["branch_over_carried_plain_median"]:.2f}',
+    f'after the first block, the CKA of consecutive steps is at least {min(SMALL_STEPS):.2f}, and '
+    f'the last block has {OF_CIFAR["cka_pixels_last_residual"]:.2f} with the pixels '
+    f'({OF_CIFAR["cka_pixels_shuffled_residual"]:.2f} if the images are permuted)',
+    f'where stage 3 begins is {min(PLAIN_STEPS):.2f}. It ends nearer to the pixels, at '
+    f'{OF_CIFAR["cka_pixels_last_plain"]:.2f}',
     f'the accuracy of the probe of the mean rises from {MEAN_PROBE[0]:.1f} % on the pixels (their '
     f'mean colour) to '
     f'{MEAN_PROBE[1]:.1f} % after the stem and {MEAN_PROBE[-1]:.1f} % after the last block',
@@ -72,10 +80,10 @@ SENTENCES = [
     f'all other steps in a row have at least {min(FOLLOWING[:-1]):.2f}',
     f'hold {100 * FLAT["pca_variance_residual_pixels"]:.0f} % of the variance of the pixels and '
     f'{100 * FLAT["pca_variance_residual_last"]:.0f} % of that after the last block',
-    f'any of {COUNTS[sum(error < FLAT["error_residual"] + 5 for error in DELETED)]} of the '
-    f'{COUNTS[len(DELETED)]} residual blocks costs less than 5 points of error, and deleting the '
-    f'first costs most ({DELETED[0]:.1f} % error)',
-    f'the error is above {min(PLAIN_DELETED) // 10 * 10:.0f} %',
+    f'any of {sum(error < OF_CIFAR["error_residual"] + 5 for error in DELETED)} of the '
+    f'{len(DELETED)} residual blocks costs less than 5 points of error, and deleting the first of '
+    f'stage 3 costs most ({max(DELETED):.1f} % error)',
+    f'the error is at least {min(PLAIN_DELETED):.1f} %, and {OF_CIFAR["error_plain"]:.1f} % with',
     f'a probability of {100 * MAXIMISED["maximised_class_probability"]:.1f} % and a score of '
     f'{MAXIMISED["maximised_class_score"]:.1f}',
     *('{}, {}, {} and {} times '.format(*(f'{MAXIMISED[f"maximised_over_{other}_stage{i}"]:.1f}'
@@ -115,8 +123,10 @@ def test_the_page_says_what_the_numbers_are(sentence):
 
 def test_what_the_page_says_in_words_holds():
     assert min(FOLLOWING) == FOLLOWING[-1]
-    assert RATIO[0] > 1 > max(RATIO[1:])  # only the first block replaces more than it keeps
-    assert max(DELETED) == DELETED[0]
+    assert [step for step, ratio in RATIO.items() if ratio > 1] == ['3.1', STEPS[-1]]
+    assert DELETED[STEPS.index('3.1')] == max(DELETED)
+    breaks = column('cka_plain', 'step', CIFAR)[1:]
+    assert breaks[PLAIN_STEPS.index(min(PLAIN_STEPS))] == '3.1'
     assert (FLAT['loss_surface_residual_local_minima']
             == FLAT['loss_surface_plain_local_minima'] == 1)
 
