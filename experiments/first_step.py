@@ -34,8 +34,6 @@ for name in ('config', 'workdir', 'seeds'):
 
 PAPER = 'section 4.1: the gradients of plain networks have healthy norms'
 
-Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]
-
 
 def main(_) -> None:
     packages.check(*packages.CHARTS)
@@ -54,10 +52,7 @@ def main(_) -> None:
     points = average(groups)
     drawn = chart(points, max(map(len, groups.values())))
     study.publish('first_step', folder, {'': drawn}, table(groups), findings(groups),
-                  {'layers': points,
-                   'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'change': list(values)}
-                             for (depth, plain), seeds in groups.items()
-                             for seed, values in seeds.items()]})
+                  {'layers': points, 'seeds': layers.by_seed(groups, 'change')})
 
 
 def of_network(config: ConfigDict) -> list[float]:
@@ -75,8 +70,7 @@ def of_network(config: ConfigDict) -> list[float]:
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.training import program as programs
 
-    config = config.copy_and_resolve_references()
-    config.model.unroll = False  # the same network, compiled sooner
+    config = grid.looped(config)
     program = programs.build(config, sharding.create_mesh(config, jax.local_devices()[:1]))
     if not isinstance(program.model, ResNet):
         raise UserError('only residual networks that classify have a plain twin to compare with: '
@@ -107,29 +101,25 @@ def changes(before: Any, after: Any) -> list[float]:
     return layers.in_order(found)
 
 
-def average(groups: Groups) -> list[dict[str, Any]]:
+def average(groups: layers.Groups) -> list[dict[str, Any]]:
     """Mean over the seeds.
 
     Returns:
       'network', 'depth', 'kind' ('plain' or 'residual'), 'layer' (from 1) and 'change'.
     """
-    return [{'network': _name(depth, plain), 'depth': depth,
+    return [{'network': layers.name(depth, plain), 'depth': depth,
              'kind': 'plain' if plain else 'residual', 'layer': i + 1, 'change': float(change)}
             for (depth, plain), seeds in groups.items()
             for i, change in enumerate(np.mean(list(seeds.values()), axis=0))]
 
 
-def _name(depth: int, plain: bool) -> str:
-    return f'{"plain" if plain else "ResNet"}-{depth}'
-
-
-def table(groups: Groups) -> str:
+def table(groups: layers.Groups) -> str:
     """A line for each network: the greatest change of a layer, and the median one."""
     lines = [['network', '3x3 layers', 'greatest change', 'median layer', 'last layer', 'seeds']]
     for (depth, plain), seeds in groups.items():
         mean = np.mean(list(seeds.values()), axis=0)
         greatest = estimate(_greatest(seeds))
-        lines.append([_name(depth, plain), str(len(mean)),
+        lines.append([layers.name(depth, plain), str(len(mean)),
                       tables.mean_and_interval(greatest, _decimals(greatest.mean)),
                       *(f'{value:.{_decimals(value)}f}' for value in (np.median(mean), mean[-1])),
                       str(len(seeds))])
@@ -147,7 +137,7 @@ def _greatest(seeds: Mapping[int, Sequence[float]]) -> list[float]:
     return [max(values) for values in seeds.values()]
 
 
-def findings(groups: Groups) -> list[Finding]:
+def findings(groups: layers.Groups) -> list[Finding]:
     """That no layer of a residual network moves as far as one of its plain twin does."""
     found = []
     for depth in sorted({depth for depth, _ in groups}):

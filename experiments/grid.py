@@ -117,9 +117,7 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
             shards = sharding.mesh_shape(cell.config, num_devices)[0]
             config, _ = choices.choose(completed(cell.config), choices.Machine(shards, 'cpu'))
             config_lib.check(config, shards)
-            looped = config.copy_and_resolve_references()  # a plain copy shares its sections
-            looped.model.unroll = False  # the same network, traced sooner
-            create_model(looped)
+            create_model(looped(config))
             if (source := cell.config.data.to_json()) not in sources:
                 data.create_source(config, 'train')
                 data.create_eval_source(config)
@@ -131,6 +129,13 @@ def check(cells: Sequence[Cell], num_devices: int) -> None:
 def _text(value: Any) -> str:
     """As it may be given on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def looped(config: ConfigDict) -> ConfigDict:
+    """The config with loops over the blocks: the same network, traced and compiled sooner."""
+    config = config.copy_and_resolve_references()  # a plain copy would share its sections
+    config.model.unroll = False
+    return config
 
 
 def rebuild(fields: Mapping[str, Any]) -> ConfigDict:

@@ -1,8 +1,11 @@
-"""The order of the layers of a network."""
+"""Values of the layers of plain and residual networks: their order, and their rows for JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]  # (depth, plain): seed: values
 
 
 def in_order(values: Mapping[str, np.ndarray]) -> list[float]:
@@ -23,3 +26,14 @@ def in_order(values: Mapping[str, np.ndarray]) -> list[float]:
         for i, value in enumerate(np.atleast_1d(of_layer)):
             layers[stage, i + after_first, number] = float(value)
     return [layers[key] for key in sorted(layers)]
+
+
+def name(depth: int, plain: bool) -> str:
+    """Of a network, such as 'plain-20' or 'ResNet-20'."""
+    return f'{"plain" if plain else "ResNet"}-{depth}'
+
+
+def by_seed(groups: Groups, key: str) -> list[dict[str, Any]]:
+    """'depth', 'plain', 'seed' and, by this key, the values of the layers of each network."""
+    return [{'depth': depth, 'plain': plain, 'seed': seed, key: list(values)}
+            for (depth, plain), seeds in groups.items() for seed, values in seeds.items()]

@@ -35,8 +35,6 @@ BATCHES = cli.flag(
     lower_bound=1)
 flags.adopt_module_key_flags(study)
 
-Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]
-
 
 def main(_) -> None:
     rows, folder = study.rows([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
@@ -51,10 +49,7 @@ def main(_) -> None:
     points = average(groups)
     drawn = chart(points, max(map(len, groups.values())))
     study.publish('responses', folder, {'': drawn}, table(groups), findings(groups),
-                  {'layers': points,
-                   'seeds': [{'depth': depth, 'plain': plain, 'seed': seed, 'std': list(values)}
-                             for (depth, plain), seeds in groups.items()
-                             for seed, values in seeds.items()]}, rows)
+                  {'layers': points, 'seeds': layers.by_seed(groups, 'std')}, rows)
 
 
 def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
@@ -144,7 +139,7 @@ def _deviation(count, total, squares) -> np.ndarray:
     return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
 
 
-def average(groups: Groups) -> list[dict[str, Any]]:
+def average(groups: layers.Groups) -> list[dict[str, Any]]:
     """Mean over the seeds, layer by layer, and in the order of size.
 
     Returns:
@@ -153,7 +148,7 @@ def average(groups: Groups) -> list[dict[str, Any]]:
     """
     points = []
     for (depth, plain), seeds in groups.items():
-        kind, name = ('plain', f'plain-{depth}') if plain else ('residual', f'ResNet-{depth}')
+        name, kind = layers.name(depth, plain), 'plain' if plain else 'residual'
         values = np.array(list(seeds.values()))  # [seeds, layers]
         for order, table in (('by layer', values), ('sorted', -np.sort(-values, axis=1))):
             points += [{'network': name, 'depth': depth, 'kind': kind, 'order': order,
@@ -167,20 +162,20 @@ def means(seeds: Mapping[int, Sequence[float]]) -> list[float]:
     return [float(np.mean(values)) for values in seeds.values()]
 
 
-def table(groups: Groups) -> str:
+def table(groups: layers.Groups) -> str:
     """A line for each network: deviation, mean over the layers."""
     lines = [['network', '3x3 layers', 'paper', 'mean deviation', 'least layer', 'greatest layer',
               'seeds']]
     for (depth, plain), seeds in groups.items():
         values = np.mean(list(seeds.values()), axis=0)
-        lines.append([f'{"plain" if plain else "ResNet"}-{depth}', str(len(values)), '-',
+        lines.append([layers.name(depth, plain), str(len(values)), '-',
                       tables.mean_and_interval(estimate(means(seeds)), 3), f'{values.min():.3f}',
                       f'{values.max():.3f}', str(len(seeds))])
     return (f'{tables.text(lines)}\nstandard deviation of the responses; mean over the layers ± '
             'half of the 95 % t-interval over the seeds; the paper has curves only')
 
 
-def findings(groups: Groups) -> list[Finding]:
+def findings(groups: layers.Groups) -> list[Finding]:
     """That residual networks respond less than plain ones, and the deeper the less."""
     found = []
     for depth in sorted({depth for depth, _ in groups}):

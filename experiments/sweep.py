@@ -307,9 +307,7 @@ def step_costs(cells: Sequence[Cell]) -> dict[str, int]:
     for cell in cells:
         model = cell.config.model.to_json()
         if model not in by_model:
-            looped = cell.config.copy_and_resolve_references()
-            looped.model.unroll = False
-            by_model[model] = summarize(looped)['multiply_adds']
+            by_model[model] = summarize(grid_lib.looped(cell.config))['multiply_adds']
     return {cell.name: by_model[cell.config.model.to_json()] * cell.config.batch_size
             for cell in cells}
 
