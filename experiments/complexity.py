@@ -21,8 +21,11 @@ from experiments import ledger as ledger_lib
 from experiments.claims import Finding, Verdict, estimate
 from resnet_jax import cli
 
-for name in ('ledger', 'workdir'):
-    flags.declare_key_flag(name)
+LEDGER = cli.flag(
+    flags.DEFINE_string, 'ledger', None,
+    'Ledger of a sweep, or its folder: its networks are added, with their measured errors.')
+cli.flag(flags.DEFINE_string, 'workdir', None,
+         'Folder to write to. Default: that of the ledger, or runs/complexity.')
 
 TEN_CROP = 'ImageNet, 10-crop'
 BEST = 'ImageNet, best single model'
@@ -45,7 +48,7 @@ NETWORKS = (
 def main(_) -> None:
     packages.check(*packages.CHARTS)
     points = [*published(), *measured()]
-    folder = cli.workdir(study.LEDGER.value or 'runs/complexity')
+    folder = cli.workdir(LEDGER.value or 'runs/complexity')
     folder = folder.parent if folder.is_file() else folder
     study.publish('complexity', folder, {'': chart(points)}, table(points), findings(points),
                   {'networks': points})
@@ -92,9 +95,9 @@ def _count(fields: dict[str, Any]) -> dict[str, int]:
 
 def measured() -> Iterator[dict[str, Any]]:
     """A point for each network of --ledger, its error being the mean over seeds."""
-    if study.LEDGER.value is None:
+    if LEDGER.value is None:
         return
-    rows = ledger_lib.select(ledger_lib.read(pathlib.Path(study.LEDGER.value)), {})
+    rows = ledger_lib.select(ledger_lib.read(pathlib.Path(LEDGER.value)), {})
     fields = ('model.depth', 'model.plain', 'model.shortcut')
     for group in study.by(rows, *fields).values():
         config = next(iter(group.values()))['config']

@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import paper, study, tables
+from experiments import options, paper, study, tables
 from experiments.claims import Finding, estimate, lower, lower_in_every_seed
 from experiments.ledger import Row
 from resnet_jax import cli
 
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['8', '20', '56'], 'Depths to compare.')
-flags.adopt_module_key_flags(study)
+options.figure_flags()
 
 CURVES_ONLY = 'only curves in the paper (figure 6, left)'
 Groups = Mapping[tuple[int, bool], Mapping[int, Row]]  # (depth, plain) -> seed -> row

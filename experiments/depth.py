@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import grid, paper, study, tables
+from experiments import grid, options, paper, study, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
 
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['8', '20', '56'], 'Depths to compare.')
-flags.adopt_module_key_flags(study)
+options.figure_flags()
 
 Groups = Mapping[tuple[int], Mapping[int, Row]]
 

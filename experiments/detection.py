@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import grid, paper, study, sweep, tables
+from experiments import grid, options, paper, runs, study, tables
 from experiments.claims import Finding, estimate, higher_by_seed
 from experiments.ledger import Row
 from resnet_jax import cli
@@ -25,7 +25,7 @@ SCALES = cli.flag(
     flags.DEFINE_list, 'scales', None,
     'Shorter sides for multi-scale testing, in pixels. Default: 48,64,80 for the made-up scenes, '
     'otherwise as in resnet_jax.evaluate.')
-flags.adopt_module_key_flags(study)
+options.figure_flags()
 
 SCENES = str(cli.PROJECT / 'configs' / 'scenes_r20.py')
 CLASSIFIER = str(cli.PROJECT / 'configs' / 'scenes_digits.py')
@@ -63,7 +63,7 @@ Results = Mapping[str, Mapping[int, Mapping[str, float]]]  # row -> seed -> meas
 
 def main(_) -> None:
     grids = [{CONTEXT: ['false', 'true']}]
-    rows, folder = study.rows(grids, SCENES, [] if study.LEDGER.value else start())
+    rows, folder = study.rows(grids, SCENES, [] if flags.FLAGS.ledger else start())
     groups = study.by(rows, CONTEXT)
     results = test(groups, folder)
     config = rows[0]['config']
@@ -77,13 +77,13 @@ def start() -> list[str]:
     Returns:
       Overrides of the detectors' config; none if it starts from other weights.
     """
-    config = cli.read_config(sweep.base_arguments(SCENES))
+    config = cli.read_config(options.base_arguments(SCENES))
     if config.init.checkpoint != START:
         return []
-    folder = sweep.folder(SCENES) / 'classifier'
+    folder = options.folder(SCENES) / 'classifier'
     cells = grid.cells([f'--config={CLASSIFIER}'], {'seed': ['0']})
-    found = sweep.run(cells, folder)
-    sweep.fail_if_any(found, folder)
+    found = runs.run(cells, folder)
+    runs.fail_if_any(found, folder)
     return [f'--config.init.checkpoint={folder / cells[0].name}']
 
 
@@ -101,9 +101,9 @@ def test(groups: Mapping[tuple, Mapping[int, Row]], folder: pathlib.Path) -> Res
 
     found: dict[str, dict[int, dict[str, float]]] = {}
     for name, step in STEPS.items():
-        runs = groups.get((step.context,), {})
-        paths = {seed: str(folder / row['run']) for seed, row in runs.items()}
-        scenes = any(row['config']['data.source'] == 'scenes' for row in runs.values())
+        group = groups.get((step.context,), {})
+        paths = {seed: str(folder / row['run']) for seed, row in group.items()}
+        scenes = any(row['config']['data.source'] == 'scenes' for row in group.values())
         together = [list(paths)] if step.ensemble else [[seed] for seed in paths]
         if step.ensemble and len(paths) < 2:
             continue
@@ -114,7 +114,7 @@ def test(groups: Mapping[tuple, Mapping[int, Row]], folder: pathlib.Path) -> Res
             report = evaluate([paths[seed] for seed in seeds], None, 0, options, list(options))
             values = {key: report.values[f'eval/{key}'] for key in MEASURES}
             found.setdefault(name, {})[seeds[0]] = values
-            sweep.say(f'{name}, seed {" and ".join(map(str, seeds))}: ' + '  '.join(
+            runs.say(f'{name}, seed {" and ".join(map(str, seeds))}: ' + '  '.join(
                 f'{MEASURES[key]} {value:.2f}' for key, value in values.items()))
     return found
 

@@ -23,30 +23,28 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import grid, layers, packages, study, sweep, tables
+from experiments import grid, layers, options, packages, runs, study, tables
 from experiments.claims import Finding, estimate, lower
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
-for name in ('config', 'workdir', 'seeds'):
-    flags.declare_key_flag(name)
+cli.config_flag()
+options.seeds_flag()
+cli.flag(flags.DEFINE_string, 'workdir', None,
+         'Folder to write to. Default: runs/NAME_sweep, for a config file NAME.py.')
 
 PAPER = 'section 4.1: the gradients of plain networks have healthy norms'
 
 
 def main(_) -> None:
     packages.check(*packages.CHARTS)
-    for flag in (study.LEDGER, sweep.PARALLEL, sweep.SWEEP, sweep.DRY_RUN):
-        if flag.present:
-            raise UserError(f'--{flag.name} is no flag of experiments.first_step, which trains '
-                            'nothing; leave it out.')
-    folder = sweep.folder(study.DIGITS)
+    folder = options.folder(options.DIGITS)
     groups = collections.defaultdict(dict)
     cells = study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
     grid.check(cells, num_devices=1)
     for cell in cells:
-        sweep.say(f'{cell.name} …')
+        runs.say(f'{cell.name} …')
         model = cell.config.model
         groups[model.depth, model.plain][cell.config.seed] = of_network(cell.config)
     points = average(groups)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import grid, layers, paper, study, sweep, tables
+from experiments import grid, layers, options, paper, runs, study, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
@@ -33,7 +33,7 @@ BATCHES = cli.flag(
     flags.DEFINE_integer, 'batches', None,
     'Number of evaluation batches to average over. Default: the whole split.',
     lower_bound=1)
-flags.adopt_module_key_flags(study)
+options.figure_flags()
 
 
 def main(_) -> None:
@@ -43,7 +43,7 @@ def main(_) -> None:
     trained = study.by(rows, 'model.depth', 'model.plain')
     groups = {}
     for key in sorted(trained):
-        sweep.say(f'{paper.name(next(iter(trained[key].values()))["config"])} …')
+        runs.say(f'{paper.name(next(iter(trained[key].values()))["config"])} …')
         groups[key] = {seed: of_run(row, folder, BATCHES.value)
                        for seed, row in trained[key].items()}
     points = average(groups)

@@ -12,14 +12,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments import grid, paper, study, tables
+from experiments import grid, options, paper, study, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
 DEPTH = cli.flag(flags.DEFINE_integer, 'depth', 20, 'Depth of all networks.')
-flags.adopt_module_key_flags(study)
+options.figure_flags()
 
 OPTIONS = ('A', 'B', 'C')
 PLAIN = 'plain'

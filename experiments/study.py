@@ -14,29 +14,16 @@ from absl import flags
 
 from experiments import grid as grid_lib
 from experiments import ledger as ledger_lib
-from experiments import packages, sweep
+from experiments import options, packages, runs
 from experiments.claims import Finding
 from experiments.grid import Cell
 from experiments.ledger import Row
-from resnet_jax import cli
 from resnet_jax.errors import UserError
-
-LEDGER = cli.flag(
-    flags.DEFINE_string, 'ledger', None,
-    'Ledger of a sweep, or its folder: plot its runs without running anything. The results are '
-    'written to --workdir, or beside the ledger.')
-SEEDS = cli.flag(flags.DEFINE_list, 'seeds', ['0', '1', '2'], 'Seeds of the runs.')
-for name in ('config', 'workdir', 'parallel'):
-    flags.declare_key_flag(name)
-
-# Of all commands, so that they can share a folder and its runs.
-DIGITS = str(cli.PROJECT / 'configs' / 'digits.py')
-WORKDIR = sweep.WORKDIR
 
 Group = tuple[Any, ...]
 
 
-def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = DIGITS,
+def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = options.DIGITS,
          extra: Sequence[str] = ()) -> tuple[list[Row], pathlib.Path]:
     """The finished runs of a command, and the folder that they lie in.
 
@@ -53,28 +40,26 @@ def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = DIGITS,
         some runs failed.
     """
     packages.check(*packages.CHARTS)
-    if sweep.SWEEP.value or sweep.DRY_RUN.value:
-        raise UserError('--sweep and --dry_run are flags of experiments.sweep only.')
-    if LEDGER.value:
-        path = pathlib.Path(LEDGER.value)
+    if flags.FLAGS.ledger:
+        path = pathlib.Path(flags.FLAGS.ledger)
         found = ledger_lib.select(ledger_lib.read(path), {})
         if not found:
             raise UserError(f'{path} has no finished run.')
         return found, path if path.is_dir() else path.parent
-    workdir = sweep.folder(default)
-    sweep.say(f'workdir: {workdir}')
-    found = sweep.run(cells(grids, default, extra), workdir, sweep.PARALLEL.value)
-    sweep.fail_if_any(found, workdir)
+    workdir = options.folder(default)
+    runs.say(f'workdir: {workdir}')
+    found = runs.run(cells(grids, default, extra), workdir, flags.FLAGS.parallel)
+    runs.fail_if_any(found, workdir)
     return found, workdir
 
 
-def cells(grids: Sequence[Mapping[str, Sequence[str]]], default: str = DIGITS,
+def cells(grids: Sequence[Mapping[str, Sequence[str]]], default: str = options.DIGITS,
           extra: Sequence[str] = ()) -> list[Cell]:
     """The runs of some grids, without those that are in several; see `rows`."""
-    base = [*sweep.base_arguments(default), *extra]
+    base = [*options.base_arguments(default), *extra]
     found = {}
     for grid in grids:
-        for cell in grid_lib.cells(base, {**grid, 'seed': SEEDS.value}):
+        for cell in grid_lib.cells(base, {**grid, 'seed': flags.FLAGS.seeds}):
             found.setdefault(cell.name, cell)
     return list(found.values())
 
@@ -107,7 +92,7 @@ def values(group: Mapping[int, Row], column: str) -> list[float]:
 
 def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: str,
             findings: Sequence[Finding], numbers: Mapping[str, Any],
-            runs: Sequence[Row] = ()) -> None:
+            rows: Sequence[Row] = ()) -> None:
     """Prints the result and writes it: charts as SVG and PNG, numbers as JSON, what was printed.
 
     Args:
@@ -117,21 +102,21 @@ def publish(name: str, folder: pathlib.Path, charts: Mapping[str, Any], text: st
       text: the table.
       findings: what became of the claims.
       numbers: what the charts show.
-      runs: their rows, which are written without their configs.
+      rows: of the runs, which are written without their configs.
     """
     from experiments import charts as charts_lib
     from resnet_jax.output import write_whole
 
-    folder = pathlib.Path(WORKDIR.value) if WORKDIR.value else folder
+    folder = pathlib.Path(flags.FLAGS.workdir or folder)
     folder.mkdir(parents=True, exist_ok=True)
     printed = '\n\n'.join([text, *(finding.text() for finding in findings)])
-    sweep.say(printed)
+    runs.say(printed)
     for suffix, chart in charts.items():
         charts_lib.save(chart, folder / f'{name}{suffix}')
     record = {'command': ['python', '-m', f'experiments.{name}', *sys.argv[1:]],
               'findings': [finding.record() for finding in findings], **numbers,
               'runs': [{column: row[column] for column in row if column != 'config'}
-                       for row in runs]}
+                       for row in rows]}
     write_whole(folder / f'{name}.json', json.dumps(record, indent=1) + '\n')
     write_whole(folder / f'{name}.txt', printed + '\n')
-    sweep.say(f'\n{name}.json, .txt, .svg and .png are in {folder}')
+    runs.say(f'\n{name}.json, .txt, .svg and .png are in {folder}')

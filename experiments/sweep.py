@@ -11,355 +11,25 @@ of the missing runs, for use on a cluster; run the same sweep afterwards to add 
 At the end, the sweep prints a table of means and standard deviations over the seeds.
 """
 
-import collections
-import fcntl
-import os
 import pathlib
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
-from experiments import grid as grid_lib
-from experiments import ledger as ledger_lib
-from experiments.grid import Cell
-from experiments.ledger import Ledger, Row
+from experiments import grid, options, runs
 from resnet_jax import cli
-from resnet_jax.distributed.cores import restrict
 from resnet_jax.errors import UserError
-from resnet_jax.output import duration
-from resnet_jax.training.writers import read_rows
 
-CONFIG = cli.config_flag()
+cli.config_flag()
 SWEEP = cli.flag(
     flags.DEFINE_multi_string, 'sweep', [],
     'Field and its values, such as model.depth=20,32,44.')
-WORKDIR = cli.flag(flags.DEFINE_string, 'workdir', None,
-                   'Folder of the sweep; runs that it already contains are not repeated. '
-                   'Default: runs/NAME_sweep, for a config file NAME.py.')
-PARALLEL = cli.flag(
-    flags.DEFINE_integer, 'parallel', None,
-    'Number of runs at a time. Default: one per core or GPU; on TPUs, one.', lower_bound=1)
+options.workdir_flag()
+PARALLEL = options.parallel_flag()
 DRY_RUN = cli.flag(flags.DEFINE_bool, 'dry_run', False,
                    'Only print the commands of the missing runs.')
-
-POLL_SECONDS = 0.1
-PROGRESS_SECONDS = 30.0  # between lines, or this share of the time so far
-PROGRESS_SHARE = 0.02
-ERROR_LENGTH = 300  # characters of a run's last words
-
-
-def say(message: str) -> None:
-    """A line on the terminal; unlike `writers.say` it does not take hold of an accelerator."""
-    print(message, flush=True)
-
-
-def base_arguments(default: str = '') -> list[str]:
-    """--config and its overrides as they were given to this command.
-
-    Args:
-      default: config file where none was given.
-    """
-    if CONFIG.value is None:
-        return [f'--config={default}']
-    flag = flags.FLAGS['config']
-    overrides = config_flags.get_override_values(flag)
-    return [f'--config={config_flags.get_config_filename(flag)}',
-            *(f'--config.{field}={value}' for field, value in overrides.items())]
-
-
-def folder(default: str = '') -> pathlib.Path:
-    """That --workdir names, or the one that all sweeps of a config share.
-
-    Args:
-      default: config file where none was given.
-    """
-    name = cli.config_name() if CONFIG.value is not None else pathlib.Path(default).stem
-    return cli.workdir(f'runs/{name}_sweep')
-
-
-def command(cell: Cell, workdir: pathlib.Path) -> list[str]:
-    """The command of one run."""
-    return [sys.executable, '-m', 'resnet_jax.main', *cell.arguments,
-            f'--workdir={workdir / cell.name}']
-
-
-def run(cells: Sequence[Cell], workdir: pathlib.Path, parallel: int | None = None) -> list[Row]:
-    """Does what is missing of a sweep.
-
-    Args:
-      cells: of the sweep.
-      workdir: of the sweep; afterwards it holds ledger.jsonl and a folder for each run.
-      parallel: runs at a time; None: see `machine.share_out`.
-
-    Returns:
-      The row of every cell, in their order.
-
-    Raises:
-      UserError: a config is wrong, or the folder holds runs of another one.
-      SystemExit: a signal came; the runs have been saved.
-    """
-    ledger = _open(cells, workdir)
-    missing = [cell for cell in cells if not _is_done(cell, ledger)]
-    if missing:
-        from experiments import machine as machine_lib
-
-        machine = machine_lib.look()
-        shares = machine_lib.share_out(machine, parallel, [cell.config for cell in missing])
-        grid_lib.check(missing, machine_lib.devices_of(machine, shares))
-        workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / 'sweep.lock').open('w') as lock:
-            _wait_for(lock, workdir)
-            ledger = _open(cells, workdir)  # another sweep may have been at work meanwhile
-            _collect(missing, workdir, ledger)
-            missing = [cell for cell in missing if not _is_done(cell, ledger)]
-            _Runs(missing, len(cells), workdir, ledger, shares, machine, lock).to_the_end()
-    return [ledger.rows[cell.name] for cell in cells]
-
-
-def _open(cells: Sequence[Cell], workdir: pathlib.Path) -> Ledger:
-    """The ledger of a folder that holds no runs of another config."""
-    from resnet_jax.config import differences
-
-    ledger = Ledger(workdir / 'ledger.jsonl')
-    for cell in cells:
-        stored = ledger.rows.get(cell.name, {}).get('config')
-        if stored and (changed := differences(cell.config, stored)):
-            raise UserError(f'{workdir} holds a sweep of another config ({cell.name}: '
-                            f'{"; ".join(changed)}); choose another --workdir.')
-    return ledger
-
-
-def _is_done(cell: Cell, ledger: Ledger) -> bool:
-    row = ledger.rows.get(cell.name)
-    return bool(row) and row['status'] == ledger_lib.FINISHED and (
-        row['steps'] == cell.config.num_steps)
-
-
-def _collect(cells: Sequence[Cell], workdir: pathlib.Path, ledger: Ledger) -> None:
-    """Enters the runs that were started by hand, or whose sweep was killed."""
-    for cell in cells:
-        if ledger_lib.is_finished(cell, workdir / cell.name):
-            ledger.put(ledger_lib.row(cell, workdir / cell.name))
-            say(f'{cell.name} has been run already')
-
-
-def _wait_for(lock, workdir: pathlib.Path) -> None:
-    """Takes the lock of a folder.
-
-    The runs inherit it, so that the ones that a killed sweep has left behind are waited for.
-    """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f'another sweep, or runs left over from one, are active in {workdir}; waiting')
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-class _Run:
-    """A run that has been started."""
-
-    def __init__(self, cell: Cell, workdir: pathlib.Path, share, lock):
-        self.cell, self.share = cell, share
-        self.folder = workdir / cell.name
-        self.folder.mkdir(exist_ok=True)
-        self.started = time.monotonic()
-        self.start_step = self.step()
-        self.times_asked = 0  # to stop
-        self.log = (self.folder / 'log.txt').open('ab')
-        self._from = self.log.tell()
-        # A session of its own: Ctrl-C reaches it through the sweep alone, and so only once.
-        self.process = subprocess.Popen(
-            command(cell, workdir), stdin=subprocess.DEVNULL, stdout=self.log,
-            stderr=subprocess.STDOUT, env={**os.environ, **share.environment},
-            start_new_session=True, pass_fds=[lock.fileno()])
-        restrict(self.process.pid, share.cores)
-
-    def step(self) -> int:
-        """The last step in its log."""
-        return max((row['step'] for row in read_rows(self.folder / 'metrics.jsonl')), default=0)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def error(self) -> str:
-        """What it said last."""
-        self.log.close()
-        code = self.process.returncode
-        said = (self.folder / 'log.txt').read_bytes()[self._from:].decode(errors='replace')
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        # The sentence for a user; or the last line of a traceback.
-        errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
-        how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
-        last = (errors or lines or ['no output'])[-1]
-        return f'{last[:ERROR_LENGTH]} ({how})'
-
-
-class _Runs:
-    """The runs that are missing, on the shares of a machine."""
-
-    def __init__(self, cells, total: int, workdir, ledger: Ledger, shares, machine, lock):
-        self.total, self.workdir, self.ledger = total, workdir, ledger
-        self.free = list(shares)
-        self.lock = lock
-        self.running: list[_Run] = []
-        self.signal: signal.Signals | None = None
-        self.times_asked = 0
-        self.about = {'machine': {**machine.describe(), 'runs_at_a_time': len(shares)},
-                      'versions': ledger_lib.versions(), 'commit': ledger_lib.commit()}
-        self.progress = _Progress(cells)
-        self.waiting = collections.deque(self._in_order(cells))
-
-    def _in_order(self, cells: Sequence[Cell]) -> list[Cell]:
-        """One seed after the other, and the longest runs of each first.
-
-        Runs that differ in nothing but the seed share a compiled program, if they do not start at
-        once; and short ones fill the gaps at the end.
-        """
-        seeds = list(dict.fromkeys(cell.config.seed for cell in cells))
-        return sorted(cells, key=lambda cell: (seeds.index(cell.config.seed),
-                                               -self.progress.left[cell.name]))
-
-    def to_the_end(self) -> None:
-        previous = {number: signal.signal(number, self._stop)
-                    for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self._loop()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        if self.signal is not None:
-            print(f'stopped by {self.signal.name}; run the same command again to resume.',
-                  file=sys.stderr, flush=True)
-            sys.exit(128 + self.signal)
-
-    def _stop(self, number, frame) -> None:
-        self.signal = signal.Signals(number)
-        self.times_asked += 1
-
-    def _loop(self) -> None:
-        started = told = time.monotonic()
-        while self.running or (self.waiting and self.signal is None):
-            while self.free and self.waiting and self.signal is None:
-                self._start()
-            time.sleep(POLL_SECONDS)
-            for run in self.running:  # here, and not in the handler: none is missed
-                while run.times_asked < self.times_asked:
-                    run.process.send_signal(self.signal)
-                    run.times_asked += 1
-            for run in [run for run in self.running if run.process.poll() is not None]:
-                self._end(run)
-            pause = max(PROGRESS_SECONDS, PROGRESS_SHARE * (told - started))
-            if time.monotonic() - told > pause and self.running:
-                told = time.monotonic()
-                steps = ', '.join(f'{run.cell.name} at step {run.step():,}' for run in self.running)
-                say(f'running: {steps}; {self._left()}')
-
-    def _start(self) -> None:
-        run = _Run(self.waiting.popleft(), self.workdir, self.free.pop(0), self.lock)
-        self.running.append(run)
-        self.progress.begins(run)
-
-    def _end(self, run: _Run) -> None:
-        self.running.remove(run)
-        self.free.append(run.share)
-        error = run.error() if run.process.returncode else None
-        if error and self.signal is not None:
-            return  # stopped, not failed
-        name = run.cell.name
-        if not error and not ledger_lib.is_finished(run.cell, run.folder):
-            error = 'it ended before its last step was evaluated and saved'
-        row = ledger_lib.row(
-            run.cell, run.folder, **self.about,
-            status=ledger_lib.FAILED if error else ledger_lib.FINISHED, error=error,
-            seconds=round(self.ledger.seconds(name) + run.seconds(), 1))
-        self.ledger.put(row)
-        self.progress.ends(run)
-        result = f'failed: {error}' if error else _result(run.cell, row)
-        say(f'[{self.total - len(self.waiting) - len(self.running)}/{self.total}] {name}  {result}'
-            f'{"; " + self._left() if self.waiting or self.running else ""}')
-
-    def _left(self) -> str:
-        seconds = self.progress.seconds_left(self.running)
-        return 'time left not known yet' if seconds is None else f'about {duration(seconds)} left'
-
-
-def _result(cell: Cell, row: Row) -> str:
-    """Such as 'top-1 error 1.68 %, best 1.50 %, 60 s'."""
-    from resnet_jax.tasks import get
-
-    headline = get(cell.config.task).headline
-    name = ledger_lib.column(headline)
-    last, best = (f'{row[f"{kind}_{name}"]:.2f}{headline.unit}' for kind in ('final', 'best'))
-    return f'{headline.name} {last}, best {best}, {row["seconds"]:.0f} s'
-
-
-def step_costs(cells: Sequence[Cell]) -> dict[str, int]:
-    """Multiply-adds of a training step of each cell, by its name."""
-    from resnet_jax.training.costs import summarize
-
-    by_model = {}
-    for cell in cells:
-        model = cell.config.model.to_json()
-        if model not in by_model:
-            by_model[model] = summarize(grid_lib.looped(cell.config))['multiply_adds']
-    return {cell.name: by_model[cell.config.model.to_json()] * cell.config.batch_size
-            for cell in cells}
-
-
-class _Progress:
-    """The time left, from the multiply-adds that are done and that are not."""
-
-    def __init__(self, cells: Sequence[Cell]):
-        self._cost = step_costs(cells)
-        self.left = {cell.name: cell.config.num_steps * self._cost[cell.name] for cell in cells}
-        self._done = 0.0
-        self._from: dict[str, int] = {}
-        self._started = time.monotonic()
-
-    def begins(self, run: _Run) -> None:
-        self._from[run.cell.name] = run.start_step
-
-    def ends(self, run: _Run) -> None:
-        self._done += self._work(run)
-        del self.left[run.cell.name]
-
-    def _work(self, run: _Run) -> float:
-        return (run.step() - self._from[run.cell.name]) * self._cost[run.cell.name]
-
-    def seconds_left(self, running: Sequence[_Run]) -> float | None:
-        done = self._done + sum(self._work(run) for run in running)
-        under_way = sum(run.step() * self._cost[run.cell.name] for run in running)
-        if done <= 0:
-            return None
-        return (sum(self.left.values()) - under_way) / done * (time.monotonic() - self._started)
-
-
-def print_commands(cells: Sequence[Cell], workdir: pathlib.Path) -> None:
-    """Prints the commands of the missing runs, and nothing else, on stdout."""
-    from experiments import machine as machine_lib
-
-    grid_lib.check(cells, machine_lib.look().num_devices)
-    ledger = _open(cells, workdir)
-    missing = [cell for cell in cells if not _is_done(cell, ledger)]
-    for cell in missing:
-        print(shlex.join(['python', *command(cell, workdir)[1:]]))
-    print(f'{len(missing)} of {len(cells)} runs are missing', file=sys.stderr)
-
-
-def fail_if_any(rows: Sequence[Row], workdir: pathlib.Path) -> None:
-    """Raises UserError if a run failed."""
-    failed = [row for row in rows if row['status'] == ledger_lib.FAILED]
-    if failed:
-        raise UserError(
-            f'{len(failed)} of {len(rows)} runs failed, the first, {failed[0]["run"]}, with: '
-            f'{failed[0]["error"]} Run the same command to try them again; see '
-            f'{workdir}/RUN/log.txt.')
 
 
 def main(_) -> None:
@@ -367,15 +37,26 @@ def main(_) -> None:
 
     if not SWEEP.value:
         raise UserError(cli.give('--sweep FIELD=VALUE,VALUE,… at least once', __name__))
-    workdir = folder()
-    cells = grid_lib.cells(base_arguments(), grid_lib.parse(SWEEP.value))
+    workdir = options.folder()
+    cells = grid.cells(options.base_arguments(), grid.parse(SWEEP.value))
     if DRY_RUN.value:
         print_commands(cells, workdir)
         return
-    say(f'workdir: {workdir}')
-    rows = run(cells, workdir, PARALLEL.value)
-    say(over_seeds(rows))
-    fail_if_any(rows, workdir)
+    runs.say(f'workdir: {workdir}')
+    rows = runs.run(cells, workdir, PARALLEL.value)
+    runs.say(over_seeds(rows))
+    runs.fail_if_any(rows, workdir)
+
+
+def print_commands(cells: Sequence[grid.Cell], workdir: pathlib.Path) -> None:
+    """Prints the commands of the missing runs, and nothing else, on stdout."""
+    from experiments import machine
+
+    grid.check(cells, machine.look().num_devices)
+    missing = runs.missing(cells, runs.open_ledger(cells, workdir))
+    for cell in missing:
+        print(shlex.join(['python', *runs.command(cell, workdir)[1:]]))
+    print(f'{len(missing)} of {len(cells)} runs are missing', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -101,6 +101,7 @@ MORE = {  # script or module, arguments, environment
                                           '--config.data.path=images', '--config.mesh.data=1'], {}),
     'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
     'no sweep': ('experiments.degradation', ['--dry_run'], {}),
+    'no runs': ('experiments.first_step', ['--parallel=2'], {}),
     'no such command': ('resnet_jax', ['trian'], {}),
     'train --help': ('resnet_jax', ['train', '--help'], {}),
     'ResNet-152': ('resnet_jax.main', [f'--config={ROOT}/configs/imagenet_r152.py'], {}),
@@ -122,6 +123,17 @@ MORE |= {args: ('resnet_jax.main', [DIGITS, '--workdir=run', '--config.batch_siz
                                     *args.split()], DEVICES) for args in MISTAKES}
 
 
+# The flags that a command and what it imports define, whether --help lists them or not.
+DEFINED = '''
+import os, runpy, sys
+from absl import flags
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+(runpy.run_path if sys.argv[1].endswith('.py') else runpy.run_module)(sys.argv[1])
+print(*{flag.name for module, found in flags.FLAGS.flags_by_module_dict().items()
+        if module.split('.')[0] not in ('absl', 'orbax') for flag in found})
+'''
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory, commands):
     """Exit status, stdout and stderr: (command, '--help'), (command, '') and the keys of MORE."""
@@ -130,7 +142,10 @@ def results(tmp_path_factory, commands):
         (folder / f'{name}.py').write_text(text)
     (write_folder(folder / 'images') / 'train' / 'a' / '0001.jpg').write_bytes(b'')
     listings = {('resnet_jax', args): ('resnet_jax', args.split(), {}) for args in ('', '--help')}
-    calls = listings | {(name, args): (name, args.split(), {}) for args in ('--help', '')
+    defined = {
+        (name, 'defined'): ('-c', [DEFINED, ROOT / name if name.endswith('.py') else name], {})
+        for name in FLAGS}
+    calls = listings | defined | {(name, args): (name, args.split(), {}) for args in ('--help', '')
              for name in (FLAGS if args else NEEDY)} | MORE
     found = {}
     for call, (name, args, environment) in calls.items():
@@ -159,6 +174,12 @@ def test_help_says_what_the_command_does_and_lists_all_its_flags(results, name):
     assert sorted(listed) == sorted([*FLAGS[name].split(), 'traceback'])
     assert ' '.join(listed).startswith(FIRST.get(name, '')) and listed[-1] == 'traceback'
     assert 'absl' not in output and 'repeat this option' not in output
+
+
+@pytest.mark.parametrize('name', FLAGS)
+def test_a_command_has_no_flags_but_those_that_it_lists(results, name):
+    status, output, errors = results[name, 'defined']
+    assert (status, sorted(output.split())) == (0, sorted(FLAGS[name].split())), errors
 
 
 def test_without_a_command_all_of_them_are_listed(results):
@@ -239,8 +260,13 @@ def test_sweeps_and_figures_of_a_config_share_a_folder(results):
     assert status == 0
     assert [line.split('--workdir=')[1] for line in output.splitlines()] == [
         'runs/digits_r20_sweep/seed=0', 'runs/digits_r20_sweep/seed=1']
-    assert results['no sweep'] == [
-        1, '', 'error: --sweep and --dry_run are flags of experiments.sweep only.\n']
+
+
+@pytest.mark.parametrize(('call', 'flag'), [('no sweep', 'dry_run'), ('no runs', 'parallel')])
+def test_flags_of_other_commands_are_refused(results, call, flag):
+    status, output, errors = results[call]
+    assert (status, output) == (1, '')
+    assert re.fullmatch(rf'error: there is no flag --{flag}\b[^\n]*\n', errors), errors
 
 
 @pytest.mark.parametrize('args', MISTAKES)

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from experiments import grid, machine, sweep
+from experiments import grid, machine, runs, sweep
 from resnet_jax import cli
 from resnet_jax.distributed.cores import core_numbers
 
@@ -16,11 +16,11 @@ def fake_command(cell, workdir):
 
 def install(patch=setattr) -> None:
     """Puts the stand-ins in; configs are not checked, and all steps cost the same."""
-    patch(sweep, 'command', fake_command)
+    patch(runs, 'command', fake_command)
     patch(machine, 'look', lambda: machine.Machine(
         'cpu', 'a processor', 1, core_numbers()[:1] * 2))
     patch(grid, 'check', lambda cells, num_devices: None)
-    patch(sweep, 'step_costs', lambda cells: {cell.name: 1 for cell in cells})
+    patch(runs, 'step_costs', lambda cells: {cell.name: 1 for cell in cells})
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from configs import digits
 from experiments import first_step
@@ -90,10 +89,3 @@ def test_small_changes_are_shown_by_three_digits_and_none_are_left_out_of_the_ch
 def test_a_network_without_a_plain_twin_is_refused():
     with pytest.raises(UserError, match=r'task must be classification, and model\.family cifar'):
         first_step.of_network(tiny_detector.get_config())
-
-
-@pytest.mark.parametrize('flag', [{'ledger': 'runs/digits_sweep'}, {'parallel': '2'}])
-def test_flags_of_commands_that_train_are_refused(flag):
-    with flagsaver.as_parsed(**flag), pytest.raises(
-            UserError, match=f'--{next(iter(flag))} is no flag of experiments.first_step'):
-        first_step.main([])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import grid, ledger, machine, responses, sweep, tables
+from experiments import grid, ledger, machine, responses, runs, sweep, tables
 from resnet_jax.distributed.sharding import create_mesh
 from resnet_jax.errors import UserError
 from resnet_jax.training.program import build
@@ -85,7 +85,7 @@ def fake(monkeypatch):
 
 def sweep_of(workdir, *sweeps, steps=3):
     cells = grid.cells([*BASE, f'--config.num_steps={steps}'], grid.parse(sweeps))
-    return sweep.run(cells, workdir)
+    return runs.run(cells, workdir)
 
 
 def test_a_run_that_failed_is_a_row_with_its_error_and_is_tried_again(tmp_path, fake):
@@ -96,10 +96,10 @@ def test_a_run_that_failed_is_a_row_with_its_error_and_is_tried_again(tmp_path, 
     assert len(rows_of(tmp_path)) == 3 and all(row in found for row in rows_of(tmp_path))
     with pytest.raises(UserError, match='1 of 3 runs failed, the first, seed=13, with: the loss '
                                         'became nan'):
-        sweep.fail_if_any(found, tmp_path)
+        runs.fail_if_any(found, tmp_path)
 
     (tmp_path / 'mended').touch()
-    sweep.fail_if_any(sweep_of(tmp_path, 'seed=0,13,2'), tmp_path)
+    runs.fail_if_any(sweep_of(tmp_path, 'seed=0,13,2'), tmp_path)
     rows = rows_of(tmp_path)
     assert len(rows) == 3 and {row['status'] for row in rows} == {'finished'}
     assert {row['error'] for row in rows} == {None}
@@ -124,7 +124,7 @@ def test_a_larger_sweep_adds_runs_and_a_table_has_means_and_deviations(tmp_path,
                        grid.parse(['model.plain=true', 'seed=0']))
     with pytest.raises(UserError, match=r'holds a sweep of another config .*learning_rate: 0\.05 '
                                         r'-> 0\.2\); choose another --workdir'):
-        sweep.run(cells, tmp_path)
+        runs.run(cells, tmp_path)
 
 
 def test_a_dry_run_prints_the_commands_that_are_missing(tmp_path, fake, capsys):
@@ -153,7 +153,7 @@ def test_a_dry_run_prints_the_commands_that_are_missing(tmp_path, fake, capsys):
 
 def test_a_dry_run_shows_the_real_command(tmp_path):
     cell, = grid.cells(BASE, grid.parse(['seed=1']))
-    assert sweep.command(cell, tmp_path) == [
+    assert runs.command(cell, tmp_path) == [
         sys.executable, '-m', 'resnet_jax.main', *BASE, '--config.seed=1',
         f'--workdir={tmp_path}/seed=1']
 
@@ -242,7 +242,7 @@ def test_checking_and_counting_leave_the_configs_as_they_are():
                         '--config.mesh.data=1'], grid.parse(['model.depth=8']))
     before = cells[0].config.to_json()
     grid.check(cells, 1)
-    sweep.step_costs(cells)
+    runs.step_costs(cells)
     assert cells[0].config.to_json() == before
 
 
@@ -271,11 +271,11 @@ def test_a_machine_is_shared_out():
 @pytest.mark.slow
 def test_checking_a_sweep_takes_hold_of_no_accelerator(commands):
     code = '''
-from experiments import grid, sweep
+from experiments import grid, runs
 from jax._src import xla_bridge
 cells = grid.cells(['--config=configs/digits.py'], grid.parse(['model.depth=8,14']))
 grid.check(cells, 1)
-sweep._Progress(cells)
+runs._Progress(cells)
 print(xla_bridge.backends_are_initialized())
 '''
     assert commands.run('-c', code).output.strip() == 'False'
