@@ -8,14 +8,15 @@ import altair as alt
 from resnet_jax.output import write_whole
 
 
-def over_seeds(most: int, interval: str = '') -> str:
+def over_seeds(most: int, interval: str = '', mean: str = 'mean') -> str:
     """What is drawn of networks with at most that many seeds, for the title of a chart.
 
     Args:
       most: seeds of the network that has most.
       interval: what is drawn beside the mean where there are several.
+      mean: which one it is.
     """
-    return f'mean over the seeds{interval}' if most > 1 else 'one seed'
+    return f'{mean} over the seeds{interval}' if most > 1 else 'one seed'
 
 
 def depth_and_kind() -> tuple[alt.Color, alt.StrokeDash]:

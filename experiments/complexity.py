@@ -111,7 +111,8 @@ def table(points: Sequence[dict[str, Any]]) -> str:
     """A line for each network: sizes and errors."""
     lines = [['network', 'error of', 'parameters', 'multiply-adds', 'top-1 %', 'top-5 %', 'from']]
     for point in points:
-        source = point['source'] if point['seeds'] is None else f'{point["seeds"]} seeds'
+        seeds = point['seeds']
+        source = point['source'] if seeds is None else f'{seeds} seed{"s" * (seeds > 1)}'
         lines.append([point['network'], point['of'], f'{point["parameters"]:,}',
                       f'{point["multiply_adds"]:,}', paper.text(point['top1']),
                       paper.text(point['top5']), source])

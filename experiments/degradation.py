@@ -47,9 +47,9 @@ def table(groups: Groups) -> str:
         lines.append([paper.name(config), paper.text(paper.error(config)), *cells,
                       str(len(group))])
     some = _config(next(iter(groups.values())))
-    return f'{paper.dataset(some)}, {some["num_steps"]:,} steps\n{tables.text(lines)}\n' \
-        'mean ± half of the 95 % t-interval over the seeds; the paper\'s error is on CIFAR-10 ' \
-        'or ImageNet'
+    noted = tables.with_notes(lines, max(map(len, groups.values())), tables.INTERVAL,
+                              'the paper\'s error is on CIFAR-10 or ImageNet')
+    return f'{paper.dataset(some)}, {some["num_steps"]:,} steps\n{noted}'
 
 
 def ordered(groups: Groups) -> Groups:

@@ -58,10 +58,10 @@ def table(numbers: Sequence[Mapping[str, Any]]) -> str:
         half = '' if row['half_width'] is None else f' ± {row["half_width"]:.2f}'
         lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
                       f'{row["error"]:.2f}{half}', str(row['seeds']), f'{row["best"]:.2f}'])
-    notes = 'mean ± half of the 95 % t-interval over the seeds'
-    if any(row['depth'] == 110 and row['dataset'] == paper.CIFAR10 for row in numbers):
-        notes += f'; the paper\'s ResNet-110: {paper.CIFAR10_110_RUNS}'
-    return f'{numbers[0]["dataset"]}\n{tables.text(lines)}\n{notes}'
+    has_110 = any(row['depth'] == 110 and row['dataset'] == paper.CIFAR10 for row in numbers)
+    others = [f'the paper\'s ResNet-110: {paper.CIFAR10_110_RUNS}'] if has_110 else []
+    noted = tables.with_notes(lines, max(row['seeds'] for row in numbers), tables.INTERVAL, *others)
+    return f'{numbers[0]["dataset"]}\n{noted}'
 
 
 def findings(groups: Groups) -> list[Finding]:

@@ -143,9 +143,11 @@ def table(results: Results, config: Mapping[str, Any]) -> str:
         published = [_pair(of.get(name)) for of in (paper.COCO_AP, paper.COCO_TEST_DEV_AP)]
         lines.append([name, *cells, str(len(seeds)) if name != 'ensemble' else 'all together',
                       *published])
-    return (f'{paper.dataset(config)}, {paper.name(config)}, {config["num_steps"]:,} steps\n'
-            f'{tables.text(lines)}\nmean ± half of the 95 % t-interval over the seeds, which start '
-            'from the same classifier; the paper\'s numbers are AP50 / AP of ResNet-101 on COCO')
+    noted = tables.with_notes(
+        lines, max(map(len, results.values())),
+        f'{tables.INTERVAL}, which start from the same classifier',
+        'the paper\'s numbers are AP50 / AP of ResNet-101 on COCO')
+    return f'{paper.dataset(config)}, {paper.name(config)}, {config["num_steps"]:,} steps\n{noted}'
 
 
 def _pair(numbers: tuple[float, float] | None) -> str:

@@ -9,7 +9,9 @@ exponentially towards the first layers. This measures it at the initial weights 
 one step of the config adds to the weights of a 3x3 layer, over the norm of W. Far above 1, the step
 replaces the weights, and as batch normalisation ignores their scale, later steps hardly turn what
 has become so large. Where the learning rate is warmed up, as for the digits, the first step is
-small. Nothing else is trained. Without --config it takes scikit-learn's digits.
+small. As the changes vary by orders of magnitude, means over the seeds are geometric. One device is
+used, whatever the mesh of the config, and nothing else is trained. Without --config it takes
+scikit-learn's digits.
 Writes first_step.svg, .png, .json and .txt to --workdir.
 """
 
@@ -22,9 +24,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from scipy import stats
 
 from experiments import grid, layers, options, packages, runs, study, tables
-from experiments.claims import Finding, estimate, lower
+from experiments.claims import Finding, geometric_estimate, lower_by_factor
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 
@@ -41,7 +44,10 @@ def main(_) -> None:
     packages.check(*packages.CHARTS)
     folder = options.folder(options.DIGITS)
     groups = collections.defaultdict(dict)
-    cells = study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
+    cells = study.cells([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}], extra=[
+        f'--config.{field}={value}' for field, value in grid.ONE_DEVICE.items()])
+    for cell in cells:
+        layers.network(cell.config)  # refuses what has no plain twin
     grid.check(cells, num_devices=1)
     for cell in cells:
         runs.say(f'{cell.name} …')
@@ -60,22 +66,22 @@ def of_network(config: ConfigDict) -> list[float]:
       config: of a run; its seed decides the initial weights and the batch.
 
     Raises:
-      UserError: the data is not there, or does not fit the config; or it is of another network.
+      UserError: the data is not there, or does not fit the config; or no layer is changed.
     """
     import jax
 
     from resnet_jax.distributed import sharding
-    from resnet_jax.models.resnet import ResNet
     from resnet_jax.training import program as programs
 
     config = grid.looped(config)
     program = programs.build(config, sharding.create_mesh(config, jax.local_devices()[:1]))
-    if not isinstance(program.model, ResNet):
-        raise UserError('only residual networks that classify have a plain twin to compare with: '
-                        'task must be classification, and model.family cifar or imagenet.')
     state = program.initial_state()
     after, _ = jax.jit(program.train_step)(state, next(program.train_data.inputs(0)))
-    return changes(jax.device_get(state.params), jax.device_get(after.params))
+    found = changes(jax.device_get(state.params), jax.device_get(after.params))
+    if not any(found):
+        raise UserError('the first step changes none of the 3x3 layers: the learning rate is 0, or '
+                        'init.freeze holds all of them; choose a config that trains them.')
+    return found
 
 
 def changes(before: Any, after: Any) -> list[float]:
@@ -99,8 +105,18 @@ def changes(before: Any, after: Any) -> list[float]:
     return layers.in_order(found)
 
 
+def mean_changes(seeds: Mapping[int, Sequence[float]]) -> np.ndarray:
+    """The geometric mean over the seeds, layer by layer: 0 where a layer does not change.
+
+    Args:
+      seeds: the changes of each seed; those of a single one are returned as they are.
+    """
+    values = np.array(list(seeds.values()))  # [seeds, layers]
+    return values[0] if len(values) == 1 else stats.gmean(values, axis=0)
+
+
 def average(groups: layers.Groups) -> list[dict[str, Any]]:
-    """Mean over the seeds.
+    """The geometric mean over the seeds.
 
     Returns:
       'network', 'depth', 'kind' ('plain' or 'residual'), 'layer' (from 1) and 'change'.
@@ -108,21 +124,23 @@ def average(groups: layers.Groups) -> list[dict[str, Any]]:
     return [{'network': layers.name(depth, plain), 'depth': depth,
              'kind': 'plain' if plain else 'residual', 'layer': i + 1, 'change': float(change)}
             for (depth, plain), seeds in groups.items()
-            for i, change in enumerate(np.mean(list(seeds.values()), axis=0))]
+            for i, change in enumerate(mean_changes(seeds))]
 
 
 def table(groups: layers.Groups) -> str:
     """A line for each network: the greatest change of a layer, and the median one."""
     lines = [['network', '3x3 layers', 'greatest change', 'median layer', 'last layer', 'seeds']]
     for (depth, plain), seeds in groups.items():
-        mean = np.mean(list(seeds.values()), axis=0)
-        greatest = estimate(_greatest(seeds))
+        mean = mean_changes(seeds)
+        greatest = geometric_estimate(_greatest(seeds))
         lines.append([layers.name(depth, plain), str(len(mean)),
-                      tables.mean_and_interval(greatest, _decimals(greatest.mean)),
+                      tables.geometric_mean_and_interval(greatest, _decimals(greatest.mean)),
                       *(f'{value:.{_decimals(value)}f}' for value in (np.median(mean), mean[-1])),
                       str(len(seeds))])
-    return (f'{tables.text(lines)}\nnorm of the change of a layer\'s weights in the first step '
-            'over the norm of the weights; ± half of the 95 % t-interval over the seeds')
+    return tables.with_notes(
+        lines, max(map(len, groups.values())),
+        'geometric mean over the seeds (a mean of logarithms), its 95 % t-interval in brackets',
+        'norm of the change of a layer\'s weights in the first step over the norm of the weights')
 
 
 def _decimals(*values: float) -> int:
@@ -141,10 +159,10 @@ def findings(groups: layers.Groups) -> list[Finding]:
     for depth in sorted({depth for depth, _ in groups}):
         if {(depth, True), (depth, False)} <= groups.keys():
             residual, plain = (_greatest(groups[depth, plain]) for plain in (False, True))
-            found.append(lower(
+            found.append(lower_by_factor(
                 f'the layer that the first step moves most moves less in ResNet-{depth} than in '
                 f'plain-{depth}', residual, plain, paper=PAPER,
-                digits=_decimals(np.mean(residual), np.mean(plain))))
+                digits=_decimals(*(geometric_estimate(x).mean for x in (residual, plain)))))
     return found
 
 
@@ -164,7 +182,8 @@ def chart(points: Sequence[Mapping[str, Any]], seeds: int) -> Any:
               scale=alt.Scale(type='log', nice=False), axis=alt.Axis(tickCount=5)),
         *charts.depth_and_kind()).properties(
             width=520, height=240,
-            title=f'Change of the 3x3 layers in the first step, {charts.over_seeds(seeds)}')
+            title='Change of the 3x3 layers in the first step, '
+                  + charts.over_seeds(seeds, mean='geometric mean'))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,8 @@ from resnet_jax import cli
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 
+ONE_DEVICE = {'mesh.data': 1, 'mesh.model': 1}  # of measurements that do not depend on the mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:

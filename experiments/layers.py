@@ -4,8 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError
 
 Groups = Mapping[tuple[int, bool], Mapping[int, Sequence[float]]]  # (depth, plain): seed: values
+
+
+def network(config: ConfigDict) -> Any:
+    """The `ResNet` of a config, of a family that has residual networks and their plain twins.
+
+    Raises:
+      UserError: the config is of another network, or there is none of this depth.
+    """
+    from resnet_jax import models
+
+    try:
+        if (config.task == 'classification'
+                and 'plain' in models.family_of(config.model).architecture):
+            return models.create(config.model)
+    except models.ConfigError as error:
+        raise UserError(str(error)) from error
+    raise UserError('only residual networks that classify have a plain twin to compare with: give '
+                    'a --config with task classification and model.family cifar or imagenet.')
 
 
 def in_order(values: Mapping[str, np.ndarray]) -> list[float]:

@@ -84,6 +84,7 @@ class Found(NamedTuple):
 def main(argv) -> None:
     import resnet_jax
     from resnet_jax.output import say
+    from resnet_jax.training.evaluation import data_config
     from resnet_jax.xla import compilation_cache
 
     if len(argv) != 2:
@@ -96,7 +97,7 @@ def main(argv) -> None:
     paths = [argv[1], *([PLAIN.value] if PLAIN.value else [])]
     networks = named([resnet_jax.load(path) for path in paths], paths)
     first = next(iter(networks.values()))
-    config = CONFIG.value or first.config
+    config = data_config(CONFIG.value, list(networks.values()), paths)
     compilation_cache.use(config.compilation_cache)
     output = pathlib.Path(OUTPUT.value or pathlib.Path(argv[1]) / 'look').expanduser()
     try:

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import grid, layers, options, paper, runs, study, tables
 from experiments.claims import Finding, estimate, lower
 from experiments.ledger import Row
 from resnet_jax import cli
+from resnet_jax.errors import UserError
 
 DEPTHS = cli.flag(flags.DEFINE_list, 'depths', ['20', '56'], 'Depths to compare.')
 BATCHES = cli.flag(
@@ -37,9 +39,15 @@ options.figure_flags()
 
 
 def main(_) -> None:
-    rows, folder = study.rows([{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}])
+    grids = [{'model.depth': DEPTHS.value, 'model.plain': ['true', 'false']}]
+    if not flags.FLAGS.ledger:
+        for cell in study.cells(grids):
+            check(cell.config)
+    rows, folder = study.rows(grids)
     depths = {int(depth) for depth in DEPTHS.value}
     rows = [row for row in rows if row['config']['model.depth'] in depths]
+    for row in rows:
+        check(grid.rebuild(row['config']))
     trained = study.by(rows, 'model.depth', 'model.plain')
     groups = {}
     for key in sorted(trained):
@@ -50,6 +58,18 @@ def main(_) -> None:
     drawn = chart(points, max(map(len, groups.values())))
     study.publish('responses', folder, {'': drawn}, table(groups), findings(groups),
                   {'layers': points, 'seeds': layers.by_seed(groups, 'std')}, rows)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses networks that have no responses, or no plain twin, before they are trained.
+
+    Raises:
+      UserError: says what to choose instead.
+    """
+    if layers.network(config).block.preactivated:
+        raise UserError('the responses are those of layers with batch normalisation behind them, '
+                        'and blocks with pre-activation have it in front: give a --config with '
+                        'model.family cifar or imagenet.')
 
 
 def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
@@ -70,7 +90,7 @@ def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
     from resnet_jax.weights import stored
 
     weights = stored.read(folder / row['run'])
-    config = grid.rebuild(row['config'])
+    config = grid.rebuild(row['config'] | grid.ONE_DEVICE)  # whatever it was trained on
     mesh = sharding.create_mesh(config, jax.local_devices()[:1])
     evaluation = data.create_pipelines(config, mesh)[1]
     count = math.ceil(evaluation.num_images / evaluation.batch_size)
@@ -171,8 +191,9 @@ def table(groups: layers.Groups) -> str:
         lines.append([layers.name(depth, plain), str(len(values)), '-',
                       tables.mean_and_interval(estimate(means(seeds)), 3), f'{values.min():.3f}',
                       f'{values.max():.3f}', str(len(seeds))])
-    return (f'{tables.text(lines)}\nstandard deviation of the responses; mean over the layers ± '
-            'half of the 95 % t-interval over the seeds; the paper has curves only')
+    return tables.with_notes(
+        lines, max(map(len, groups.values())), tables.INTERVAL,
+        'standard deviation of the responses, mean over the layers', 'the paper has curves only')
 
 
 def findings(groups: layers.Groups) -> list[Finding]:

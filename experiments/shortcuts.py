@@ -75,8 +75,9 @@ def table(numbers: Sequence[Mapping[str, Any]]) -> str:
         half = '' if row['half_width'] is None else f' ± {row["half_width"]:.2f}'
         lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
                       f'{row["error"]:.2f}{half}', f'{row["loss"]:.4f}', str(row['seeds'])])
-    return (f'{numbers[0]["dataset"]}\n{tables.text(lines)}\nmean ± half of the 95 % t-interval '
-            'over the seeds; the paper\'s errors are of 10 crops of ImageNet images')
+    noted = tables.with_notes(lines, max(row['seeds'] for row in numbers), tables.INTERVAL,
+                              'the paper\'s errors are of 10 crops of ImageNet images')
+    return f'{numbers[0]["dataset"]}\n{noted}'
 
 
 def findings(groups: Groups) -> list[Finding]:

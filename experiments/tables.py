@@ -1,11 +1,11 @@
 """Tables of runs for the terminal."""
 
-import itertools
 from collections.abc import Sequence
 
-from experiments.claims import Estimate, estimate
+from experiments.claims import Estimate, GeometricEstimate, estimate
 from experiments.ledger import FINISHED, Row
 
+INTERVAL = 'mean ± half of the 95 % t-interval over the seeds'  # of `mean_and_interval`
 MEASURED = {  # column of the ledger: heading, digits behind the point
     'final_error': ('top-1 error %', 2),
     'best_error': ('best %', 2),
@@ -23,6 +23,19 @@ def text(rows: Sequence[Sequence[str]]) -> str:
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
              for row in rows]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def with_notes(rows: Sequence[Sequence[str]], seeds: int, over_seeds: str, *others: str) -> str:
+    """The table of `text`, and a line below it.
+
+    Args:
+      rows: see `text`.
+      seeds: of the row that has most.
+      over_seeds: how the cells sum up the seeds; left out where no row has several.
+      others: further notes.
+    """
+    notes = [over_seeds, *others] if seeds > 1 else others
+    return '\n'.join(filter(None, [text(rows), '; '.join(notes)]))
 
 
 def over_seeds(rows: Sequence[Row]) -> str:
@@ -47,8 +60,9 @@ def over_seeds(rows: Sequence[Row]) -> str:
         lines.append([*values, str(len(done)), *cells, str(len(group) - len(done))])
     if not any(int(line[-1]) for line in lines):
         headings, lines = headings[:-1], [line[:-1] for line in lines]
-    return text(list(itertools.chain([headings], lines))) + (
-        '\nmean ± standard deviation over the runs of each row')
+    most = max(int(line[headings.index('runs')]) for line in lines)
+    return with_notes([headings, *lines], most,
+                      'mean ± standard deviation over the runs of each row')
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -67,3 +81,11 @@ def mean_and_interval(of: Estimate, digits: int) -> str:
     if of.half_width is None:
         return f'{of.mean:.{digits}f}'
     return f'{of.mean:.{digits}f} ± {of.half_width:.{digits}f}'
+
+
+def geometric_mean_and_interval(of: GeometricEstimate, digits: int) -> str:
+    """Such as '0.0189 (0.0144 to 0.0248)', the 95 % interval, or '0.0189' of one value."""
+    if of.interval is None:
+        return f'{of.mean:.{digits}f}'
+    low, high = of.interval
+    return f'{of.mean:.{digits}f} ({low:.3g} to {high:.3g})'

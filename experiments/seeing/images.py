@@ -34,16 +34,13 @@ def choose(network: Classifier, config: ConfigDict, count: int, *, held_out: boo
 
     Args:
       network: whose classes they are.
-      config: its `data` says where they come from.
+      config: its `data` says where they come from; see `evaluation.data_config`.
       count: most images to take, in a fixed random order.
       held_out: from the evaluation split, otherwise from the training split.
 
     Raises:
       UserError: the data is missing, or is not what the network knows.
     """
-    if config.data.source is None:
-        raise UserError('the network does not say which data it was trained on; give '
-                        '--config=FILE and, for a folder of images, --config.data.path=DIR.')
     if held_out:
         source = data.create_eval_source(config)
     else:

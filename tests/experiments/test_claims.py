@@ -67,6 +67,29 @@ def test_welch_by_hand():
                               f'    paper: 1 and 2\n    measured: {finding.measured}')
 
 
+@given(st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=8))
+def test_a_geometric_mean_has_the_interval_of_the_logarithms(values):
+    of, logarithms = claims.geometric_estimate(values), np.log(values)
+    np.testing.assert_allclose(of.mean, stats.gmean(values))
+    assume(np.std(logarithms) > 1e-3)
+    expected = stats.t.interval(0.95, len(values) - 1, logarithms.mean(), stats.sem(logarithms))
+    np.testing.assert_allclose(np.log(of.interval), expected, atol=1e-9)
+
+
+def test_means_that_differ_by_a_factor_are_told_apart_where_the_largest_value_hides_it():
+    a, b = [0.1, 1.0, 10.0], [40.0, 500.0, 4000.0]
+    assert judge(a, b) == Verdict.WITHIN_SPREAD  # 1513 ± 5393
+    finding = claims.lower_by_factor('a is lower than b', a, b, paper='-')
+    # Means of the logarithms to the base 10: 0 and 2.634; standard errors 0.577 and 0.578; t 2.776.
+    assert finding.measured == ('1.00 (0.00328 to 305, 3 seeds) against 430.89 '
+                                '(1.4 to 1.33e+05, 3 seeds), difference -429.89, '
+                                'ratio 0.00232 (1.25e-05 to 0.431)')
+    assert finding.verdict == Verdict.HELD
+    alone = claims.lower_by_factor('a is lower than b', a[:1], b[:1], paper='-')
+    assert alone.measured == '0.10 (1 seed) against 40.00 (1 seed), difference -39.90'
+    assert alone.verdict == Verdict.UNDECIDED
+
+
 @pytest.mark.parametrize(('a', 'b', 'verdict'), [
     ([], [1.0], Verdict.NOT_RUN), ([1.0], [], Verdict.NOT_RUN),
     ([1.0], [9.0], Verdict.UNDECIDED), ([1.0, 1.1], [9.0], Verdict.UNDECIDED),

@@ -1,23 +1,27 @@
 """The paper's figures and tables, drawn from ledgers whose numbers are known."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar10, digits, imagenet_r34
+from configs import cifar10, digits, imagenet_r34, imagenet_vgg16
 from experiments import (
     complexity,
     curves,
     degradation,
     depth,
+    detection,
+    first_step,
     layers,
     paper,
     responses,
     shortcuts,
     study,
+    tables,
 )
 from experiments.claims import Verdict
 from resnet_jax import models
@@ -71,6 +75,34 @@ def test_degradation_is_told_from_the_spread_of_the_seeds():
     assert lines[3].split() == ['plain-20', '-', '9.10', '±', '0.25', '0.09', '±', '0.00', '0.0910',
                                 '±', '0.0025', '3']
     assert lines[6].split()[:5] == ['ResNet-56', '6.97', '8.30', '±', '2.86']
+
+
+def test_tables_of_one_seed_say_nothing_of_intervals():
+    found = rows_of()
+
+    def footnotes(rows):
+        groups = study.by(rows, 'model.depth', 'model.plain')
+        count = len(groups[20, True])
+        of_layers = {key: {seed: [1.0, 2.0 + seed] for seed in group}
+                     for key, group in groups.items()}
+        network = {'network': 'ResNet-20', 'depth': 20, 'dataset': 'digits', 'parameters': 1,
+                   'paper': None, 'error': 1.0, 'best': 1.0, 'loss': 0.1, 'seeds': count,
+                   'half_width': 0.5 if count > 1 else None}
+        tested = {'baseline': {seed: {'ap': 30.0 + seed, 'ap50': 50.0} for seed in range(count)}}
+        texts = [degradation.table(groups), depth.table([network]),
+                 shortcuts.table([network]), responses.table(of_layers),
+                 first_step.table(of_layers), detection.table(tested, rows[0]['config']),
+                 tables.over_seeds([one | {'overrides': {'seed': one['config']['seed']}}
+                                    for one in found[:count]])]
+        return [text.splitlines()[-1] for text in texts]
+
+    several = footnotes(found)
+    spread = re.compile('interval|deviation over|over the seeds')
+    assert all(spread.search(line) for line in several), several
+    alone = footnotes([one for one in found if one['config']['seed'] == 0])
+    assert not any(spread.search(line) for line in alone), alone
+    assert alone[0] == "the paper's error is on CIFAR-10 or ImageNet"
+    assert alone[1].split()[0] == 'ResNet-20'  # the last row: there is nothing to note
 
 
 def test_the_command_draws_a_ledger(tmp_path, commands):
@@ -161,6 +193,13 @@ def test_sizes_of_the_published_networks(monkeypatch):
     assert len(complexity.chart(points).to_dict()['concat']) == 3
 
 
+def test_measured_sizes_say_of_how_many_seeds_they_are():
+    point = {'network': 'ResNet-20', 'of': 'digits, measured', 'source': 'measured',
+             'parameters': 1, 'multiply_adds': 1, 'top1': 1.0, 'top5': None}
+    lines = complexity.table([{**point, 'seeds': seeds} for seeds in (1, 3)]).splitlines()[2:]
+    assert [line.split('  ')[-1] for line in lines] == ['1 seed', '3 seeds']
+
+
 def test_every_network_with_a_published_error_has_a_size():
     assert {name for name, *_ in complexity.NETWORKS} | {'GoogLeNet'} == (
         paper.IMAGENET_ERROR.keys())
@@ -224,6 +263,24 @@ def test_layers_are_put_in_the_order_of_the_network():
                   'stage1/blocks/norm2': np.array([3.0, 5.0]), 'stage1/block1/norm2': np.array(1.0),
                   'stem/norm': np.array(0.0)}
     assert layers.in_order(deviations) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(('config', 'fields', 'sentence'), [
+    (imagenet_vgg16, {'model.batch_norm': False}, 'only residual networks that classify'),
+    (digits, {'model.family': 'cifar_v2'}, 'blocks with pre-activation have it in front'),
+    (digits, {'model.depth': 21}, r'model\.depth must be 6n \+ 2')])
+def test_responses_of_other_networks_are_refused(config, fields, sentence):
+    config = config.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=sentence):
+        responses.check(config)
+
+
+def test_responses_of_other_networks_in_a_ledger_are_refused(tmp_path, commands):
+    write_lines(tmp_path / 'ledger.jsonl', [row(imagenet_vgg16.get_config, 30, 1.0, seed=0)])
+    refused = commands.run('experiments.responses', f'--ledger={tmp_path}', '--depths=16')
+    assert (refused.status, refused.output) == (1, '')
+    assert re.fullmatch(r'error: only residual networks that classify [^\n]*\n', refused.errors)
 
 
 def test_responses_are_compared_in_mean():

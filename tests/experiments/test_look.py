@@ -178,7 +178,9 @@ def test_without_data_the_command_says_what_to_give(tmp_path, commands):
     store(tmp_path / 'weights', channels=1, size=8)
     result = commands.run('experiments.look', tmp_path / 'weights')
     assert result.status == 1
-    assert result.errors.count('\n') == 1 and 'give --config=FILE' in result.errors
+    assert result.errors == (  # as evaluate says it
+        f'error: {tmp_path}/weights does not say which data to evaluate on; pass --config=FILE '
+        'and, for a folder of images, --config.data.path=DIR.\n')
 
 
 def test_report_numbers_and_figures_are_written(networks, tmp_path, monkeypatch):

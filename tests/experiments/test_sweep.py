@@ -199,6 +199,8 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path, start):
     assert 'stopped by SIGINT' in log and 'resuming from step' in log
     deviations = responses.of_run(row, tmp_path / 'sweep', None)
     assert len(deviations) == 7 and all(0.3 < value < 3 for value in deviations)
+    on_eight = {**row, 'config': row['config'] | {'mesh.data': 8}}  # measured on one all the same
+    assert responses.of_run(on_eight, tmp_path / 'sweep', None) == deviations
 
 
 @pytest.mark.parametrize(('sweeps', 'sentence'), [
