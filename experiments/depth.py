@@ -1,4 +1,4 @@
-"""Table 6: the test error of residual networks of several depths.
+"""Table 6: the test error of residual networks of several depths, and their training error.
 
   python -m experiments.depth
   python -m experiments.depth --config=configs/cifar10.py --depths=20,32,44,56,110
@@ -41,23 +41,28 @@ def results(groups: Groups) -> list[dict[str, Any]]:
     found = []
     for (depth,), group in groups.items():
         config = next(iter(group.values()))['config']
-        of = estimate(study.values(group, 'final_error'))
+        of, train = (estimate(study.values(group, column))
+                     for column in ('final_error', 'final_train_error'))
         found.append({
             'network': paper.name(config), 'depth': depth, 'dataset': paper.dataset(config),
             'parameters': summarize(grid.rebuild(config))['parameters'],
             'paper': paper.error(config), 'error': of.mean, 'std': of.std, 'seeds': of.n,
-            'half_width': of.half_width,
-            'best': min(study.values(group, 'best_error'))})
+            'half_width': of.half_width, 'best': min(study.values(group, 'best_error')),
+            'train_error': train.mean, 'train_half_width': train.half_width})
     return found
 
 
 def table(numbers: Sequence[Mapping[str, Any]]) -> str:
     """Table 6 with the measured errors beside it."""
-    lines = [['network', 'parameters', 'paper', 'test error %', 'seeds', 'best evaluation']]
+    def cell(mean: float, half_width: float | None) -> str:
+        return f'{mean:.2f}' if half_width is None else f'{mean:.2f} ± {half_width:.2f}'
+
+    lines = [['network', 'parameters', 'paper', 'test error %', 'best evaluation',
+              'training error %', 'seeds']]
     for row in numbers:
-        half = '' if row['half_width'] is None else f' ± {row["half_width"]:.2f}'
         lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
-                      f'{row["error"]:.2f}{half}', str(row['seeds']), f'{row["best"]:.2f}'])
+                      cell(row['error'], row['half_width']), f'{row["best"]:.2f}',
+                      cell(row['train_error'], row['train_half_width']), str(row['seeds'])])
     has_110 = any(row['depth'] == 110 and row['dataset'] == paper.CIFAR10 for row in numbers)
     others = [f'the paper\'s ResNet-110: {paper.CIFAR10_110_RUNS}'] if has_110 else []
     noted = tables.with_notes(lines, max(row['seeds'] for row in numbers), tables.INTERVAL, *others)

@@ -87,7 +87,8 @@ def test_tables_of_one_seed_say_nothing_of_intervals():
                      for key, group in groups.items()}
         network = {'network': 'ResNet-20', 'depth': 20, 'dataset': 'digits', 'parameters': 1,
                    'paper': None, 'error': 1.0, 'best': 1.0, 'loss': 0.1, 'seeds': count,
-                   'half_width': 0.5 if count > 1 else None}
+                   'half_width': 0.5 if count > 1 else None, 'train_error': 0.1,
+                   'train_half_width': 0.05 if count > 1 else None}
         tested = {'baseline': {seed: {'ap': 30.0 + seed, 'ap50': 50.0} for seed in range(count)}}
         texts = [degradation.table(groups), depth.table([network]),
                  shortcuts.table([network]), responses.table(of_layers),
@@ -135,6 +136,10 @@ def test_table_6_stands_beside_the_paper():
     assert [(one['network'], one['parameters'], one['paper']) for one in numbers] == [
         ('ResNet-20', 269_722, 8.75), ('ResNet-56', 853_018, 6.97)]
     np.testing.assert_allclose(numbers[1]['std'], np.std([7.0, 9.2, 8.7], ddof=1))
+    trained = {name: sum(one['final_train_error'] for one in group.values()) / len(group)
+               for name, group in (('ResNet-20', groups[20,]), ('ResNet-56', groups[56,]))}
+    assert {one['network']: one['train_error'] for one in numbers} == pytest.approx(trained)
+    assert f'{trained["ResNet-56"]:.2f} ± ' in depth.table(numbers)
     finding, = depth.findings(groups)
     assert finding.paper == '6.97 % against 8.75 %' and finding.verdict == Verdict.WITHIN_SPREAD
     spec = depth.chart(numbers).to_dict()
