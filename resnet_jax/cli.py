@@ -94,6 +94,11 @@ def config_flag() -> flags.FlagHolder:
         'them all.')
 
 
+def set_fields() -> frozenset[str]:
+    """The fields of --config that the command line sets, such as 'data.image_size'."""
+    return frozenset(config_flags.get_override_values(flags.FLAGS['config']))
+
+
 @functools.cache
 def _let_numbers_be_empty() -> None:
     config_flags.register_flag_parser_for_type(int, OptionalParser(flags.IntegerParser()))

@@ -97,7 +97,8 @@ def main(_) -> None:
 
         report = evaluate(paths, CONFIG.value, RECALIBRATE.value,
                           {option.name: option.value for option in OPTIONS},
-                          [option.name for option in OPTIONS if option.present])
+                          [option.name for option in OPTIONS if option.present],
+                          cli.set_fields())
         say(json.dumps(report.values) if JSON.value else report.text)
 
 

@@ -102,7 +102,7 @@ def check_not_in_bucket(path: str) -> None:
     if in_bucket(path):
         raise UserError(f'{path} is in a bucket, from which only shards are read; write them with '
                         '`python -m resnet_jax.data.prepare` from a folder of this machine, copy '
-                        'them to the bucket and set --config.data.source=shards.')
+                        'them to the bucket and set data.source to shards.')
 
 
 def file_system(path: Path | str) -> Any:

@@ -5,7 +5,7 @@ from absl import flags
 from resnet_jax import cli
 from resnet_jax import config as config_lib
 from resnet_jax.data import fields
-from resnet_jax.data.registry import SOURCES, create_source
+from resnet_jax.data.registry import SOURCES, create_source, has_test
 from resnet_jax.data.types import Source
 from resnet_jax.errors import UserError
 
@@ -60,4 +60,6 @@ def source_from_flags(split: str, *, report: bool = False) -> Source:
         config.data.bad_boxes = 'report'
     if split not in ('train', 'test'):
         raise UserError(f'--splits must be train, test or both, got {split!r}.')
+    if split == 'test' and not has_test(config):
+        raise UserError(f'{PATH.value} has no evaluation split; pass --splits=train.')
     return create_source(config, split)

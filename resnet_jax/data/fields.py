@@ -32,10 +32,7 @@ def check(config: ConfigDict) -> None:
       UserError: names the field and says what it must be.
     """
     data = config.data
-    for field, choices in CHOICES.items():
-        if data[field] not in choices:
-            raise UserError(f'data.{field} must be one of {", ".join(choices)}, '
-                            f'got {data[field]!r}.')
+    check_choices(data)
     if data.channels not in (1, 3):
         raise UserError(f'data.channels must be 1 or 3, got {data.channels}.')
     for field, (what, most) in PAIRS.items():
@@ -53,6 +50,14 @@ def check(config: ConfigDict) -> None:
     if data.pipeline == 'resident' and not on_device_only(data):
         raise UserError("data.pipeline 'resident' crops with data.train_crop 'pad' only, without "
                         'RandAugment and without data.eval_size: set data.pipeline to host.')
+
+
+def check_choices(data: ConfigDict) -> None:
+    """Raises UserError where a field that has a few possible values has another one."""
+    for field, choices in CHOICES.items():
+        if data[field] not in choices:
+            raise UserError(f'data.{field} must be one of {", ".join(choices)}, '
+                            f'got {data[field]!r}.')
 
 
 def on_device_only(data: ConfigDict) -> bool:
@@ -74,9 +79,6 @@ def _check_sides(data: ConfigDict) -> None:
         if data.normalization == 'per_pixel_mean' and eval_size(data) != image_size(data):
             raise UserError(f"data.normalization 'per_pixel_mean' subtracts an image of one size: "
                             f'data.image_size={text(image_size(data))} must be {named}.')
-    if data.eval_resize is not None and data.eval_crop_share is not None:
-        raise UserError('data.eval_resize and data.eval_crop_share cannot both be set: they say '
-                        'the same.')
     if eval_resize(data) < min(eval_size(data)):
         raise UserError(f'data.eval_resize={data.eval_resize} must not be less than {named}.')
 

@@ -22,11 +22,11 @@ from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
 from resnet_jax.output import warn
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')  # in any case
 # Of images that are not read; they are left out with a warning, other files without one.
 OTHER_EXTENSIONS = (
-    '.gif', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jfif', '.jpe', '.jp2', '.jxl',
-    '.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.psd', '.dcm', '.dng', '.cr2', '.nef', '.arw')
+    '.gif', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.ppm', '.pgm',
+    '.pbm', '.pnm', '.tga', '.psd', '.dcm', '.dng', '.cr2', '.nef', '.arw')
 LAYOUT = 'train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE'
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
 LISTING_THREADS = 16  # the folders of a network file system are listed side by side

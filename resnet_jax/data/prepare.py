@@ -54,13 +54,14 @@ def main(argv: Sequence[str]) -> None:
     if FORMAT.value != 'shards':
         write_objects(output, processes)
         return
+    sources: dict[str, Source] = {} if VERIFY.value else sources_from_flags()
     for split in command.SPLITS.value:
         if VERIFY.value:
             info = Shards(OUTPUT.value, split).info
             verify(info, split, output, processes)
         else:
             info = prepare(
-                command.source_from_flags(split), split, output,
+                sources[split], split, output,
                 shorter_side=SHORTER_SIDE.value, quality=QUALITY.value,
                 images_per_shard=IMAGES_PER_SHARD.value, processes=processes,
                 skip_unreadable=SKIP_UNREADABLE.value)
@@ -75,14 +76,18 @@ def main(argv: Sequence[str]) -> None:
               f'{len(skipped)} skipped; verified.')
 
 
+def sources_from_flags() -> dict[str, Source]:
+    """All splits that the flags name, before time is spent on the first."""
+    return {split: command.source_from_flags(split) for split in command.SPLITS.value}
+
+
 def write_objects(output: pathlib.Path, threads: int) -> None:
     """Writes all splits in the layout of Pascal VOC or COCO."""
     if VERIFY.value:
         raise UserError('--verify is for shards; use `python -m resnet_jax.data.check '
                         f'--source={FORMAT.value} --path={OUTPUT.value}`.')
-    sources: dict[str, Source] = {split: command.source_from_flags(split)
-                                  for split in command.SPLITS.value}
-    for split, source in sources.items():  # before time is spent on the first
+    sources = sources_from_flags()
+    for split, source in sources.items():
         object_writer.check(source, split, output, FORMAT.value)
     found = {split: object_writer.write_images(
         source, split, output, FORMAT.value, shorter_side=SHORTER_SIDE.value,

@@ -98,9 +98,14 @@ def eval_split(config: ConfigDict) -> tuple[str, int]:
     data = config.data
     if data.eval_split != 'auto':
         return data.eval_split, data.holdout
-    if getattr(find(data.source), 'has_test', lambda _: True)(config):
+    if has_test(config):
         return 'test', data.holdout
     return 'holdout', data.holdout or share_to_hold_out(len(create_source(config, 'train')))
+
+
+def has_test(config: ConfigDict) -> bool:
+    """Whether `config.data.source` has a split 'test', as far as its module can tell."""
+    return getattr(find(config.data.source), 'has_test', lambda _: True)(config)
 
 
 def count_classes(config: ConfigDict) -> int | None:

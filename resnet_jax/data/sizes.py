@@ -40,7 +40,14 @@ def eval_size(data: ConfigDict) -> tuple[int, int]:
 
 
 def eval_resize(data: ConfigDict) -> int:
-    """The shorter side that an image is scaled to before the central crop of `eval_size`."""
+    """The shorter side that an image is scaled to before the central crop of `eval_size`.
+
+    Raises:
+      UserError: two fields say it, or see `image_size`.
+    """
+    if data.eval_resize is not None and data.eval_crop_share is not None:
+        raise UserError('data.eval_resize and data.eval_crop_share cannot both be set: they say '
+                        'the same.')
     shorter = min(eval_size(data))
     if data.eval_crop_share is not None:
         return int(shorter / data.eval_crop_share)  # rounded down, as in timm

@@ -161,7 +161,8 @@ class Task:
       check: (config, train, test): raises UserError if one of these sources does not fit the
         config.
       test: (networks, paths, config, flags) -> Report: the task's own test protocols, for
-        `evaluate`; None: a network is evaluated as in training.
+        `evaluate`; `flags` also holds 'set_fields', the fields of the config that the user has set.
+        None: a network is evaluated as in training.
       test_options: the flags of `evaluate` that `test` reads.
       predictor: (networks, flags) -> Predictor, for `predict`; None: there are no predictions.
       parts: (model, variables, images) -> the `Part`s in the order in which they run, where some of

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ from resnet_jax.xla import backend, compilation_cache
 
 
 def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batches: int,
-             options: Mapping[str, Any], given: Sequence[str]) -> Report:
+             options: Mapping[str, Any], given: Sequence[str],
+             set_fields: Collection[str] = ()) -> Report:
     """Evaluates one network, or several as an ensemble.
 
     Args:
@@ -36,6 +37,7 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
         those of the checkpoints.
       options: for the task's test protocols, by name.
       given: the options that the user has set.
+      set_fields: the fields of the config that the user has set, by path.
 
     Raises:
       UserError: the networks or the data are not there, do not fit one another, or the task does
@@ -51,7 +53,7 @@ def evaluate(paths: Sequence[str], config: ConfigDict | None, recalibrate_batche
     if recalibrate_batches:
         networks = [recalibrated(network, config, recalibrate_batches) for network in networks]
     if task.test is not None:
-        return task.test(networks, paths, config, options)
+        return task.test(networks, paths, config, {**options, 'set_fields': set_fields})
     if len(networks) > 1:
         raise UserError(f'networks of the task {networks[0].config.task} are evaluated one at a '
                         'time; give one --checkpoint.')

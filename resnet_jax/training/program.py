@@ -190,12 +190,14 @@ def completed(config: ConfigDict) -> ConfigDict:
 
     Where `init.checkpoint` names weights, an empty `model.depth` stands for their architecture, and
     an empty `data.image_size` for their image size; a fork of such a run, by `init.resume_from`,
-    takes both from its origin. The rest is up to the task; see `Task.complete`.
+    takes both from its origin. The rest is up to the task, which comes first, since weights may
+    have to be downloaded; see `Task.complete`.
 
     Raises:
       UserError: a field is out of range, or the weights or the data are missing.
     """
     config_lib.check_ranges(config_lib.given(config))
+    config = tasks.get(config.task).complete(config)
     origin = config.init.checkpoint
     if config.model.depth is None:
         origin = origin or config.init.resume_from
@@ -218,7 +220,7 @@ def completed(config: ConfigDict) -> ConfigDict:
                 config.data.eval_resize = weights.data.eval_resize
                 config.data.eval_crop_share = weights.data.eval_crop_share
                 config.data.eval_size = config.data.eval_size or weights.data.eval_size
-    return tasks.get(config.task).complete(config)
+    return config
 
 
 def build(config: ConfigDict, mesh: Mesh, *, blank: bool = False) -> Program:

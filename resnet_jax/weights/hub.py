@@ -59,6 +59,7 @@ def download(name: str | os.PathLike) -> pathlib.Path:
         that its network is none of the project's, or the network fails.
     """
     revision = _known_commit(name) or _parsed(name).revision
+    _check_reachable(name, revision)
     config = _file(name, 'config.json', revision)
     commit, told = config.parent.name, beside.read(config.with_name(FILE))
     if told.mean is None:  # Hugging Face's own networks have it in a file that timm's do not have
@@ -107,8 +108,6 @@ def _file(name: str | os.PathLike, file: str, revision: str,
     cached = hub.try_to_load_from_cache(repo, file, revision=revision)
     if cached is hub._CACHED_NO_EXIST and not is_needed:
         return None
-    if not isinstance(cached, str):
-        _check_reachable(name, file, revision)
     try:
         return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -134,14 +133,19 @@ def _file(name: str | os.PathLike, file: str, revision: str,
                         f'({reason(error)}); run the same command again to retry.') from error
 
 
-def _check_reachable(name: str | os.PathLike, file: str, revision: str) -> None:
-    """Raises UserError if nothing answers a first request, within HF_HUB_ETAG_TIMEOUT seconds.
+def _check_reachable(name: str | os.PathLike, revision: str) -> None:
+    """Raises UserError if files are missing and nothing answers within HF_HUB_ETAG_TIMEOUT seconds.
 
-    The download itself would repeat the request for 23 s, and for minutes where a firewall drops
-    it. Once the hub has answered, such repetitions are welcome.
+    The one request that this takes is repeated by the download itself, but that would go on for
+    23 s, and for minutes where a firewall drops it. Once the hub has answered, such repetitions are
+    welcome.
     """
-    hub = _library(name)
-    url = hub.hf_hub_url(_parsed(name).repo, file, revision=revision)
+    hub, repo = _library(name), _parsed(name).repo
+    file = next((file for file in ('config.json', FILE) if not isinstance(
+        hub.try_to_load_from_cache(repo, file, revision=revision), str)), None)
+    if file is None:
+        return
+    url = hub.hf_hub_url(repo, file, revision=revision)
     answers = hub.errors.HfHubHTTPError, hub.errors.OfflineModeIsEnabled  # of the download too
     try:
         with contextlib.suppress(*answers):

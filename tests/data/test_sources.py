@@ -19,9 +19,10 @@ from PIL import Image
 from resnet_jax import config as config_lib
 from resnet_jax.data import check, create_pipelines, shard_writer, shards
 from resnet_jax.data import prepare as prepare_command
-from resnet_jax.data.folder import open_folder
+from resnet_jax.data.folder import EXTENSIONS, open_folder
 from resnet_jax.data.shards import Shards
 from resnet_jax.errors import UserError
+from resnet_jax.tasks.prediction import find_files
 from tests.data.data_helpers import encoded, photograph, write_folder
 
 
@@ -45,8 +46,25 @@ def test_images_of_other_formats_are_left_out_with_one_warning_that_counts_them(
         assert len(open_folder(str(folder), 'train')) == 30
         assert len(open_folder(str(folder), 'test')) == 30
     assert capsys.readouterr().err == (
-        f'warning: {folder}/train: left out images that are not .jpg, .jpeg, .png or .webp '
-        '(2 .gif, 1 .tiff); convert them to JPEG, PNG or WebP to use them.\n')
+        f'warning: {folder}/train: left out images that are not .jpg, .jpeg, .jpe, .jfif, '
+        '.png or .webp (2 .gif, 1 .tiff); convert them to JPEG, PNG or WebP to use them.\n')
+
+
+def test_all_suffixes_of_jpeg_png_and_webp_are_read(tmp_path):
+    kinds = {suffix: kind for suffix, kind in Image.registered_extensions().items()
+             if kind in ('JPEG', 'PNG', 'WEBP')}
+    assert {*EXTENSIONS, '.apng'} == set(kinds)  # .apng: animations
+    for name in ('train/a', 'train/b'):
+        (tmp_path / name).mkdir(parents=True)
+        for suffix in EXTENSIONS:
+            content = encoded(photograph(20, 20), kinds[suffix])
+            for written in (f'x{suffix}', f'y{suffix.upper()}'):
+                (tmp_path / name / written).write_bytes(content)
+    report = check.check(open_folder(str(tmp_path), 'train'), threads=1)
+    assert (report['images'], report['unreadable']) == (24, [])
+    assert report['formats'] == {'JPEG': 16, 'PNG': 4, 'WEBP': 4}
+    files, failures, warnings = find_files([str(tmp_path)])  # as predict does
+    assert (len(files), failures, warnings) == (24, [], [])
 
 
 @pytest.mark.parametrize('name', ['test', 'val', 'validation'])
@@ -85,7 +103,7 @@ def test_empty_and_unknown_classes_are_named(folder):
 def test_folders_of_images_in_a_bucket_are_refused_with_what_to_do_instead(path):
     with pytest.raises(UserError, match=rf'{path} is in a bucket, from which only shards are read; '
                                         r'write them with `python -m resnet_jax.data.prepare` .* '
-                                        r'and set --config.data.source=shards\.'):
+                                        r'and set data.source to shards\.'):
         open_folder(path, 'train')
 
 
@@ -223,6 +241,12 @@ def test_the_commands(folder, tmp_path, capsys):
     with (flagsaver.as_parsed(path='/nowhere'),
           pytest.raises(UserError, match=r'data\.path must be the folder')):
         check.main([])
+    (folder / 'test').rename(folder / 'more')
+    with flagsaver.as_parsed(path=str(folder), output=f'{tmp_path}/more'):
+        for command in (check, prepare_command):
+            with pytest.raises(UserError, match='has no evaluation split; pass --splits=train'):
+                command.main([])
+    assert capsys.readouterr() == ('', '') and not (tmp_path / 'more').exists()
     with (flagsaver.as_parsed(path=''),
           pytest.raises(UserError, match=r'give --path=FOLDER, or --source=tfds')):
         check.main([])

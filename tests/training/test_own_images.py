@@ -136,6 +136,14 @@ def test_fine_tuning_without_weights_asks_for_them(images):
     config.data.path = str(images)
     with pytest.raises(UserError, match=r'model.depth=N, or --config.init.checkpoint='):
         completed(config)
+    for checkpoint in ('', str(images / 'weights')):  # of several mistakes, the data comes first
+        config.init.checkpoint = checkpoint
+        for path, told in (('', r'^data\.path is not set; '),
+                           (f'{images}/none', r'/none is not a folder; correct the path\.$'),
+                           ('gs://images/own', r'^gs://images/own is in a bucket, ')):
+            config.data.path = path
+            with pytest.raises(UserError, match=told):
+                completed(config)
 
 
 def test_a_fork_of_a_fine_tuned_run_needs_no_more_fields_than_the_run(images, tmp_path):

@@ -135,7 +135,9 @@ def test_a_name_brings_all_that_its_repository_says(hub, here):
 def test_the_second_start_makes_no_request(hub, here):
     assert_loads()
     count = len(hub.requests)
-    assert 3 <= count <= 6
+    # Whether the hub answers; then of both files, what it is and its content.
+    assert [method for method, path in hub.requests if path.startswith(f'/{REPO}/')] == [
+        'HEAD', *['HEAD', 'GET'] * 2]
     hub.add(REPO, LATER, config_json=b'{}', model_safetensors=b'')
     assert_loads()
     assert_loads(f'{NAME}@main')

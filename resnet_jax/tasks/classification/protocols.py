@@ -1,7 +1,7 @@
 """The paper's test protocols on trained classifiers and ensembles of them; see `evaluate`."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import data
 from resnet_jax.data import Source
+from resnet_jax.data import fields as fields_lib
 from resnet_jax.data.sizes import eval_resize, eval_size, text
 from resnet_jax.data.views import Views
 from resnet_jax.errors import UserError
@@ -22,6 +23,8 @@ WORST = 5  # classes that the report names
 PROTOCOL = 'center_crop'
 SCALES = ('224', '256', '384', '480', '640')
 BATCH_SIZE = 128  # crops
+# Fields of `config.data` that say how images are cropped; those of a row say the same thing.
+CROP = (('image_size', 'eval_size'), ('eval_resize', 'eval_crop_share'), ('eval_filter',))
 
 
 def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDict,
@@ -32,7 +35,8 @@ def test(networks: Sequence[Classifier], paths: Sequence[str], config: ConfigDic
       networks: their softmax outputs are averaged.
       paths: where they come from, for messages.
       config: whose data is used.
-      flags: 'protocol', 'resize', 'scales', 'batch_size' and 'confusion'; see `evaluate`.
+      flags: 'protocol', 'resize', 'scales', 'batch_size' and 'confusion'; see `evaluate`. And
+        'set_fields'; see `Task.test`.
 
     Raises:
       UserError: the networks do not fit one another or the data, a flag is wrong, or a file
@@ -83,22 +87,18 @@ def check_networks(networks: Sequence[Classifier], paths: Sequence[str], num_cla
 
 
 def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) -> Views:
-    """Creates the views that the flags select, in the size of the config or the network.
-
-    Published weights whose files say how images are cropped are tested that way, whatever the
-    config says.
+    """Creates the views that the flags and the config select, or the network; see `_crop_fields`.
 
     Raises:
-      UserError: a flag is wrong.
+      UserError: a flag or a field is wrong.
     """
-    own = network.config.data
-    is_published = own.source is None and own.eval_crop_share is not None
-    fields = own if is_published or not config.data.image_size else config.data
+    fields = _crop_fields(config.data, network.config.data, flags['set_fields'])
+    fields_lib.check_choices(fields)
     size = eval_size(fields)
     resize = flags['resize'] or eval_resize(fields)
     if resize < min(size):
-        raise UserError(f'--resize ({resize}) must not be less than data.image_size '
-                        f'({text(size)}).')
+        raise UserError(f'--resize, or data.eval_resize, ({resize}) must not be less than the '
+                        f'size of the crop ({text(size)}).')
     given = flags['scales'] or SCALES
     try:
         scales = tuple(int(scale) for scale in given)
@@ -112,6 +112,27 @@ def views_of(flags: Mapping[str, Any], config: ConfigDict, network: Classifier) 
         raise UserError('--protocol=single is for detectors; for classifiers it is center_crop, '
                         'ten_crop or multi_scale.')
     return Views(protocol, size, resize, scales, fields.eval_filter)
+
+
+def _crop_fields(given: ConfigDict, own: ConfigDict, set_fields: Collection[str]) -> ConfigDict:
+    """The section `data` whose fields of CROP hold.
+
+    Where the config leaves the image size open, and where published weights come with files that
+    say how images are cropped, the network's own fields hold, except those that the user has set.
+
+    Args:
+      given, own: the section of the config, and that of the network.
+      set_fields: by path.
+    """
+    is_published = own.source is None and own.eval_crop_share is not None
+    if given.image_size and not is_published:
+        return given
+    fields = given.copy_and_resolve_references()
+    for names in CROP:
+        if not any(f'data.{name}' in set_fields for name in names):
+            fields.update({name: own[name] for name in names})
+    fields.image_size = fields.image_size or own.image_size
+    return fields
 
 
 def _text(scores: Scores, classes: Sequence[str], skipped: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax import config as config_lib
 from resnet_jax.data import Item
 from resnet_jax.data.sources import labelled
 from resnet_jax.data.views import Views, fully_convolutional, resize, ten_crop
@@ -166,6 +167,54 @@ def test_the_command_agrees_with_the_training_run(tiny_config, tmp_path, command
         '--resize=9')
     assert result.status == 0, result.errors
     assert 'on 297 images' in result.output
+
+
+def views(own, changes, size=24):
+    """What is seen by a network with these fields of `data`, if the user sets others."""
+    network, config = config_lib.default(), config_lib.default()
+    network.data.update(own)
+    config.data.update({'source': 'folder', 'image_size': size, 'eval_resize': 28} | changes)
+    flags = {'protocol': None, 'resize': None, 'scales': None,
+             'set_fields': [f'data.{name}' for name in changes]}
+    return protocols.views_of(flags, config, types.SimpleNamespace(config=network)).words
+
+
+PUBLISHED = {'image_size': 32, 'eval_size': 48, 'eval_crop_share': 0.95, 'eval_filter': 'bicubic'}
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({}, '48 from 50, bicubic'), ({'eval_filter': 'bilinear'}, '48 from 50, bilinear'),
+    ({'eval_size': 64}, '64 from 67, bicubic'), ({'image_size': 40}, '40 from 42, bicubic'),
+    ({'eval_resize': 60}, '48 from 60, bicubic'), ({'eval_resize': None}, '48 from 48, bicubic')])
+def test_published_weights_have_a_crop_of_their_own_which_fields_of_the_command_line_change(
+        changes, words):
+    assert views(PUBLISHED, changes) == f'central crop of {words}'
+    # As where the config leaves the size open, and the network is that of a run.
+    run = PUBLISHED | {'source': 'folder'}
+    if 'image_size' not in changes:
+        assert views(run, changes, size=None) == f'central crop of {words}'
+    assert views(run, {}) == 'central crop of 24 from 28, bilinear'
+
+
+@pytest.mark.parametrize(('changes', 'told'), [
+    ({'eval_crop_share': 0.9}, 'data.eval_resize and data.eval_crop_share cannot both be set'),
+    ({'eval_filter': 'box'}, "data.eval_filter must be one of bilinear, bicubic, got 'box'"),
+    ({'eval_resize': 30}, r'data.eval_resize, \(30\) must not be less than .* crop \(48\)')])
+def test_crops_that_contradict_one_another_are_refused(changes, told):
+    with pytest.raises(UserError, match=told):
+        views(PUBLISHED, changes)
+
+
+def test_the_command_knows_which_fields_it_was_given(commands, tmp_path):
+    store(tmp_path, channels=1, size=8)
+    file = tmp_path / 'config.json'
+    fields = json.loads(file.read_text())
+    fields['data'] |= PUBLISHED | {'image_size': 8, 'eval_size': None}
+    file.write_text(json.dumps(fields))
+    result = commands.run('resnet_jax.evaluate', f'--checkpoint={tmp_path}', '--json',
+                          '--config=configs/digits_r20.py', '--config.data.eval_size=12')
+    assert result.status == 0, result.errors
+    assert json.loads(result.output)['eval/views'] == 'central crop of 12 from 12, bicubic'
 
 
 def test_recalibrating_leaves_the_network_as_it_was(tiny_config, tmp_path, monkeypatch):
