@@ -96,6 +96,8 @@ def config_flag() -> flags.FlagHolder:
 
 def set_fields() -> frozenset[str]:
     """The fields of --config that the command line sets, such as 'data.image_size'."""
+    if flags.FLAGS.config is None:
+        return frozenset()
     return frozenset(config_flags.get_override_values(flags.FLAGS['config']))
 
 
