@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax import cli
-from resnet_jax.config import leaves
+from resnet_jax.config import from_stored, leaves
 from resnet_jax.errors import UserError
 
 ONE_DEVICE = {'mesh.data': 1, 'mesh.model': 1}  # of measurements that do not depend on the mesh
@@ -141,9 +141,9 @@ def looped(config: ConfigDict) -> ConfigDict:
 
 
 def rebuild(fields: Mapping[str, Any]) -> ConfigDict:
-    """A config from its fields by path, as a ledger has them; its stages are loops.
+    """A config from its fields by path, as a ledger has them, of whatever time.
 
-    The network is the same, and quicker to trace.
+    Its stages are loops: the network is the same, and quicker to trace.
     """
     sections: dict[str, Any] = {}
     for path, value in fields.items():
@@ -153,4 +153,4 @@ def rebuild(fields: Mapping[str, Any]) -> ConfigDict:
             section = section.setdefault(name, {})
         section[field] = value
     sections['model']['unroll'] = False
-    return ConfigDict(sections)
+    return from_stored(sections)[0]

@@ -19,10 +19,11 @@ def network(config: ConfigDict) -> Any:
     """
     from resnet_jax import models
 
+    model = config.model.copy_and_resolve_references()
+    model.num_classes = model.num_classes or 1  # where the data decides it
     try:
-        if (config.task == 'classification'
-                and 'plain' in models.family_of(config.model).architecture):
-            return models.create(config.model)
+        if config.task == 'classification' and 'plain' in models.family_of(model).architecture:
+            return models.create(model)
     except models.ConfigError as error:
         raise UserError(str(error)) from error
     raise UserError('only residual networks that classify have a plain twin to compare with: give '

@@ -90,7 +90,8 @@ def of_run(row: Row, folder: pathlib.Path, batches: int | None) -> list[float]:
     from resnet_jax.weights import stored
 
     weights = stored.read(folder / row['run'])
-    config = grid.rebuild(row['config'] | grid.ONE_DEVICE)  # whatever it was trained on
+    config = grid.looped(weights.config)  # has what the ledger leaves to the data
+    config.update_from_flattened_dict(grid.ONE_DEVICE)  # whatever it was trained on
     mesh = sharding.create_mesh(config, jax.local_devices()[:1])
     evaluation = data.create_pipelines(config, mesh)[1]
     count = math.ceil(evaluation.num_images / evaluation.batch_size)

@@ -22,7 +22,7 @@ from resnet_jax.data.types import Item, Tree
 from resnet_jax.errors import UserError, readable
 from resnet_jax.output import warn
 
-EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')  # in any case
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')  # in upper or lower case
 # Of images that are not read; they are left out with a warning, other files without one.
 OTHER_EXTENSIONS = (
     '.gif', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.ppm', '.pgm',

@@ -59,7 +59,10 @@ def download(name: str | os.PathLike) -> pathlib.Path:
         that its network is none of the project's, or the network fails.
     """
     revision = _known_commit(name) or _parsed(name).revision
-    _check_reachable(name, revision)
+    missing = next((file for file in ('config.json', FILE)
+                    if not isinstance(_cached(name, file, revision), str)), None)
+    if missing:
+        _check_reachable(name, missing, revision)
     config = _file(name, 'config.json', revision)
     commit, told = config.parent.name, beside.read(config.with_name(FILE))
     if told.mean is None:  # Hugging Face's own networks have it in a file that timm's do not have
@@ -95,9 +98,13 @@ def _library(name: str | os.PathLike) -> Any:
 
 def _known_commit(name: str | os.PathLike) -> str | None:
     """The commit of a name, if its config.json has been downloaded."""
-    repo, revision = _parsed(name)
-    file = _library(name).try_to_load_from_cache(repo, 'config.json', revision=revision)
+    file = _cached(name, 'config.json', _parsed(name).revision)
     return pathlib.Path(file).parent.name if isinstance(file, str) else None
+
+
+def _cached(name: str | os.PathLike, file: str, revision: str) -> Any:
+    """The path of a downloaded file; _CACHED_NO_EXIST if the hub has none, None if not known."""
+    return _library(name).try_to_load_from_cache(_parsed(name).repo, file, revision=revision)
 
 
 def _file(name: str | os.PathLike, file: str, revision: str,
@@ -105,9 +112,12 @@ def _file(name: str | os.PathLike, file: str, revision: str,
     """A file of a repository; None if it has none of this name and it is not needed."""
     hub, repo = _library(name), _parsed(name).repo
     errors, endpoint = hub.errors, hub.constants.ENDPOINT
-    cached = hub.try_to_load_from_cache(repo, file, revision=revision)
-    if cached is hub._CACHED_NO_EXIST and not is_needed:
-        return None
+    if not is_needed:
+        cached = _cached(name, file, revision)
+        if cached is hub._CACHED_NO_EXIST:
+            return None
+        if cached is None:  # other programs may have downloaded the files that are needed
+            _check_reachable(name, file, revision)
     try:
         return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -133,19 +143,15 @@ def _file(name: str | os.PathLike, file: str, revision: str,
                         f'({reason(error)}); run the same command again to retry.') from error
 
 
-def _check_reachable(name: str | os.PathLike, revision: str) -> None:
-    """Raises UserError if files are missing and nothing answers within HF_HUB_ETAG_TIMEOUT seconds.
+def _check_reachable(name: str | os.PathLike, file: str, revision: str) -> None:
+    """Raises UserError if nothing answers a request for a file within HF_HUB_ETAG_TIMEOUT seconds.
 
     The one request that this takes is repeated by the download itself, but that would go on for
     23 s, and for minutes where a firewall drops it. Once the hub has answered, such repetitions are
     welcome.
     """
-    hub, repo = _library(name), _parsed(name).repo
-    file = next((file for file in ('config.json', FILE) if not isinstance(
-        hub.try_to_load_from_cache(repo, file, revision=revision), str)), None)
-    if file is None:
-        return
-    url = hub.hf_hub_url(repo, file, revision=revision)
+    hub = _library(name)
+    url = hub.hf_hub_url(_parsed(name).repo, file, revision=revision)
     answers = hub.errors.HfHubHTTPError, hub.errors.OfflineModeIsEnabled  # of the download too
     try:
         with contextlib.suppress(*answers):

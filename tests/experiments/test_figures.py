@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar10, digits, imagenet_r34, imagenet_vgg16
+from configs import cifar10, digits, folder, imagenet_r34, imagenet_vgg16
 from experiments import (
     complexity,
     curves,
@@ -279,6 +279,15 @@ def test_responses_of_other_networks_are_refused(config, fields, sentence):
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=sentence):
         responses.check(config)
+
+
+def test_networks_whose_classes_the_data_decides_have_responses():
+    config = folder.get_config()
+    config.model.depth = 18
+    assert config.model.num_classes is None
+    assert layers.network(config).stage_sizes == (2, 2, 2, 2)
+    responses.check(config)
+    assert config.model.num_classes is None
 
 
 def test_responses_of_other_networks_in_a_ledger_are_refused(tmp_path, commands):

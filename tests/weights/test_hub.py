@@ -226,6 +226,30 @@ def test_no_network_is_told_without_waiting_or_lines_of_the_library(hub, here, m
     assert_nothing_is_kept(here)
 
 
+def test_files_that_other_programs_have_left_are_completed_or_the_network_is_told_missing(
+        hub, here, monkeypatch):
+    name = 'facebook/convnext'
+    config = {key: value for key, value in CONFIG.items() if key != 'pretrained_cfg'}
+    hub.add(name, COMMIT, config_json=json.dumps(config).encode(), model_safetensors=FILE)
+    for file in ('config.json', 'model.safetensors'):  # as transformers does
+        library.hf_hub_download(name, file)
+    nowhere = 'http://127.0.0.1:9'
+    waits = []
+    monkeypatch.setattr(file_download.time, 'sleep', waits.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, 'ENDPOINT', nowhere)
+        patch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
+                      nowhere + '/{repo_id}/resolve/{revision}/{filename}')
+        with pytest.raises(UserError, match=r'preprocessor_config\.json has not been downloaded '
+                                            rf'yet, and {nowhere} cannot be reached'):
+            hub_lib.download(f'hf:{name}')
+    assert waits == []
+    hub_lib.download(f'hf:{name}')
+    count = len(hub.requests)
+    hub_lib.download(f'hf:{name}')  # that there is no such file is known now
+    assert not any('preprocessor' in path for _, path in hub.requests[count:])
+
+
 def test_what_is_not_at_the_hub_is_told(hub, here):
     refuse(r'there is no repository timm/resnet at http', 'hf:timm/resnet')
     refuse(r'the repository timm/resnet18\.narrow_in7 has no revision v2\.$', f'{NAME}@v2')

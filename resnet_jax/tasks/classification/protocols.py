@@ -128,10 +128,11 @@ def _crop_fields(given: ConfigDict, own: ConfigDict, set_fields: Collection[str]
     if given.image_size and not is_published:
         return given
     fields = given.copy_and_resolve_references()
-    for names in CROP:
-        if not any(f'data.{name}' in set_fields for name in names):
-            fields.update({name: own[name] for name in names})
-    fields.image_size = fields.image_size or own.image_size
+    with fields.ignore_type():  # a size is a number or a pair
+        for names in CROP:
+            if not any(f'data.{name}' in set_fields for name in names):
+                fields.update({name: own[name] for name in names})
+        fields.image_size = fields.image_size or own.image_size
     return fields
 
 

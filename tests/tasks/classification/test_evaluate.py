@@ -196,6 +196,13 @@ def test_published_weights_have_a_crop_of_their_own_which_fields_of_the_command_
     assert views(run, {}) == 'central crop of 24 from 28, bilinear'
 
 
+def test_published_weights_of_images_that_are_no_squares_replace_a_square_and_the_reverse():
+    wide = PUBLISHED | {'image_size': (32, 48), 'eval_size': (48, 64)}
+    assert views(wide, {}) == 'central crop of 48 x 64 from 50, bicubic'
+    assert views(wide, {'eval_size': 40}) == 'central crop of 40 from 42, bicubic'
+    assert views(PUBLISHED, {}, size=(24, 32)) == 'central crop of 48 from 50, bicubic'
+
+
 @pytest.mark.parametrize(('changes', 'told'), [
     ({'eval_crop_share': 0.9}, 'data.eval_resize and data.eval_crop_share cannot both be set'),
     ({'eval_filter': 'box'}, "data.eval_filter must be one of bilinear, bicubic, got 'box'"),
