@@ -239,8 +239,9 @@ def check_boxes(boxes: np.ndarray, sizes: np.ndarray, describe: Callable[[int], 
         count, first = int((~keep).sum()), describe(int(np.argmin(keep)))
         if bad_boxes != 'skip':
             others = f' (one of {count:,} such boxes)' if count > 1 else ''
-            raise UserError(f'{first} has no area{others}; correct the box, or set '
-                            'data.bad_boxes to skip to leave such boxes out.')
+            raise UserError(f'{first} has no area{others}; correct the box, or pass '
+                            '--bad_boxes=skip (when training, --config.data.bad_boxes=skip) to '
+                            'leave such boxes out.')
         warn(f'left out {count:,} {"boxes" if count > 1 else "box"} of no area: {first}'
              + (', …' if count > 1 else '') + '.')
     return Checked(clipped, keep)

@@ -25,8 +25,8 @@ from resnet_jax.output import warn
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp')  # in upper or lower case
 # Of images that are not read; they are left out with a warning, other files without one.
 OTHER_EXTENSIONS = (
-    '.gif', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.ppm', '.pgm',
-    '.pbm', '.pnm', '.tga', '.psd', '.dcm', '.dng', '.cr2', '.nef', '.arw')
+    '.gif', '.apng', '.bmp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.ppm',
+    '.pgm', '.pbm', '.pnm', '.tga', '.psd', '.dcm', '.dng', '.cr2', '.nef', '.arw')
 LAYOUT = 'train/CLASS/IMAGE and val/CLASS/IMAGE, or as CLASS/IMAGE'
 SPLIT_NAMES = {'train': ('train', 'training'), 'test': ('test', 'val', 'validation', 'valid')}
 LISTING_THREADS = 16  # the folders of a network file system are listed side by side

@@ -46,8 +46,8 @@ def eval_resize(data: ConfigDict) -> int:
       UserError: two fields say it, or see `image_size`.
     """
     if data.eval_resize is not None and data.eval_crop_share is not None:
-        raise UserError('data.eval_resize and data.eval_crop_share cannot both be set: they say '
-                        'the same.')
+        raise UserError('data.eval_resize and data.eval_crop_share cannot both be set, since they '
+                        'say the same; set one of them to none.')
     shorter = min(eval_size(data))
     if data.eval_crop_share is not None:
         return int(shorter / data.eval_crop_share)  # rounded down, as in timm

@@ -157,7 +157,8 @@ class Task:
         `models.ConfigError`.
       transforms: (config) -> the arguments `train_transform`, `eval_transform` and `augment` of
         `resnet_jax.data.create_pipelines`, where they differ from classification's.
-      complete: (config) -> the config with what this task takes from the data.
+      complete: (config) -> the config with what this task takes from the data; called before the
+        architecture of `init.checkpoint` is filled in.
       check: (config, train, test): raises UserError if one of these sources does not fit the
         config.
       test: (networks, paths, config, flags) -> Report: the task's own test protocols, for

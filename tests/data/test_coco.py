@@ -159,8 +159,9 @@ def test_a_box_may_leave_its_image_by_a_pixel_and_is_clipped(coco):
 def test_boxes_of_no_area_are_refused_or_left_out(coco, capsys, box):
     changed_box(coco, box)
     with pytest.raises(UserError, match=re.escape(
-            f'2017.json: annotation 2 (7.jpg, bbox {box}) has no area; correct the box, or set '
-            'data.bad_boxes to skip to leave such boxes out.')):
+            f'2017.json: annotation 2 (7.jpg, bbox {box}) has no area; correct the box, or pass '
+            '--bad_boxes=skip (when training, --config.data.bad_boxes=skip) to leave such boxes '
+            'out.')):
         source(coco)
     assert source(coco, bad_boxes='skip').target(0)['classes'].tolist() == [1]
     err = capsys.readouterr().err

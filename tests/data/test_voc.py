@@ -136,7 +136,8 @@ def test_boxes_of_no_area_are_refused_or_left_out(voc, capsys):
         [('dog', (1, 1, 60, 40), 0), ('cat', (7, 5, 7, 9), 0), ('cat', (7, 9, 9, 8), 0)]))
     with pytest.raises(UserError, match=re.escape(
             'a1.xml: object 2 (cat; xmin 7, ymin 5, xmax 7, ymax 9) has no area (one of 2 such '
-            'boxes); correct the box, or set data.bad_boxes to skip to leave such boxes out.')):
+            'boxes); correct the box, or pass --bad_boxes=skip (when training, '
+            '--config.data.bad_boxes=skip) to leave such boxes out.')):
         source(voc)
     data = source(voc, bad_boxes='skip')
     assert [len(data.target(i)['boxes']) for i in (0, 1)] == [1, 1]
