@@ -95,6 +95,22 @@ def finetuning_row() -> str:
                  f'{run["evaluation"]["top1_error"]:.1f}', seconds(run))
 
 
+def deep_rows() -> list[str]:
+    trained = {f'ResNet-{run["overrides"]["model.depth"]}': run
+               for run in read('digits_deep/degradation')['runs']}
+    return [cells(name, f'{trained[name]["final_train_error"]:.2f}', f'{run["training_error"]:.2f}',
+                  f'{trained[name]["final_error"]:.2f}')
+            for name, run in runs('digits_deep/training_images').items()]
+
+
+def deepest() -> list[str]:
+    """The training images that ResNet-1202 gets wrong, and the time that it took."""
+    run = runs('digits_deep/training_images')['ResNet-1202']
+    assert round(run['training_error'] / 100 * run['images']) == 1
+    return [f'one of {run["images"]:,} training images wrong',
+            f'It took {run["training_processor_seconds"]:,.0f} s of processor time.']
+
+
 def cifar10() -> dict[str, dict]:
     """Network: its run, from the ledger of the sweep."""
     return {f'{"plain" if plain else "ResNet"}-{depth}': run
@@ -176,12 +192,12 @@ def spread() -> str:
 
 MEASURED = [*digits_rows(), *map(response, ('ResNet-20', 'plain-20', 'ResNet-56', 'plain-56')),
             *detection_rows(), *mask_rows(), *localization_rows(), finetuning_row(),
-            *cifar10_rows(), *(response(network, 'cifar10/responses')
+            *deep_rows(), *deepest(), *cifar10_rows(), *(response(network, 'cifar10/responses')
                                for network in ('ResNet-20', 'ResNet-56', 'plain-20', 'plain-56')),
             greatest_response(), degradation(), lead(), deeper(), start(), *first_steps(), parity(),
             gain(), spread()]
-NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'plain-8', 'plain-20',
-         'plain-56', 'CIFAR-10', 'top-1')
+NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet-110',
+         'ResNet-1202', 'plain-8', 'plain-20', 'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
 GIVEN = [
     '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps', '1,500 digits of 8 x 8 pixels',
@@ -202,6 +218,8 @@ GIVEN = [
     'With shortcuts, 56 layers', 'over the steps from 150 to 200,', 'network of 110 layers',
     'a learning rate of 0.1 is', '(section 4.1)',
     'network of 56 layers', 'that of 20,', "the paper's figure 6,", 'As in figure 7 of',
+    'A thousand layers (section 4.2)', 'trains 1,202 layers', 'below 0.1 %', 'with 110 layers',
+    'had 500 steps', 'learning rate of 0.01,', 'over the first 200,', 'of the last 25 steps',
     'over whole batches of 128 images', 'over 64 as', 'over 128 as well', 'in PyTorch, seed 1',
     'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
 ]
