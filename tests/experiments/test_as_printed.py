@@ -53,6 +53,7 @@ def write_ledger(folder, kinds):
                   unroll=False)
             config.model.update(depth=8, width=8, plain=plain, shortcut=shortcut, unroll=False)
             config.seed = seed
+            (folder / f'{kind}{seed}' / 'config.json').write_text(config.to_json(indent=2))
             error = number + seed / 10
             rows.append({'run': f'{kind}{seed}', 'overrides': {}, 'status': 'finished',
                          'error': None, 'final_error': error, 'best_error': error,
