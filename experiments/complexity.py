@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import grid, packages, paper, study, tables
+from experiments import grid, options, packages, paper, study, tables
 from experiments import ledger as ledger_lib
 from experiments.claims import Finding, Verdict, estimate
 from resnet_jax import cli
@@ -47,6 +47,7 @@ NETWORKS = (
 
 def main(_) -> None:
     packages.check(*packages.CHARTS)
+    options.check_workdir()
     points = [*published(), *measured()]
     folder = cli.workdir(LEDGER.value or 'runs/complexity')
     folder = folder.parent if folder.is_file() else folder

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from resnet_jax import cli
+from resnet_jax.errors import UserError
 
 flags.disclaim_key_flags()  # a flag defined here belongs to the command that asks for it
 
@@ -60,11 +61,22 @@ def base_arguments(default: str = '') -> list[str]:
             *(f'--config.{field}={value}' for field, value in overrides.items())]
 
 
+def check_workdir() -> None:
+    """Raises UserError if --workdir names a file; to be called before time is spent."""
+    path = flags.FLAGS.workdir
+    if path and pathlib.Path(path).is_file():
+        raise UserError(f'--workdir={path} is a file, not a folder.')
+
+
 def folder(default: str = '') -> pathlib.Path:
     """That --workdir names, or the one that all sweeps of a config share.
 
     Args:
       default: config file where none was given.
+
+    Raises:
+      UserError: --workdir names a file.
     """
+    check_workdir()
     name = cli.config_name() if flags.FLAGS.config is not None else pathlib.Path(default).stem
     return cli.workdir(f'runs/{name}_sweep')

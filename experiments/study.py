@@ -40,6 +40,7 @@ def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = options.DI
         some runs failed.
     """
     packages.check(*packages.CHARTS)
+    options.check_workdir()
     if flags.FLAGS.ledger:
         path = pathlib.Path(flags.FLAGS.ledger)
         found = ledger_lib.select(ledger_lib.read(path), {})

@@ -297,6 +297,14 @@ def test_responses_of_other_networks_in_a_ledger_are_refused(tmp_path, commands)
     assert re.fullmatch(r'error: only residual networks that classify [^\n]*\n', refused.errors)
 
 
+@pytest.mark.parametrize('command', ['complexity', 'depth', 'first_step', 'responses'])
+def test_a_file_as_workdir_is_refused_before_anything_is_run(tmp_path, commands, command):
+    (tmp_path / 'file').write_text('')
+    refused = commands.run(f'experiments.{command}', f'--workdir={tmp_path}/file')
+    assert (refused.status, refused.output) == (1, '')
+    assert refused.errors == f'error: --workdir={tmp_path}/file is a file, not a folder.\n'
+
+
 def test_responses_are_compared_in_mean():
     groups = {(20, True): {0: [2.0, 4.0], 1: [2.2, 4.0]},
               (20, False): {0: [1.0, 2.0], 1: [1.1, 2.0]},
