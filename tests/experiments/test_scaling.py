@@ -6,6 +6,7 @@ import pytest
 
 from experiments import charts, scaling
 from resnet_jax.errors import UserError
+from tests.printed import ROOT
 
 POINTS = [{'scaling': kind, 'devices': devices, 'images_per_second': 1000.0 * devices,
            'efficiency': 0.9, 'efficiency_overlapped': 1.0, 'bound': 'memory'}
@@ -28,3 +29,19 @@ def test_another_file_is_named(tmp_path):
     (tmp_path / 'a.json').write_text('[]')
     with pytest.raises(UserError, match=r'a\.json is not the output of `compile --sweep --json`'):
         scaling.read(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('network', ['ResNet-50', 'ResNet-152'])
+def test_the_table_of_the_documents_holds_the_predictions(network):
+    page = (ROOT / 'docs' / 'performance.md').read_text()
+    points = json.loads((ROOT / 'docs' / 'scaling' / f'{network}.json').read_text())['points']
+    for kind in ('weak', 'strong'):
+        of_kind = [point for point in points if point['scaling'] == kind]
+        assert [point['devices'] for point in of_kind] == [16, 64, 256]
+        rows = [' | '.join([
+            f'| {point["devices"]}', f'{point["images_per_device"]:.0f}',
+            f'{1000 * max(point["flop_seconds"], point["memory_seconds"]):.1f}',
+            f'{1000 * point["communication_seconds"]:.1f}', f'{point["images_per_second"]:,.0f}',
+            f'{100 * point["efficiency"]:.0f} to {100 * point["efficiency_overlapped"]:.0f} % |'])
+            for point in of_kind]
+        assert f'| {network}, {kind} ' + '\n| '.join(rows) in page
