@@ -54,15 +54,14 @@ def results(groups: Groups) -> list[dict[str, Any]]:
 
 def table(numbers: Sequence[Mapping[str, Any]]) -> str:
     """Table 6 with the measured errors beside it."""
-    def cell(mean: float, half_width: float | None) -> str:
-        return f'{mean:.2f}' if half_width is None else f'{mean:.2f} ± {half_width:.2f}'
-
     lines = [['network', 'parameters', 'paper', 'test error %', 'best evaluation',
               'training error %', 'seeds']]
     for row in numbers:
         lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
-                      cell(row['error'], row['half_width']), f'{row["best"]:.2f}',
-                      cell(row['train_error'], row['train_half_width']), str(row['seeds'])])
+                      tables.with_interval(row['error'], row['half_width'], 2),
+                      f'{row["best"]:.2f}',
+                      tables.with_interval(row['train_error'], row['train_half_width'], 2),
+                      str(row['seeds'])])
     has_110 = any(row['depth'] == 110 and row['dataset'] == paper.CIFAR10 for row in numbers)
     others = [f'the paper\'s ResNet-110: {paper.CIFAR10_110_RUNS}'] if has_110 else []
     noted = tables.with_notes(lines, max(row['seeds'] for row in numbers), tables.INTERVAL, *others)

@@ -72,9 +72,9 @@ def table(numbers: Sequence[Mapping[str, Any]]) -> str:
     """Table 3 with the measured errors beside it."""
     lines = [['network', 'parameters', 'paper', 'test error %', 'training loss', 'seeds']]
     for row in numbers:
-        half = '' if row['half_width'] is None else f' ± {row["half_width"]:.2f}'
         lines.append([row['network'], f'{row["parameters"]:,}', paper.text(row['paper']),
-                      f'{row["error"]:.2f}{half}', f'{row["loss"]:.4f}', str(row['seeds'])])
+                      tables.with_interval(row['error'], row['half_width'], 2),
+                      f'{row["loss"]:.4f}', str(row['seeds'])])
     noted = tables.with_notes(lines, max(row['seeds'] for row in numbers), tables.INTERVAL,
                               'the paper\'s errors are of 10 crops of ImageNet images')
     return f'{numbers[0]["dataset"]}\n{noted}'

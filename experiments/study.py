@@ -40,8 +40,8 @@ def rows(grids: Sequence[Mapping[str, Sequence[str]]], default: str = options.DI
         some runs failed.
     """
     packages.check(*packages.CHARTS)
-    options.check_workdir()
     if flags.FLAGS.ledger:
+        options.check_workdir()
         path = pathlib.Path(flags.FLAGS.ledger)
         found = ledger_lib.select(ledger_lib.read(path), {})
         if not found:

@@ -78,9 +78,14 @@ def mean_and_std(of: Estimate, digits: int) -> str:
 
 def mean_and_interval(of: Estimate, digits: int) -> str:
     """Such as '1.01 ± 0.34', half of the 95 % interval, or '1.01' of one value."""
-    if of.half_width is None:
-        return f'{of.mean:.{digits}f}'
-    return f'{of.mean:.{digits}f} ± {of.half_width:.{digits}f}'
+    return with_interval(of.mean, of.half_width, digits)
+
+
+def with_interval(mean: float, half_width: float | None, digits: int) -> str:
+    """The same of an estimate whose numbers have been taken apart for JSON."""
+    if half_width is None:
+        return f'{mean:.{digits}f}'
+    return f'{mean:.{digits}f} ± {half_width:.{digits}f}'
 
 
 def geometric_mean_and_interval(of: GeometricEstimate, digits: int) -> str:
