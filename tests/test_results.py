@@ -208,8 +208,8 @@ NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
 GIVEN = [
     '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps',
-    "1,500 of scikit-learn's digits of 8 x 8 pixels", 'the other 297', 'the 95 % t-interval', 'All 18 runs took 6 min 18 s',
-    '(figures 1, 4 and 6 of the paper)', 'At 56 layers',
+    "1,500 of scikit-learn's digits of 8 x 8 pixels", 'the other 297', 'the 95 % t-interval',
+    'All 18 runs took 6 min 18 s', '(figures 1, 4 and 6 of the paper)', 'At 56 layers',
     'of 8 and 20 layers',
     'better than 8; 56 and 20 differ', f'One test image is {100 / 297:.2f} points', 'around 1 %',
     '(table 6)', 'With 8 layers', '(figure 7)', 'over the 55 layers', 'over 19 layers',
