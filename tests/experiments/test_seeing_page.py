@@ -50,8 +50,18 @@ RATIO = dict(zip(STEPS, column('movement', 'norm of branch / norm of carried, re
                  strict=True))
 DELETED = column('deletion', 'error without it, residual (%)', CIFAR)
 PLAIN_DELETED = column('deletion', 'error without it, plain (%)', CIFAR)
-SMALL_STEPS, PLAIN_STEPS = step_to_step('residual', CIFAR)[2:], step_to_step('plain', CIFAR)
 PROBE = 'accuracy of a linear probe of the {} (%)'
+
+
+def last_stage(network: str) -> list[str]:
+    """The probe of the mean before stage 3, after its first block and after its last."""
+    table = f'separability_{network}'
+    accuracy = dict(zip(column(table, 'step', CIFAR), column(table, PROBE.format('mean'), CIFAR),
+                        strict=True))
+    return [f'{accuracy[step]:.1f} %' for step in ('2.9', '3.1', '3.9')]
+
+
+SMALL_STEPS, PLAIN_STEPS = step_to_step('residual', CIFAR)[2:], step_to_step('plain', CIFAR)
 MAP_PROBE, MEAN_PROBE = (column('separability_residual', PROBE.format(what), BLOCKS)
                          for what in ('map', 'mean'))
 PHOTO_CKA = column('cka_with_pixels', 'residual', BLOCKS)
@@ -101,6 +111,9 @@ SENTENCES = [
       f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of that of the plain',
       f'medians of {FLAT["loss_surface_residual_median"]:.1f} and '
       f'{FLAT["loss_surface_plain_median"]:.1f}'),
+    '{} before this stage, {} after its first block and {} after its last'.format(
+        *last_stage('residual')),
+    'the three are {}, {} and {}.'.format(*last_stage('plain')),
 ]
 FILTERS = PHOTOS['First-layer filters']
 GRADCAM = PHOTOS['Where the evidence lies: Grad-CAM']
