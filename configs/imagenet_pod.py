@@ -6,7 +6,8 @@ Not run for want of computing time.
 
 The argument names the depth and the devices, and may name the batch: r50,h100-16 is ResNet-50 on
 two machines with eight H100 each, r152,v5e-256,8192 has 8,192 images per step. TPUs are counted in
-chips; r152,2*v5e-256 has two slices of 256 chips, which the data-center network joins. Everything
+chips (Google Cloud's names of v3, v4 and v5p count cores, two per chip: its v5p-128 is v5p-64
+here); r152,2*v5e-256 has two slices of 256 chips, which the data-center network joins. Everything
 that follows from these is printed before the run. Check it beforehand with
 
   python -m resnet_jax.compile --config=configs/imagenet_pod.py:r152,v5e-256
@@ -49,22 +50,23 @@ def get_config(argument: str = 'r50,v5e-16'):
     devices = topologies.describe(topologies.standard(kind, count, slices))
     derive(config, 'topology', devices.name, f'{devices.count:,} {devices.device}s' + (
         f': {slices} slices of {kind}-{count}' if slices > 1 else ''))
-    _scale(config, devices, int(match[5] or 0))
+    _scale(config, devices, int(match[5]) if match[5] else None)
     return config
 
 
-def _scale(config, devices: topologies.Topology, batch: int) -> None:
+def _scale(config, devices: topologies.Topology, batch: int | None) -> None:
     """Derives all that depends on the batch and the devices."""
     most = next(images for memory, images in IMAGES_PER_DEVICE if devices.memory <= memory)
     chosen = 'as given'
-    if not batch:
+    if batch is None:
         batch = min(BATCH // devices.count or 1, most) * devices.count
         chosen = (f'at most {most} per {devices.device} and {BATCH:,} in all'
                   if batch <= BATCH else f'one per {devices.device}')
-    if batch % devices.count:
+    if batch % devices.count or not batch:
         lower = batch // devices.count * devices.count
+        nearest = f'nearest are {lower} and' if lower else 'smallest is'
         raise UserError(f'a batch of {batch} cannot be divided among {devices.count} devices; the '
-                        f'nearest are {lower or devices.count} and {lower + devices.count}.')
+                        f'{nearest} {lower + devices.count}.')
     images, times, epoch = batch // devices.count, batch / config.batch_size, IMAGES / batch
     steps = f'that of 256 images, divided by {times:g}'
     lars = batch > MOST

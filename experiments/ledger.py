@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import resnet_jax
+from resnet_jax import storage
 from resnet_jax.config import leaves
 from resnet_jax.errors import UserError
 from resnet_jax.output import write_whole
@@ -41,7 +42,7 @@ class Ledger:
       config: every field.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: storage.Path):
         """Reads the file, if it is there.
 
         Raises:
@@ -62,7 +63,7 @@ class Ledger:
         return self.rows.get(run, {}).get('seconds') or 0.0
 
 
-def read(path: pathlib.Path) -> list[Row]:
+def read(path: storage.Path) -> list[Row]:
     """The rows of a ledger.
 
     Args:
@@ -82,7 +83,7 @@ def read(path: pathlib.Path) -> list[Row]:
                         'move it away, and finished runs will be entered again.') from error
 
 
-def row(cell: Any, folder: pathlib.Path, **others: Any) -> Row:
+def row(cell: Any, folder: storage.Path, **others: Any) -> Row:
     """Reads the results of a run from its folder.
 
     Args:
@@ -123,10 +124,17 @@ def column(headline: Headline) -> str:
     return headline.tag.removeprefix('eval/').removeprefix('top1_')
 
 
-def is_finished(cell: Any, folder: pathlib.Path) -> bool:
+def is_finished(cell: Any, folder: storage.Path) -> bool:
     """Whether all steps of a run are done, evaluated and saved."""
     steps, tag = cell.config.num_steps, get(cell.config.task).headline.tag
-    return (folder / 'checkpoints' / str(steps)).is_dir() and any(
+    checkpoint = folder / 'checkpoints' / str(steps)
+    if storage.in_bucket(folder):
+        from resnet_jax.weights.checkpoint import is_complete  # which imports Orbax
+
+        is_there = is_complete(checkpoint)
+    else:
+        is_there = checkpoint.is_dir()
+    return is_there and any(
         row['step'] == steps and tag in row
         for row in read_rows(folder / 'metrics.jsonl'))
 

@@ -62,8 +62,11 @@ def base_arguments(default: str = '') -> list[str]:
 
 
 def check_workdir() -> None:
-    """Raises UserError if --workdir names a file; to be called before time is spent."""
+    """Raises UserError if --workdir names a file or a URL; to be called before time is spent."""
     path = flags.FLAGS.workdir
+    if path and '://' in path:
+        raise UserError(f'--workdir={path} must be a folder: of these commands, only '
+                        '`python -m experiments.sweep` writes to gs://BUCKET/FOLDER.')
     if path and pathlib.Path(path).is_file():
         raise UserError(f'--workdir={path} is a file, not a folder.')
 
@@ -75,7 +78,7 @@ def folder(default: str = '') -> pathlib.Path:
       default: config file where none was given.
 
     Raises:
-      UserError: --workdir names a file.
+      UserError: --workdir names a file or a URL.
     """
     check_workdir()
     name = cli.config_name() if flags.FLAGS.config is not None else pathlib.Path(default).stem

@@ -2,6 +2,9 @@
 
 Each is a `python -m resnet_jax.main` in its own folder, with its output in log.txt. On SIGTERM or
 Ctrl-C the runs save a checkpoint. What is finished stands in the ledger and is not repeated.
+
+A sweep in a bucket keeps its lock, which other machines do not see, and the logs of the runs that
+are under way on this machine.
 """
 
 import collections
@@ -11,13 +14,16 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.parse
 from collections.abc import Sequence
 
 from experiments import grid as grid_lib
 from experiments import ledger as ledger_lib
 from experiments.grid import Cell
 from experiments.ledger import Ledger, Row
+from resnet_jax import storage
 from resnet_jax.distributed.cores import restrict
 from resnet_jax.errors import UserError
 from resnet_jax.output import duration
@@ -34,13 +40,13 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def command(cell: Cell, workdir: pathlib.Path) -> list[str]:
+def command(cell: Cell, workdir: storage.Path) -> list[str]:
     """The command of one run."""
     return [sys.executable, '-m', 'resnet_jax.main', *cell.arguments,
             f'--workdir={workdir / cell.name}']
 
 
-def run(cells: Sequence[Cell], workdir: pathlib.Path, parallel: int | None = None) -> list[Row]:
+def run(cells: Sequence[Cell], workdir: storage.Path, parallel: int | None = None) -> list[Row]:
     """Does what is missing of a sweep.
 
     Args:
@@ -63,8 +69,9 @@ def run(cells: Sequence[Cell], workdir: pathlib.Path, parallel: int | None = Non
         machine = machine_lib.look()
         shares = machine_lib.share_out(machine, parallel, [cell.config for cell in left])
         grid_lib.check(left, machine_lib.devices_of(machine, shares))
-        workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / 'sweep.lock').open('w') as lock:
+        local = on_this_machine(workdir)
+        local.mkdir(parents=True, exist_ok=True)
+        with (local / 'sweep.lock').open('w') as lock:
             _wait_for(lock, workdir)
             ledger = open_ledger(cells, workdir)  # another sweep may have been at work meanwhile
             _collect(left, workdir, ledger)
@@ -73,7 +80,15 @@ def run(cells: Sequence[Cell], workdir: pathlib.Path, parallel: int | None = Non
     return [ledger.rows[cell.name] for cell in cells]
 
 
-def open_ledger(cells: Sequence[Cell], workdir: pathlib.Path) -> Ledger:
+def on_this_machine(workdir: storage.Path) -> pathlib.Path:
+    """The folder itself, or that of a sweep in a bucket for its lock and logs."""
+    if not storage.in_bucket(workdir):
+        return pathlib.Path(workdir)
+    name = urllib.parse.quote(str(workdir), safe='')
+    return pathlib.Path(tempfile.gettempdir()) / f'resnet_jax_sweeps_{os.getuid()}' / name
+
+
+def open_ledger(cells: Sequence[Cell], workdir: storage.Path) -> Ledger:
     """Opens the ledger of a folder.
 
     Raises:
@@ -100,7 +115,7 @@ def missing(cells: Sequence[Cell], ledger: Ledger) -> list[Cell]:
     return [cell for cell in cells if not is_done(cell)]
 
 
-def _collect(cells: Sequence[Cell], workdir: pathlib.Path, ledger: Ledger) -> None:
+def _collect(cells: Sequence[Cell], workdir: storage.Path, ledger: Ledger) -> None:
     """Enters the runs that were started by hand, or whose sweep was killed."""
     for cell in cells:
         if ledger_lib.is_finished(cell, workdir / cell.name):
@@ -108,7 +123,7 @@ def _collect(cells: Sequence[Cell], workdir: pathlib.Path, ledger: Ledger) -> No
             say(f'{cell.name} has been run already')
 
 
-def _wait_for(lock, workdir: pathlib.Path) -> None:
+def _wait_for(lock, workdir: storage.Path) -> None:
     """Takes the lock of a folder.
 
     The runs inherit it, so that the ones that a killed sweep has left behind are waited for.
@@ -123,14 +138,15 @@ def _wait_for(lock, workdir: pathlib.Path) -> None:
 class _Run:
     """A run that has been started."""
 
-    def __init__(self, cell: Cell, workdir: pathlib.Path, share, lock):
+    def __init__(self, cell: Cell, workdir: storage.Path, share, lock):
         self.cell, self.share = cell, share
         self.folder = workdir / cell.name
-        self.folder.mkdir(exist_ok=True)
+        self._local = on_this_machine(workdir) / cell.name
+        self._local.mkdir(exist_ok=True)
         self.started = time.monotonic()
         self.start_step = self.step()
         self.times_asked = 0  # to stop
-        self.log = (self.folder / 'log.txt').open('ab')
+        self.log = (self._local / 'log.txt').open('ab')
         self._from = self.log.tell()
         # A session of its own: Ctrl-C reaches it through the sweep alone, and so only once.
         self.process = subprocess.Popen(
@@ -146,11 +162,16 @@ class _Run:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
+    def upload(self) -> None:
+        """Copies its log to the bucket, if the sweep has one."""
+        if self._local != self.folder:
+            (self.folder / 'log.txt').write_bytes((self._local / 'log.txt').read_bytes())
+
     def error(self) -> str:
         """What it said last."""
         self.log.close()
         code = self.process.returncode
-        said = (self.folder / 'log.txt').read_bytes()[self._from:].decode(errors='replace')
+        said = (self._local / 'log.txt').read_bytes()[self._from:].decode(errors='replace')
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         # The sentence for a user; or the last line of a traceback.
         errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
@@ -227,6 +248,7 @@ class _Runs:
     def _end(self, run: _Run) -> None:
         self.running.remove(run)
         self.free.append(run.share)
+        run.upload()
         error = run.error() if run.process.returncode else None
         if error and self.signal is not None:
             return  # stopped, not failed
@@ -299,7 +321,7 @@ class _Progress:
         return (sum(self.left.values()) - under_way) / done * (time.monotonic() - self._started)
 
 
-def fail_if_any(rows: Sequence[Row], workdir: pathlib.Path) -> None:
+def fail_if_any(rows: Sequence[Row], workdir: storage.Path) -> None:
     """Raises UserError if a run failed."""
     failed = [row for row in rows if row['status'] == ledger_lib.FAILED]
     if failed:

@@ -8,10 +8,10 @@ log.txt; runs execute in parallel, one per core or GPU. On SIGTERM or Ctrl-C the
 checkpoint and the sweep ends; run the same command again to resume. Finished runs are not repeated,
 even for a larger sweep in the same folder; failed ones are retried. --dry_run prints the commands
 of the missing runs, for use on a cluster; run the same sweep afterwards to add them to the ledger.
-At the end, the sweep prints a table of means and standard deviations over the seeds.
+At the end, the sweep prints a table of means and standard deviations over the seeds. --workdir may
+be gs://BUCKET/FOLDER; as buckets have no locks, start only one sweep at a time in one.
 """
 
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import grid, options, runs
-from resnet_jax import cli
+from resnet_jax import cli, storage
 from resnet_jax.errors import UserError
 
 cli.config_flag()
@@ -37,18 +37,25 @@ def main(_) -> None:
 
     if not SWEEP.value:
         raise UserError(cli.give('--sweep FIELD=VALUE,VALUE,… at least once', __name__))
-    workdir = options.folder()
+    if in_bucket := storage.in_bucket(flags.FLAGS.workdir or ''):
+        storage.check_reachable(cli.workdir())
+    workdir = cli.workdir() if in_bucket else options.folder()
     cells = grid.cells(options.base_arguments(), grid.parse(SWEEP.value))
     if DRY_RUN.value:
         print_commands(cells, workdir)
         return
     runs.say(f'workdir: {workdir}')
-    rows = runs.run(cells, workdir, PARALLEL.value)
+    try:
+        rows = runs.run(cells, workdir, PARALLEL.value)
+    except Exception as error:  # gcsfs and what it uses raise many kinds
+        if in_bucket and (problem := storage.problem(error)):
+            raise UserError(f'{workdir} cannot be used: {problem}.') from error
+        raise
     runs.say(over_seeds(rows))
     runs.fail_if_any(rows, workdir)
 
 
-def print_commands(cells: Sequence[grid.Cell], workdir: pathlib.Path) -> None:
+def print_commands(cells: Sequence[grid.Cell], workdir: storage.Path) -> None:
     """Prints the commands of the missing runs, and nothing else, on stdout."""
     from experiments import machine
 

@@ -68,6 +68,9 @@ def main(_) -> None:
             models.family_of({'family': FAMILY.value})
         except models.ConfigError as error:
             raise UserError(f'--family: {error}') from error
+    if '://' in INPUT.value:
+        raise UserError(f'--input={INPUT.value} is not on this machine: download it first, and '
+                        'give the file or folder.')
     found = weights.read(pathlib.Path(INPUT.value).expanduser(), STRIDE_IN.value,
                          _numbers('mean', MEAN.value), _numbers('std', STD.value),
                          BN_EPSILON.value)

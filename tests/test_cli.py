@@ -97,6 +97,7 @@ MORE = {  # script or module, arguments, environment
     'empty workdir': ('folder', [DIGITS, '--workdir='], {}),
     'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
     'blank output': ('resnet_jax.convert', ['--input=x', '--output= '], {}),
+    'input in a bucket': ('resnet_jax.convert', ['--input=gs://runs/a.npz', '--output=x'], {}),
     'damaged image': ('resnet_jax.main', [f'--config={ROOT}/configs/folder.py',
                                           '--config.data.path=images', '--config.mesh.data=1'], {}),
     'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
@@ -245,6 +246,13 @@ def test_the_workdir_is_named_after_the_config_file_and_never_empty(results):
 def test_a_blank_output_is_a_missing_one(results):
     status, _, errors = results['blank output']
     assert status == 1 and errors.startswith('error: give --output=DIR, for example: '), errors
+
+
+def test_an_input_that_is_a_url_is_to_be_downloaded(results):
+    status, _, errors = results['input in a bucket']
+    assert status == 1 and errors == (
+        'error: --input=gs://runs/a.npz is not on this machine: download it first, and give the '
+        'file or folder.\n')
 
 
 def test_a_damaged_image_comes_with_the_field_that_leaves_it_out(results):

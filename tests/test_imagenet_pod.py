@@ -80,6 +80,10 @@ def test_256_images_are_the_recipe_of_the_paper():
     ('r50,2*v5e-16,100', 'cannot be divided among 32 devices; the nearest are 96 and 128'),
     ('2*r50,v5e-16', r'imagenet_pod takes DEPTH,DEVICES or .* r152,2\*v5e-256 for two slices'),
     ('r50,v5e-16,100', 'cannot be divided among 16 devices; the nearest are 96 and 112'),
+    ('r50,v5e-16,8', r'a batch of 8 cannot .* 16 devices; the smallest is 16\.'),
+    ('r50,v5e-16,0', r'a batch of 0 cannot .* 16 devices; the smallest is 16\.'),
+    ('r50,h100-0', 'number of GPUs must be at least 1; got h100-0'),
+    ('r152,v5litepod-256', 'what Google Cloud calls v5litepod-256 is called v5e-256 here'),
     ('r50', 'imagenet_pod takes DEPTH,DEVICES or')])
 def test_a_wrong_argument_is_one_sentence(argument, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -102,8 +106,11 @@ def test_the_table_says_where_each_value_comes_from_and_what_a_flag_has_changed(
     assert lines[5].split(maxsplit=2) == [
         'schedule.learning_rate', '1.6', '0.1 per 256 images, Goyal et al., section 2.1']
     config.schedule.learning_rate = 2.0
-    assert derived_table(config).splitlines()[5].split(maxsplit=2) == [
+    changed = derived_table(config).splitlines()
+    assert changed[5].split(maxsplit=2) == [
         'schedule.learning_rate', '2', 'set by a flag; derived: 1.6']
+    assert len(changed) == len(lines) + 1
+    assert changed[-1].startswith('note: fields set by a flag change no other field')
     assert derived_table(tiny.config()) == ''
     lines = derived_table(imagenet_pod.get_config('r152,2*v5e-256')).splitlines()
     assert lines[:2] == [
@@ -126,3 +133,22 @@ def test_main_warns_of_virtual_batches_that_span_devices(capsys):
     errors = capsys.readouterr().err
     assert errors.startswith('warning: batch-norm statistics are taken over 32 images')
     assert 'virtual_batch_size=8' in errors and errors.count('\n') == 1
+
+
+def test_a_run_on_other_devices_than_those_of_the_config_is_warned_of():
+    assert topologies.difference('v5e:16x16', 256) is None
+    assert topologies.difference('v3:2x2', 8) is None  # JAX sees two devices in a chip
+    assert topologies.difference('v5e:16x16', 1) == (
+        'the config is for 256 chips (v5e:16x16), but this run has 1; the batch stays the same. To '
+        'derive another one, name the devices of this run in the argument of --config.')
+
+
+def test_main_warns_of_other_devices_before_it_looks_for_the_data(commands, tmp_path):
+    process = commands.run(
+        'resnet_jax.main', '--config=configs/imagenet_pod.py:r152,v5e-256',
+        '--config.data.source=shards', f'--config.data.path={tmp_path}',
+        f'--workdir={tmp_path}/run')
+    assert process.status == 1
+    warning, error = process.errors.splitlines()
+    assert warning.startswith('warning: the config is for 256 chips (v5e:16x16), but this run has')
+    assert error.startswith('error: ') and 'holds no prepared split' in error

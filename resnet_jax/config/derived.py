@@ -23,14 +23,19 @@ def derived_table(config: ConfigDict) -> str:
 
     Returns:
       A line per field; '' if the config derives none. A value that a flag has set is marked, with
-      the derived one beside it.
+      the derived one beside it, and a last line says that the others stay.
     """
-    fields, rows = leaves(config), []
+    fields, rows, changed = leaves(config), [], False
     for field, value, source in config.derived:
         now = fields[field]
         said = source if now == value else f'set by a flag; derived: {value}'
+        changed |= now != value
         shown = f'{now:,}' if isinstance(now, int) else f'{now:.4g}' if isinstance(
             now, float) else str(now)
         rows.append((field, shown, said))
     width = max((len(shown) for _, shown, _ in rows), default=0)
-    return '\n'.join(f'{field:<27} {shown:>{width}}  {said}' for field, shown, said in rows)
+    lines = [f'{field:<27} {shown:>{width}}  {said}' for field, shown, said in rows]
+    if changed:
+        lines.append('note: fields set by a flag change no other field; depth, devices and batch '
+                     'given behind --config=FILE: do.')
+    return '\n'.join(lines)

@@ -30,7 +30,7 @@ from resnet_jax.training.validation import (
     with_statistics,
 )
 from resnet_jax.training.workdir import Record
-from resnet_jax.xla import backend, compilation_cache
+from resnet_jax.xla import backend, compilation_cache, topologies
 
 # Training time between two lines of the output, where the log has none for longer, and between two
 # updates of the live line of a terminal.
@@ -82,6 +82,8 @@ def train(config: ConfigDict, workdir: storage.Path) -> dict[str, float]:
     config = completed(config)
     workdir_lib.check_origin(config, workdir)
     mesh = sharding.create_mesh(config)
+    if config.topology and (other := topologies.difference(config.topology, mesh.size)):
+        warn(other)
     config, chosen = choices.choose(config, Machine.of(mesh))
     if lines := choices.table(given, config, kept | chosen):
         say(lines)

@@ -1,5 +1,6 @@
 """Predicts images per second on slices and clusters of several sizes, from one compiled step."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,11 +60,18 @@ def sweep(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
 
 
 def expand(text: Sequence[str]) -> list[str]:
-    """Completes ['v5e:4x4', '8x8'] to ['v5e:4x4', 'v5e:8x8']."""
+    """Completes ['v5e:4x4', '8x8'] to ['v5e:4x4', 'v5e:8x8'].
+
+    Raises:
+      UserError: there is no such topology.
+    """
     names, kind = [], ''
     for name in text:
-        kind = name.partition(':')[0] if ':' in name else kind
-        names.append(name if ':' in name else f'{kind}:{name}')
+        if ':' in name:
+            kind = name.partition(':')[0]
+        elif kind and re.fullmatch(r'(\d+\*)?\d+(x\d+)*', name):
+            name = f'{kind}:{name}'
+        names.append(topologies.describe(name).name)
     return names
 
 

@@ -81,6 +81,7 @@ CHIPS = {
 # 'GPUs' of the same book: NVLink 450 GB/s per GPU, InfiniBand 400 GB/s per machine. The
 # bandwidth of the memory is the driver's figure.
 GPUS = {'h100': Gpu(989e12, 3352.32e9, 80 * 10**9, 8, 450e9, 50e9)}
+CLOUD_NAMES = {'v5litepod': 'v5e'}  # of the same number of chips
 HOP_SECONDS = 1e-6  # over a link between TPUs, whatever the size; the same book
 # Nothing is run: no chip is taken, since others may hold those of this machine, and libtpu need not
 # look for the machine's place in a slice.
@@ -128,8 +129,12 @@ def describe(name: str) -> Topology:
       UserError: there is no such topology.
     """
     match = re.fullmatch(r'(\w+):(?:(\d+)\*)?(\d+(?:x\d+)*)', name)
+    if by_count := re.fullmatch(r'(?:(\d+)\*)?(\w+)-(\d+)', name):
+        slices, kind, count = by_count.groups()
+        raise UserError(f'the topology {name} is written '
+                        f'{standard(kind, int(count), int(slices or 1))}.')
     if not match:
-        raise UserError(f'--topology must be a TPU slice, GPUs or simulated devices, {EXAMPLES}; '
+        raise UserError(f'a topology is a TPU slice, GPUs or simulated devices, {EXAMPLES}; '
                         f'got {name!r}.')
     kind, slices = match[1], int(match[2] or 1)
     shape = tuple(int(size) for size in match[3].split('x'))
@@ -184,8 +189,13 @@ def standard(kind: str, count: int, slices: int = 1) -> str:
     if kind in GPUS and slices > 1:
         raise UserError(f'there are no slices of GPUs: give the number of all GPUs, '
                         f'{kind}-{slices * count}, instead of {slices}*{kind}-{count}.')
-    if kind in GPUS:
+    if kind in GPUS and count:
         return describe(f'{kind}:{count}').name
+    if kind in GPUS:
+        raise UserError(f'the number of GPUs must be at least 1; got {kind}-{count}.')
+    if kind in CLOUD_NAMES:
+        raise UserError(f"what Google Cloud calls {kind}-{count} is called "
+                        f'{CLOUD_NAMES[kind]}-{count} here.')
     if kind not in CHIPS:
         raise UserError(f'there is no accelerator {kind!r}; known are '
                         f'{", ".join((*CHIPS, *GPUS))}.')
@@ -199,6 +209,24 @@ def standard(kind: str, count: int, slices: int = 1) -> str:
         sizes.reverse()
     joined = f'{slices}*' if slices > 1 else ''
     return f'{kind}:{joined}{"x".join(map(str, sizes))}'
+
+
+def difference(name: str, count: int) -> str | None:
+    """What it means that a run has other devices than a config was written for; None: it has not.
+
+    Args:
+      name: of the topology of the config; see `describe`.
+      count: of the devices of the run.
+
+    Raises:
+      UserError: there is no such topology.
+    """
+    expected = describe(name)
+    if expected.count == count:
+        return None
+    return (f'the config is for {expected.count:,} {expected.device}s ({name}), but this run has '
+            f'{count:,}; the batch stays the same. To derive another one, name the devices of this '
+            'run in the argument of --config.')
 
 
 def _of_tpus(name: str, chip: Chip, slices: int, shape: tuple[int, ...]) -> Topology:

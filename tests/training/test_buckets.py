@@ -226,3 +226,47 @@ def test_two_processes_killed_in_a_bucket_end_with_the_bits_of_two_on_disk(
     assert 'resuming from step' in job.output(0)
     last = steps_in(tmp_path / 'checkpoints')[-1]
     assert_same_run(workdir, tmp_path, last)
+
+
+SWEEP = ['--config=configs/digits_r20.py', '--config.model.depth=8', '--config.model.width=8',
+         '--config.batch_size=64', '--config.num_steps=40', '--config.mesh.data=1',
+         '--config.schedule.name=constant', '--config.checkpoint.every_steps=4',
+         '--config.eval.every_steps=40', '--config.log.every_steps=4', '--sweep=seed=0,1',
+         '--parallel=1']
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_that_was_stopped_ends_with_the_results_of_one_on_disk(
+        bucket, commands, tmp_path):
+    env = ONE_DEVICE | bucket.variables | {'TMPDIR': str(tmp_path / 'tmp')}
+    (tmp_path / 'tmp').mkdir()
+    on_disk = commands.run('experiments.sweep', *SWEEP, f'--workdir={tmp_path}/sweep', env=env)
+    assert on_disk.status == 0, on_disk.errors
+    workdir, args = storage.path_of('gs://runs/sweep'), [*SWEEP, '--workdir=gs://runs/sweep']
+    sweep = commands.start('experiments.sweep', *args, env=env)
+    sweep.until(lambda: steps_in(workdir / 'seed=0' / 'checkpoints'))
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait() == 128 + signal.SIGTERM, sweep.output + sweep.errors
+    sweep = commands.run('experiments.sweep', *args, env=env)
+    assert sweep.status == 0, sweep.output + sweep.errors
+    assert 'resuming from step' in (workdir / 'seed=0' / 'log.txt').read_text()
+    found, expected = (
+        [{name: row[name] for name in ('run', 'status', 'steps', 'final_error', 'best_error')}
+         for row in map(json.loads, (path / 'ledger.jsonl').read_text().splitlines())]
+        for path in (workdir, tmp_path / 'sweep'))
+    assert found == expected and len(found) == 2
+    asked = len(bucket.requests)
+    again = commands.run('experiments.sweep', *args, env=env)
+    assert again.status == 0 and '[' not in again.output
+    assert not any(request.startswith('POST') for request in bucket.requests[asked:])
+
+
+def test_a_sweep_in_a_bucket_that_is_missing_is_one_sentence_and_figures_need_a_folder(
+        bucket, commands):
+    for name, args, sentence in (
+            ('sweep', [*SWEEP, '--workdir=gs://elsewhere/sweep'], 'there is no bucket gs://elsew'),
+            ('sweep', [*SWEEP, '--workdir=s3://runs/sweep'], 's3://runs/sweep cannot be used'),
+            ('degradation', ['--workdir=gs://runs/figure'], '--workdir=gs://runs/figure must be')):
+        process = commands.run(f'experiments.{name}', *args, env=bucket.variables)
+        assert process.status == 1
+        assert process.errors.startswith(f'error: {sentence}') and process.errors.count('\n') == 1

@@ -118,3 +118,12 @@ def test_the_topology_that_is_compiled_for_is_a_single_slice():
 def test_simulated_devices_have_no_peak_to_predict_from():
     with pytest.raises(UserError, match='cpu:8, whose peak is not known'):
         scaling.sweep(tiny.config(), ['cpu:8'])
+
+
+def test_names_of_a_sweep_are_completed_and_quoted_as_they_were_given():
+    assert scaling.expand(['v5e:4x4', '8x8', '2*16x16', 'h100:16']) == [
+        'v5e:4x4', 'v5e:8x8', 'v5e:2*16x16', 'h100:16']
+    for names, sentence in ((['v5e:4x4', '8X8'], "got '8X8'"), (['4x4'], "got '4x4'"),
+                            (['v5e:4x4', 'v5e-64'], 'topology v5e-64 is written v5e:8x8')):
+        with pytest.raises(UserError, match=sentence):
+            scaling.expand(names)

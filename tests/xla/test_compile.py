@@ -298,7 +298,9 @@ def test_imagenet_and_cifar_are_not_needed():
 
 
 @pytest.mark.parametrize(('name', 'sentence'), [
-    ('v5e', 'such as v5e:4x4'), ('v9:2x2', "no topology 'v9:2x2': those of v3"),
+    ('v5e', 'such as v5e:4x4'), ('v5e-16', 'the topology v5e-16 is written v5e:4x4'),
+    ('2*v5e-16', r'the topology 2\*v5e-16 is written v5e:2\*4x4'),
+    ('v9:2x2', "no topology 'v9:2x2': those of v3"),
     ('v5e:32x32', 'from 1 to 256 chips'), ('v4:4x4', 'has 3 dimensions'),
     ('v5e:3x4', 'must be even'), ('cpu:0', 'no topology'), ('cpu:64', 'started with 8')])
 def test_a_topology_that_does_not_exist_is_named(name, sentence, monkeypatch, cpus):
