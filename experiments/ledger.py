@@ -17,7 +17,7 @@ from resnet_jax.output import write_whole
 from resnet_jax.tasks import Headline, get
 from resnet_jax.training.writers import read_rows
 
-FINISHED, FAILED = 'finished', 'failed'
+FINISHED, FAILED, STOPPED = 'finished', 'failed', 'stopped'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 Row = dict[str, Any]
@@ -29,7 +29,8 @@ class Ledger:
     A row has
       run: name of the run's folder, beside the ledger.
       overrides: the swept fields and their values.
-      status: 'finished' or 'failed'; error: of a failed run, what it said last.
+      status: 'finished', 'failed', or 'stopped' with its sweep by a signal.
+      error: of a failed run, what it said last.
       steps: that are done.
       final_error, best_error: top-1 error of the last evaluation and the lowest of all, percent;
         of another task final_NAME and best_NAME, after the number that decides there, as in

@@ -250,16 +250,18 @@ class _Runs:
         self.free.append(run.share)
         run.upload()
         error = run.error() if run.process.returncode else None
+        name, status = run.cell.name, ledger_lib.FINISHED
         if error and self.signal is not None:
-            return  # stopped, not failed
-        name = run.cell.name
-        if not error and not ledger_lib.is_finished(run.cell, run.folder):
+            error, status = None, ledger_lib.STOPPED
+        elif not error and not ledger_lib.is_finished(run.cell, run.folder):
             error = 'it ended before its last step was evaluated and saved'
         row = ledger_lib.row(
             run.cell, run.folder, **self.about,
-            status=ledger_lib.FAILED if error else ledger_lib.FINISHED, error=error,
+            status=ledger_lib.FAILED if error else status, error=error,
             seconds=round(self.ledger.seconds(name) + run.seconds(), 1))
         self.ledger.put(row)
+        if status == ledger_lib.STOPPED:
+            return
         self.progress.ends(run)
         result = f'failed: {error}' if error else _result(run.cell, row)
         say(f'[{self.total - len(self.waiting) - len(self.running)}/{self.total}] {name}  {result}'

@@ -58,7 +58,9 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, start, how):
     status = process.wait(timeout=60)
     left = {path.parent.name: int(path.read_text()) for path in tmp_path.glob('*/saved')}
     assert sorted(left.values())[-2:] == [30, 30]
-    assert len(rows_of(tmp_path)) == 2
+    before = rows_of(tmp_path)
+    assert [row['status'] for row in before] == ['finished'] * 2 + (
+        [] if how == 'SIGKILL' else ['stopped'] * 2)
     if how == 'SIGKILL':  # nobody told the runs, and they go on; the next sweep waits for them
         assert status == -9
     else:
@@ -73,6 +75,9 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(tmp_path, start, how):
     assert {row['status'] for row in rows} == {'finished'}
     starts = collections.Counter(starts_of(tmp_path).values())
     assert starts == ({1: 4} if how == 'SIGKILL' else {1: 2, 2: 2})
+    seconds = {row['run']: row['seconds'] for row in rows}
+    for row in before[2:]:  # the time of all starts counts
+        assert seconds[row['run']] > row['seconds'] > 0 and row['error'] is None
     for row in rows:  # no step was done twice, and none left out
         steps = [line['step'] for line in read_rows(tmp_path / row['run'] / 'metrics.jsonl')]
         assert steps == list(range(1, 31))
@@ -182,7 +187,8 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path, start):
     process.until(lambda: any(row['step'] >= 50 for row in read_rows(metrics)))
     process.send_signal(signal.SIGINT)  # as Ctrl-C does
     assert process.wait(timeout=120) == 130
-    assert rows_of(tmp_path / 'sweep') == []
+    stopped, = rows_of(tmp_path / 'sweep')
+    assert stopped['status'] == 'stopped' and stopped['steps'] >= 50
     process = start(*args, name='experiments.sweep')
     assert process.wait() == 0, process.errors
     row, = rows_of(tmp_path / 'sweep')
@@ -193,7 +199,7 @@ def test_the_real_thing_stopped_while_it_trains(tmp_path, start):
                                     if 'eval/top1_error' in line)
     losses = {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
     assert row['final_train_loss'] == losses[200] and len(losses) == 8
-    assert row['images_per_second'] > 0 and row['seconds'] > 0
+    assert row['images_per_second'] > 0 and row['seconds'] > stopped['seconds'] > 0
     assert row['versions'].keys() >= {'python', 'jax', 'flax'} and row['machine']['cores'] >= 1
     assert row['config']['model.width'] == 8 and row['overrides'] == {'seed': 3}
     log = (metrics.parent / 'log.txt').read_text()
