@@ -37,6 +37,8 @@ SWEEP = cli.flag(
 
 def main(_) -> None:
     config = CONFIG.value
+    if SWEEP.value and TOPOLOGY.value:
+        raise UserError('--sweep names the topologies itself: leave out --topology.')
     names = scaling.expand(SWEEP.value or list(filter(None, [TOPOLOGY.value or config.topology])))
     if not names:
         raise UserError(cli.give('--topology=NAME', main.__module__))

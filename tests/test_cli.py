@@ -98,6 +98,7 @@ MORE = {  # script or module, arguments, environment
     'blank workdir': ('folder', [DIGITS, '--workdir= '], {}),
     'blank output': ('resnet_jax.convert', ['--input=x', '--output= '], {}),
     'input in a bucket': ('resnet_jax.convert', ['--input=gs://runs/a.npz', '--output=x'], {}),
+    'two topologies': ('resnet_jax.compile', [DIGITS, '--sweep=cpu:4', '--topology=cpu:8'], {}),
     'damaged image': ('resnet_jax.main', [f'--config={ROOT}/configs/folder.py',
                                           '--config.data.path=images', '--config.mesh.data=1'], {}),
     'sweep': ('experiments.sweep', [DIGITS, '--sweep=seed=0,1', '--dry_run'], {}),
@@ -253,6 +254,11 @@ def test_an_input_that_is_a_url_is_to_be_downloaded(results):
     assert status == 1 and errors == (
         'error: --input=gs://runs/a.npz is not on this machine: download it first, and give the '
         'file or folder.\n')
+
+
+def test_a_sweep_of_topologies_takes_no_further_one(results):
+    assert results['two topologies'] == [
+        1, '', 'error: --sweep names the topologies itself: leave out --topology.\n']
 
 
 def test_a_damaged_image_comes_with_the_field_that_leaves_it_out(results):
