@@ -105,7 +105,22 @@ def deep_rows() -> list[str]:
                for run in read('digits_deep/degradation')['runs']}
     return [cells(name, f'{trained[name]["final_train_error"]:.2f}', f'{run["training_error"]:.2f}',
                   f'{trained[name]["final_error"]:.2f}')
-            for name, run in runs('digits_deep/training_images').items()]
+            for name, run in runs('digits_deep/training_images').items()] + [
+        cells(name, *(f'{run[number]:.2f}' for number in (
+            'final_train_error', 'training_error', 'final_error')))
+        for name, run in runs('digits_deep/zero_init').items()]
+
+
+def zero_init() -> str:
+    """Where the training error of blocks that start as the identity falls below the other's."""
+    others = {row['step']: row['error'] for row in read('digits_deep/degradation')['curves']
+              if (row['depth'], row['images']) == (1202, 'training')}
+    run, = runs('digits_deep/zero_init').values()
+    errors = dict(run['curves']['training'])
+    assert errors.keys() == others.keys() and run['training_error'] == 0
+    assert all((errors[step] > others[step]) == (step <= 200) for step in errors)
+    return (f'its training error is higher up to step 200 ({errors[200]:.2f} against '
+            f'{others[200]:.2f} %). From then on it is lower')
 
 
 def deepest() -> list[str]:
@@ -213,7 +228,8 @@ MEASURED = [*digits_rows(), digits_commit(),
             *deep_rows(), *deepest(), *cifar10_rows(), *(response(network, 'cifar10/responses')
                                for network in ('ResNet-20', 'ResNet-56', 'plain-20', 'plain-56')),
             lossless(), greatest_response(), degradation(), lead(), deeper(), start(),
-            *first_steps(), parity(), gain(), spread()]
+            *first_steps(), parity(),
+            zero_init(), gain(), spread()]
 NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet-110',
          'ResNet-1202', 'plain-8', 'plain-20', 'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
@@ -238,6 +254,8 @@ GIVEN = [
     'a learning rate of 0.1 is', '(section 4.1)',
     'network of 56 layers', 'that of 20,', "the paper's figure 6,", 'As in figure 7 of',
     'A thousand layers (section 4.2)', 'trains 1,202 layers', 'below 0.1 %', 'with 110 layers',
+    'than that of the networks of 56 and 110 layers', 'like those of 56 and 110 layers',
+    'Goyal et al., 2017',
     'had 500 steps', 'learning rate of 0.01,', 'over the first 200,', 'last 25 steps, shifted so',
     'over whole batches of 128 images', 'over 64 as', 'over 128 as well', 'in PyTorch, seed 1',
     'mask AP50', 'box AP50', '| AP50 |', 'The AP50 of',
