@@ -94,6 +94,13 @@ def localization_rows() -> list[str]:
     return [*rows, f'| | {centre:.1f} | | | |']
 
 
+def order() -> str:
+    """What another order of the classes makes of the fine-tuning."""
+    (run,), (again, other) = read('finetuning')['runs'], read('finetuning')['again']
+    assert again['evaluation'] == run['evaluation']
+    return f'in another order, the error was {other["evaluation"]["top1_error"]:.1f} %'
+
+
 def finetuning_row() -> str:
     run, = read('finetuning')['runs']
     return cells(f'{run["train_images"]:,}', f'{run["images"]:,}', run['steps'],
@@ -229,7 +236,7 @@ MEASURED = [*digits_rows(), digits_commit(),
                                for network in ('ResNet-20', 'ResNet-56', 'plain-20', 'plain-56')),
             lossless(), greatest_response(), degradation(), lead(), deeper(), start(),
             *first_steps(), parity(),
-            zero_init(), gain(), spread()]
+            zero_init(), order(), gain(), spread()]
 NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet-110',
          'ResNet-1202', 'plain-8', 'plain-20', 'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.

@@ -103,7 +103,7 @@ def _disentangling(network: Representation) -> str:
 
 
 def _dependence(name: str, lesions: Lesions) -> str:
-    cost = lesions.deleted - lesions.whole
+    cost = np.round(lesions.deleted - lesions.whole, 6)  # exactly 5 points are not less than 5
     cheap = int((cost < NOTICEABLE).sum())
     count = len(lesions.blocks)
     dear = [lesions.blocks[i] for i in np.argsort(-cost) if cost[i] >= NOTICEABLE]
@@ -111,7 +111,8 @@ def _dependence(name: str, lesions: Lesions) -> str:
         return (f'No block of the {name} network can be spared: without any one of them the error '
                 f'rises from {lesions.whole:.2f} % to {lesions.deleted.min():.1f} % at least, and '
                 f'to {lesions.deleted.max():.1f} % without block {dear[0]}.')
-    first = ('Most blocks can be spared' if cheap > count / 2 else 'Most blocks cannot be spared')
+    first = ('Half of the blocks can be spared' if 2 * cheap == count else
+             'Most blocks can be spared' if 2 * cheap > count else 'Most blocks cannot be spared')
     return (f'{first}: without {cheap} of the {count} blocks of the {name} network, one at a time, '
             f'the error rises by less than {NOTICEABLE:.0f} points from {lesions.whole:.2f} %'
             + (f'; without block {dear[0]} it is {lesions.deleted.max():.1f} %.' if dear else '.'))

@@ -108,6 +108,10 @@ def test_the_answer_follows_the_numbers():
         text = answer.answer({'residual': network}, LESIONS)
         assert told in text[0] and f'{network.output_cosine[0, 0]:.2f}' in text[0]
     assert 'without 2 of the 3 blocks' in text[2] and 'without block 1.1 it is 30.0 %' in text[2]
+    rounded = dataclasses.replace(LESIONS['residual'], whole=9.5, deleted=np.array(
+        [14.5 - 1e-12, 14.5, 14.0]))  # 5, 5 and 4.5 points
+    text = answer.answer({'residual': near}, {'residual': rounded})
+    assert text[2].startswith('Most blocks cannot be spared: without 1 of the 3 blocks')
     both = answer.answer(NETWORKS, LESIONS)
     assert 'No block of the plain network can be spared' in both[-1]
 

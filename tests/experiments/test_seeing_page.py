@@ -50,6 +50,9 @@ RATIO = dict(zip(STEPS, column('movement', 'norm of branch / norm of carried, re
                  strict=True))
 DELETED = column('deletion', 'error without it, residual (%)', CIFAR)
 PLAIN_DELETED = column('deletion', 'error without it, plain (%)', CIFAR)
+PHOTO_DELETED = dict(zip(column('deletion', 'block', BLOCKS),
+                         column('deletion', 'error without it, residual (%)', BLOCKS), strict=True))
+SWAPPED = {error: blocks for blocks, error in BLOCKS['tables']['swapping'][1:]}
 PROBE = 'accuracy of a linear probe of the {} (%)'
 
 
@@ -93,6 +96,13 @@ SENTENCES = [
     f'any of {sum(error < OF_CIFAR["error_residual"] + 5 for error in DELETED)} of the '
     f'{len(DELETED)} residual blocks costs less than 5 points of error, and deleting the first of '
     f'stage 3 costs most ({max(DELETED):.1f} % error)',
+    f'any of {sum(error < OF_BLOCKS["error_residual"] + 5 for error in PHOTO_DELETED.values())} of '
+    f'the {len(PHOTO_DELETED)} blocks costs less than 5 points of error '
+    f'({OF_BLOCKS["error_residual"]:.1f} % with all of them). Two blocks of stage 2 cost far more: '
+    f'without the first the error is {PHOTO_DELETED["2.1"]:.1f} %, and without the third '
+    f'{PHOTO_DELETED["2.3"]:.1f} %. Swapping two blocks of a stage gives errors from '
+    f'{min(SWAPPED):.1f} % ({SWAPPED[min(SWAPPED)]}) to {max(SWAPPED):.1f} % '
+    f'({SWAPPED[max(SWAPPED)]})',
     f'the error is at least {min(PLAIN_DELETED):.1f} %, and {OF_CIFAR["error_plain"]:.1f} % with',
     f'a probability of {100 * MAXIMISED["maximised_class_probability"]:.1f} % and a score of '
     f'{MAXIMISED["maximised_class_score"]:.1f}',
