@@ -94,11 +94,15 @@ def localization_rows() -> list[str]:
     return [*rows, f'| | {centre:.1f} | | | |']
 
 
-def order() -> str:
-    """What another order of the classes makes of the fine-tuning."""
-    (run,), (again, other) = read('finetuning')['runs'], read('finetuning')['again']
+def tries() -> str:
+    """What other seeds, and another order of the classes, make of the fine-tuning."""
+    (run,), (again, *others) = read('finetuning')['runs'], read('finetuning')['again']
     assert again['evaluation'] == run['evaluation']
-    return f'in another order, the error was {other["evaluation"]["top1_error"]:.1f} %'
+    order, *seeds = (other['evaluation']['top1_error'] for other in others)
+    assert run['evaluation']['top1_error'] < min(order, *seeds) and len(seeds) == 2
+    return (f'With seeds 1 and 2 the error was {seeds[0]:.1f} and {seeds[1]:.1f} %. With the '
+            'folders of Imagenette as they are, whose names put the classes in another order, it '
+            f'was {order:.1f} %. So {run["evaluation"]["top1_error"]:.1f} % is the best of four.')
 
 
 def finetuning_row() -> str:
@@ -236,7 +240,7 @@ MEASURED = [*digits_rows(), digits_commit(),
                                for network in ('ResNet-20', 'ResNet-56', 'plain-20', 'plain-56')),
             lossless(), greatest_response(), degradation(), lead(), deeper(), start(),
             *first_steps(), parity(),
-            zero_init(), order(), gain(), spread()]
+            zero_init(), tries(), gain(), spread()]
 NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet-110',
          'ResNet-1202', 'plain-8', 'plain-20', 'plain-56', 'CIFAR-10', 'top-1')
 # Numbers that describe what was done. Any other digit of the page must be in a measured sentence.
