@@ -127,15 +127,10 @@ def column(headline: Headline) -> str:
 
 def is_finished(cell: Any, folder: storage.Path) -> bool:
     """Whether all steps of a run are done, evaluated and saved."""
-    steps, tag = cell.config.num_steps, get(cell.config.task).headline.tag
-    checkpoint = folder / 'checkpoints' / str(steps)
-    if storage.in_bucket(folder):
-        from resnet_jax.weights.checkpoint import is_complete  # which imports Orbax
+    from resnet_jax.weights.checkpoint import FOLDER, is_complete  # which imports Orbax
 
-        is_there = is_complete(checkpoint)
-    else:
-        is_there = checkpoint.is_dir()
-    return is_there and any(
+    steps, tag = cell.config.num_steps, get(cell.config.task).headline.tag
+    return is_complete(folder / FOLDER / str(steps)) and any(
         row['step'] == steps and tag in row
         for row in read_rows(folder / 'metrics.jsonl'))
 

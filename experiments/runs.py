@@ -248,19 +248,19 @@ class _Runs:
     def _end(self, run: _Run) -> None:
         self.running.remove(run)
         self.free.append(run.share)
-        run.upload()
-        error = run.error() if run.process.returncode else None
-        name, status = run.cell.name, ledger_lib.FINISHED
-        if error and self.signal is not None:
-            error, status = None, ledger_lib.STOPPED
-        elif not error and not ledger_lib.is_finished(run.cell, run.folder):
+        name, code = run.cell.name, run.process.returncode
+        is_stopped = code != 0 and self.signal is not None
+        error = run.error() if code and not is_stopped else None
+        if not code and not ledger_lib.is_finished(run.cell, run.folder):
             error = 'it ended before its last step was evaluated and saved'
+        status = (ledger_lib.STOPPED if is_stopped else
+                  ledger_lib.FAILED if error else ledger_lib.FINISHED)
         row = ledger_lib.row(
-            run.cell, run.folder, **self.about,
-            status=ledger_lib.FAILED if error else status, error=error,
+            run.cell, run.folder, **self.about, status=status, error=error,
             seconds=round(self.ledger.seconds(name) + run.seconds(), 1))
         self.ledger.put(row)
-        if status == ledger_lib.STOPPED:
+        run.upload()
+        if is_stopped:
             return
         self.progress.ends(run)
         result = f'failed: {error}' if error else _result(run.cell, row)

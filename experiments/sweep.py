@@ -37,9 +37,9 @@ def main(_) -> None:
 
     if not SWEEP.value:
         raise UserError(cli.give('--sweep FIELD=VALUE,VALUE,… at least once', __name__))
-    if in_bucket := storage.in_bucket(flags.FLAGS.workdir or ''):
-        storage.check_reachable(cli.workdir())
+    in_bucket = storage.in_bucket(flags.FLAGS.workdir or '')
     workdir = cli.workdir() if in_bucket else options.folder()
+    storage.check_reachable(workdir)
     cells = grid.cells(options.base_arguments(), grid.parse(SWEEP.value))
     if DRY_RUN.value:
         print_commands(cells, workdir)

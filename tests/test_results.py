@@ -47,7 +47,7 @@ def digits_rows() -> list[str]:
 
 def digits_commit() -> str:
     commit, = {run['commit'] for run in read('degradation')['runs']}
-    return f'They were done with commit {commit[:7]}.'
+    return f'The 18 runs were done with commit {commit[:7]}.'
 
 
 def response(network: str, file: str = 'responses') -> str:
@@ -247,7 +247,7 @@ NAMES = ('ResNet-8', 'ResNet-18', 'ResNet-20', 'ResNet-50', 'ResNet-56', 'ResNet
 GIVEN = [
     '20 layers', '18 networks of 8, 20 and 56 layers', '450 steps',
     "1,500 of scikit-learn's digits of 8 x 8 pixels", 'the other 297', 'the 95 % t-interval',
-    'All 18 runs took 6 min 18 s', '(figures 1, 4 and 6 of the paper)', 'At 56 layers',
+    '(figures 1, 4 and 6 of the paper)', 'At 56 layers',
     'of 8 and 20 layers',
     'better than 8; 56 and 20 differ', f'one test image is {100 / 297:.2f} points',
     '(table 6)', 'With 8 layers', '(figure 7)', 'over the 55 layers', 'over 19 layers',

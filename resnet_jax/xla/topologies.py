@@ -128,11 +128,11 @@ def describe(name: str) -> Topology:
     Raises:
       UserError: there is no such topology.
     """
-    match = re.fullmatch(r'(\w+):(?:(\d+)\*)?(\d+(?:x\d+)*)', name)
     if by_count := re.fullmatch(r'(?:(\d+)\*)?(\w+)-(\d+)', name):
         slices, kind, count = by_count.groups()
         raise UserError(f'the topology {name} is written '
                         f'{standard(kind, int(count), int(slices or 1))}.')
+    match = re.fullmatch(r'(\w+):(?:(\d+)\*)?(\d+(?:x\d+)*)', name)
     if not match:
         raise UserError(f'a topology is a TPU slice, GPUs or simulated devices, {EXAMPLES}; '
                         f'got {name!r}.')
@@ -189,10 +189,10 @@ def standard(kind: str, count: int, slices: int = 1) -> str:
     if kind in GPUS and slices > 1:
         raise UserError(f'there are no slices of GPUs: give the number of all GPUs, '
                         f'{kind}-{slices * count}, instead of {slices}*{kind}-{count}.')
-    if kind in GPUS and count:
-        return describe(f'{kind}:{count}').name
     if kind in GPUS:
-        raise UserError(f'the number of GPUs must be at least 1; got {kind}-{count}.')
+        if not count:
+            raise UserError(f'the number of GPUs must be at least 1; got {kind}-{count}.')
+        return describe(f'{kind}:{count}').name
     if kind in CLOUD_NAMES:
         raise UserError(f"what Google Cloud calls {kind}-{count} is called "
                         f'{CLOUD_NAMES[kind]}-{count} here.')
