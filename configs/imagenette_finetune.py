@@ -6,10 +6,9 @@
 
 DIR holds ten classes of Imagenette (github.com/fastai/imagenette) as for configs/folder.py, 300 and
 100 images each; docs/data.md shows how the classes get names. The layers before the last one keep
-their weights. Runs with seeds 0, 1 and 2 ended at a top-1 error of 5.9, 6.1 and 6.7 % on the 1,000
-validation images, the first after 541 s of processor time, measured with `/usr/bin/time -v` on two
-cores of an AMD EPYC. Not run by a test: the commands take the weights and photographs of others,
-and minutes of training.
+their weights. Runs with seeds 0, 1 and 2 ended at a top-1 error of 5.3, 5.5 and 5.6 % on the 1,000
+validation images, the first after 6.3 minutes on two idle cores of an AMD EPYC. Not run by a test:
+the commands take the weights and photographs of others, and minutes of training.
 """
 
 from resnet_jax import config as config_lib
