@@ -114,7 +114,8 @@ SENTENCES = [
     f'{100 * GRADIENTS["attribution_gap_largest"]:.1f} %)',
     f'{100 * GRADIENTS["attribution_against"]:.0f} % of them count against the class',
     f'from {column("attribution_deletion", "0 % taken away", ATTRIBUTIONS)[0]:.2f} to '
-    f'{without_fifth("integrated gradients")} if integrated gradients choose them, and to '
+    f'{GRADIENTS["attribution_probability_without_fifth"]:.2f} if integrated gradients choose '
+    'them, and to '
     f'{without_fifth("random pixels")} if they are random',
     *(f'({FLAT["loss_surface_residual_centre"]:.4f} and {FLAT["loss_surface_plain_centre"]:.4f})',
       f'on {100 * FLAT["loss_surface_residual_low_share"]:.0f} % of its slice and on '
