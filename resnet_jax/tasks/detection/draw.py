@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 OPACITY = 0.45  # of masks
 LEAST_SIDE = 320  # pixels; smaller images are enlarged by a whole factor, so that names are legible
+MARGIN = 3  # pixels around a name
 
 
 def draw(image: np.ndarray, prediction: Any, classes: Sequence[str],
@@ -51,7 +52,8 @@ def draw(image: np.ndarray, prediction: Any, classes: Sequence[str],
         # A dark frame around the coloured one can be seen on any background.
         pen.rectangle(tuple(box + np.array([-1, -1, 1, 1])), outline=(0, 0, 0), width=line + 2)
         pen.rectangle(tuple(box), outline=fill, width=line)
-        _tag(pen, f'{classes[index]} {100 * score:.0f} %', box, picture.size, fill, font)
+        tag = _fitting(pen, classes[index], f' {100 * score:.0f} %', picture.width, font)
+        _tag(pen, tag, box, picture.size, fill, font)
     return picture
 
 
@@ -62,15 +64,22 @@ def color(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def _fitting(pen: ImageDraw.ImageDraw, name: str, score: str, width: int, font: Any) -> str:
+    """A name and its score, with as many of the name's synonyms and letters as fit."""
+    while len(name) > 1 and pen.textlength(name + score, font=font) > width - 2 * MARGIN:
+        name = name.rpartition(', ')[0] or name.rstrip('…')[:-1] + '…'
+    return name + score
+
+
 def _tag(pen: ImageDraw.ImageDraw, text: str, box: np.ndarray, size: tuple[int, int],
          fill: tuple[int, int, int], font: Any) -> None:
     """A name above the box, or inside it where there is no room."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 6
+    width, height = right - left + 2 * MARGIN, bottom - top + 2 * MARGIN
     x = min(max(0, box[0] - 1), max(0, size[0] - width))
     y = box[1] - height if box[1] >= height else box[1]
     y = min(y, max(0, size[1] - height))
     pen.rectangle((x, y, x + width, y + height), fill=fill)
     dark = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] > 140
-    pen.text((x + 3 - left, y + 3 - top), text, fill=(0, 0, 0) if dark else (255, 255, 255),
-             font=font)
+    pen.text((x + MARGIN - left, y + MARGIN - top), text,
+             fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
