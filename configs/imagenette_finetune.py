@@ -8,7 +8,7 @@ DIR holds ten classes of Imagenette (github.com/fastai/imagenette) as for config
 100 images each; docs/data.md shows how the classes get names. The layers before the last one keep
 their weights. Runs with seeds 0, 1 and 2 ended at a top-1 error of 5.3, 5.5 and 5.6 % on the 1,000
 validation images, the first after 6.3 minutes on two cores of an AMD EPYC that did nothing else.
-Not run by a test: the commands take the weights and photographs of others, and minutes of training.
+Not run by a test: the commands need third-party weights and photographs, and minutes of training.
 """
 
 from resnet_jax import config as config_lib

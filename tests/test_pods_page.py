@@ -11,24 +11,35 @@ import pytest
 PAGE = pathlib.Path(__file__).parent.parent / 'docs' / 'pods.md'
 
 
-@pytest.mark.parametrize(('status', 'is_asked_to_stop', 'restarts', 'is_requeued'), [
-    (0, False, None, False), (1, False, None, False), (134, False, None, True),
-    (143, False, 19, True), (143, True, None, False), (137, False, 20, False)])
-def test_a_job_of_slurm_is_requeued_after_a_loss_and_at_its_limit_but_not_when_asked_to_stop(
-        tmp_path, status, is_asked_to_stop, restarts, is_requeued):
+def run(folder: pathlib.Path, srun: str, restarts: int | None = None) -> tuple[int, list[str]]:
+    """Runs the script in a folder; returns its status and the calls of srun and scontrol."""
     script = re.search(r"^cat > r152.sbatch <<'EOF'\n(.*?)^EOF$", PAGE.read_text(), re.M | re.S)[1]
-    programs = tmp_path / 'bin'
+    programs = folder / 'bin'
     programs.mkdir()
-    stop = 'touch r152.stop\n' if is_asked_to_stop else ''
-    for name, body in (('srun', f'{stop}exit {status}'), ('scontrol', 'echo "$@" > requeued')):
+    for name, body in (('srun', f'echo srun >> calls; {srun}'),
+                       ('scontrol', 'echo scontrol "$@" >> calls')):
         (programs / name).write_text(f'#!/bin/sh\n{body}\n')
         (programs / name).chmod(0o755)
-    (tmp_path / 'r152.stop').touch()  # left by an earlier job
+    (folder / 'calls').touch()
     restarted = {} if restarts is None else {'SLURM_RESTART_COUNT': str(restarts)}
-    process = subprocess.run(['bash', '-c', script], cwd=tmp_path, check=False, env=os.environ | {
+    process = subprocess.run(['bash', '-c', script], cwd=folder, check=False, env=os.environ | {
         'PATH': f'{programs}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7',
         'SLURM_CPUS_PER_TASK': '12'} | restarted)
-    assert process.returncode == status
-    requeued = tmp_path / 'requeued'
-    assert requeued.exists() == is_requeued
-    assert not is_requeued or requeued.read_text() == 'requeue 7\n'
+    return process.returncode, (folder / 'calls').read_text().splitlines()
+
+
+@pytest.mark.parametrize(('status', 'restarts', 'is_requeued'), [
+    (0, None, False), (1, None, False), (134, None, True), (143, 19, True), (137, 20, False)])
+def test_a_job_of_slurm_is_requeued_after_a_loss_and_at_its_limit_at_most_20_times(
+        tmp_path, status, restarts, is_requeued):
+    assert run(tmp_path, f'exit {status}', restarts) == (
+        status, ['srun', *['scontrol requeue 7'] * is_requeued])
+
+
+def test_it_is_not_requeued_when_asked_to_stop(tmp_path):
+    assert run(tmp_path, 'touch r152.stop; exit 143') == (143, ['srun'])
+
+
+def test_it_does_not_start_when_asked_to_stop_while_it_waits(tmp_path):
+    (tmp_path / 'r152.stop').touch()
+    assert run(tmp_path, 'exit 0') == (0, [])
