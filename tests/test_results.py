@@ -104,11 +104,11 @@ def finetuning() -> list[str]:
     """What the fine-tuning took, and what was tried before."""
     numbers = read('finetuning')
     first, *_ = numbers['runs']
-    assert {run['steps'] for run in numbers['runs']} == {750}
     chosen, *others = numbers['chosen_on_training_images']['rows']
     config = imagenette_finetune.get_config()
     assert (chosen['learning_rate'], chosen['weight_decay'], chosen['flips'], chosen['epochs']) == (
         config.schedule.learning_rate, config.optimizer.weight_decay, config.data.flip, 8)
+    assert {run['steps'] for run in numbers['runs']} == {config.num_steps}
     assert config.num_steps * config.batch_size == 8 * first['train_images']
     assert {row['seeds'] for row in (chosen, *others)} == {10}
     assert all(other['error'] > chosen['error'] for other in others
@@ -121,9 +121,9 @@ def finetuning() -> list[str]:
     before = numbers['tested_on_the_validation_images_before']
     assert len(before['others']) == 10
     errors = [run['error'] for run in before['earlier_recipe']['runs'] if ',' not in run['what']]
-    return ['Each run took 750 steps of 32 images. The first one took '
-            f'{first["seconds"] / 60:.1f} minutes, on two cores that did nothing else. With the '
-            'folders of Imagenette as they are, whose names put the classes in '
+    return [f'Each run took {first["steps"]} steps of {config.batch_size} images. The first one '
+            f'took {first["seconds"] / 60:.1f} minutes, on two cores that did nothing else. With '
+            'the folders of Imagenette as they are, whose names put the classes in '
             'another order, the error with seed 0 was '
             f'{numbers["another_order"]["evaluation"]["top1_error"]:.1f} %.',
             'an earlier recipe with little weight decay had errors of '

@@ -33,12 +33,6 @@ def column(table: str, head: str, numbers: dict) -> list:
     return [row[heads.index(head)] for row in rows]
 
 
-def without_fifth(order: str) -> str:
-    heads, *rows = ATTRIBUTIONS['tables']['attribution_deletion']
-    row, = (row for row in rows if row[0] == order)
-    return f'{row[heads.index("20 % taken away")]:.2f}'
-
-
 def step_to_step(name: str, numbers: dict) -> list[float]:
     """The CKA of all pairs of steps that follow one another."""
     rows = numbers['tables'][f'cka_{name}'][1:]
@@ -116,7 +110,7 @@ SENTENCES = [
     f'from {column("attribution_deletion", "0 % taken away", ATTRIBUTIONS)[0]:.2f} to '
     f'{GRADIENTS["attribution_probability_without_fifth"]:.2f} if integrated gradients choose '
     'them, and to '
-    f'{without_fifth("random pixels")} if they are random',
+    f'{column("attribution_deletion", "20 % taken away", ATTRIBUTIONS)[1]:.2f} if they are random',
     *(f'({FLAT["loss_surface_residual_centre"]:.4f} and {FLAT["loss_surface_plain_centre"]:.4f})',
       f'on {100 * FLAT["loss_surface_residual_low_share"]:.0f} % of its slice and on '
       f'{100 * FLAT["loss_surface_plain_low_share"]:.0f} % of that of the plain',
